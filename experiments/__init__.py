@@ -1,0 +1,1 @@
+"""One module for each result; run as `python -m experiments.NAME`."""

@@ -1,0 +1,207 @@
+"""What every command line shares: flags, errors, the compilation cache, results on disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from taskvec_jax.config import DEFAULT_MODEL, DTYPES
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Settings
+from taskvec_jax.loading import Model, load_model
+from taskvec_jax.tasks import Task, select
+
+FLAGS = flags.FLAGS
+console = Console(highlight=False)
+
+
+def define_model_flags() -> None:
+    """--model and --dtype."""
+    flags.DEFINE_string(
+        "model",
+        DEFAULT_MODEL,
+        "a known name, or the path of a Hugging Face directory, .gguf file or converted model",
+    )
+    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
+
+
+def define_prompt_flags() -> None:
+    """The flags of `Settings`, and the choice of tasks."""
+    defaults = Settings()
+    flags.DEFINE_integer("num_prompts", defaults.num_prompts, "dev prompts, and test prompts")
+    flags.DEFINE_integer(
+        "num_demonstrations", defaults.num_demonstrations, "demonstrations in each prompt"
+    )
+    flags.DEFINE_integer(
+        "num_dummy_queries", defaults.num_dummy_queries, "dummy queries theta is averaged over"
+    )
+    flags.DEFINE_integer("seed", defaults.seed, "of the draw of prompts")
+    flags.DEFINE_integer(
+        "batch_size", defaults.batch_size, "prompts a compiled call works on; changes no result"
+    )
+    flags.DEFINE_list("tasks", None, "names, separated by commas; all when left out")
+    flags.DEFINE_string(
+        "task_data", None, "directory of category/name.json files to use instead of our own"
+    )
+
+
+def settings_from_flags() -> Settings:
+    """The settings the flags ask for."""
+    return Settings(
+        num_prompts=FLAGS.num_prompts,
+        num_demonstrations=FLAGS.num_demonstrations,
+        num_dummy_queries=FLAGS.num_dummy_queries,
+        seed=FLAGS.seed,
+        batch_size=FLAGS.batch_size,
+    )
+
+
+def tasks_from_flags() -> list[Task]:
+    """The tasks the flags ask for."""
+    return select(FLAGS.tasks, Path(FLAGS.task_data) if FLAGS.task_data else None)
+
+
+def progress_bar() -> Progress:
+    """The house's progress bar; rows printed through its console stay above it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def model_from_flags() -> Model:
+    """Loads the model the flags ask for, behind a progress bar."""
+    with progress_bar() as bar:
+        row = bar.add_task(f"loading {FLAGS.model}", total=1)
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.update(row, description=f"{what} {FLAGS.model}", completed=done, total=total)
+
+        return load_model(FLAGS.model, FLAGS.dtype, update)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in a directory only this user can read, from run to run."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(os.environ.get("TASKVEC_CACHE", Path(root) / "taskvec_jax")) / "compiled"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written costs a compilation a run, nothing else
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command: parses flags, and turns bad input into one line and exit status 2."""
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(list(argv))
+        except flags.Error as error:
+            _refuse(f"{error}; --help lists the flags")
+        if len(rest) > 1:
+            _refuse(f"unexpected argument {rest[1]!r}; flags start with --, --help lists them")
+        return rest
+
+    def wrapped(argv: list[str]) -> None:
+        del argv
+        enable_compilation_cache()
+        try:
+            main()
+        except TaskVecError as error:
+            _refuse(str(error))
+        except KeyboardInterrupt:
+            console.print("stopped")
+            sys.exit(130)
+
+    app.run(wrapped, flags_parser=parse)
+
+
+def _refuse(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"error: {message}", markup=False
+    )
+    sys.exit(2)
+
+
+def prepare_out(path: str) -> Path:
+    """Creates the directory results go to, and proves that it can be written.
+
+    Raises:
+      TaskVecError: it cannot.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise TaskVecError(
+            f"--out={path} cannot be written ({error.strerror}); choose another directory"
+        ) from None
+    return directory
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as file:
+        try:
+            json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
+    """Everything needed to run again: versions, device, dtype, hashes, command, seconds."""
+    packages = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
+    device = jax.devices()[0]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "taskvec-jax": importlib.metadata.version("taskvec-jax"),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "dtype": model.config.dtype,
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "seed": seed,
+        "weights_sha256": model.weights_sha256,
+        "tokenizer_sha256": model.tokenizer.sha256,
+        "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _module_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else Path(sys.argv[0]).stem

@@ -1,0 +1,136 @@
+"""Accuracy by layer: where the task vector works (paper, Figures 3 and 4, Table 2).
+
+    python -m experiments.layer_sweep
+    python -m experiments.layer_sweep --model=PATH --tasks=knowledge_country_capital
+
+For every task: theta is extracted from demonstrations + dummy queries after every layer and
+written over the last `->` of a zero-shot query after the same layer. Prints a row a task and
+writes layer_sweep.json and layer_sweep.png under --out.
+
+Expected on the default model at the paper's settings: see README (2 cores, about 2 minutes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import command
+from experiments.command import FLAGS, console
+from taskvec_jax.decoder import leaf_shapes
+from taskvec_jax.evaluation import Accuracy, Settings, TaskResult, check_injection, evaluate_task
+from taskvec_jax.loading import Model
+from taskvec_jax.tasks import Task
+
+HEADER = f"{'task':<38} {'baseline':^18} {'task vector':^18} {'ICL':^18} layer  random"
+
+
+def main() -> None:
+    """Runs the sweep the flags ask for."""
+    settings = command.settings_from_flags()
+    tasks = command.tasks_from_flags()
+    out = command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
+    started = time.monotonic()
+    model = command.model_from_flags()
+    console.print(work_line(model, tasks, settings))
+    difference = check_injection(model, settings.batch_size)
+    console.print(
+        f"own residual re-injected after each layer: top logit moves by {difference:.1e} at most"
+    )
+    results = run_tasks(model, tasks, settings)
+    result = {
+        "model": FLAGS.model,
+        "settings": {
+            **dataclasses.asdict(settings),
+            "tasks": [task.name for task in tasks],
+            "task_data": FLAGS.task_data,
+        },
+        "provenance": command.provenance(model, settings.seed, time.monotonic() - started),
+        "tasks": {name: task.to_dict() for name, task in results.items()},
+        "mean": means(results),
+    }
+    command.write_json(out / "layer_sweep.json", result)
+    from experiments.figures import draw_layer_sweep  # matplotlib is slow to import
+
+    draw_layer_sweep(result, out / "layer_sweep.png")
+    print_summary(result)
+    console.print(f"wrote {out / 'layer_sweep.json'} and {out / 'layer_sweep.png'}")
+
+
+def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
+    """How large the model is, and how much there is to do."""
+    config = model.config
+    count = sum(int(np.prod(shape)) for shape in leaf_shapes(config).values())
+    size = count * np.dtype(config.dtype if config.dtype != "bfloat16" else "uint16").itemsize
+    return (
+        f"{model.name}: {config.num_layers} layers, width {config.width},"
+        f" {count / 1e6:.1f} M parameters, {size / 1e6:.0f} MB as {config.dtype};"
+        f" {len(tasks)} tasks x {2 * settings.num_prompts} prompts,"
+        f" theta from {settings.num_demonstrations} demonstrations"
+        f" x {settings.num_dummy_queries} dummy queries"
+    )
+
+
+def run_tasks(model: Model, tasks: list[Task], settings: Settings) -> dict[str, TaskResult]:
+    """Evaluates the tasks one by one, printing a row as each is done."""
+    results: dict[str, TaskResult] = {}
+    console.print(f"[bold]{HEADER}[/bold]")
+    with command.progress_bar() as bar:
+        row = bar.add_task("prompts", total=2 * settings.num_prompts * len(tasks))
+        for task in tasks:
+            bar.update(row, description=task.name)
+            result = evaluate_task(model, task, settings, lambda n: bar.advance(row, n))
+            results[task.name] = result
+            bar.console.print(table_row(task.name, result), markup=False)
+            for warning in result.warnings:
+                bar.console.print(f"  warning: {warning}", markup=False)
+    return results
+
+
+def cell(value: Accuracy) -> str:
+    """`.74 [.60-.84] 50`: share, 95 % interval, n."""
+
+    def short(share: float) -> str:
+        return f"{share:.2f}".removeprefix("0") if share < 0.995 else "1.0"
+
+    return f"{short(value.accuracy)} [{short(value.low)}-{short(value.high)}] {value.n}"
+
+
+def table_row(name: str, result: TaskResult) -> str:
+    """One line of the table."""
+    cells = (result.baseline, result.task_vector, result.icl)
+    columns = " ".join(f"{cell(value):^18}" for value in cells)
+    return f"{name:<38} {columns} {result.best_layer:>5}  {result.random_vector.accuracy:.2f}"
+
+
+def means(results: dict[str, TaskResult]) -> dict[str, float]:
+    """Mean over tasks of each measure."""
+    names = ("baseline", "icl", "task_vector", "random_vector")
+    return {
+        name: float(np.mean([getattr(result, name).accuracy for result in results.values()]))
+        for name in names
+    }
+
+
+def print_summary(result: dict[str, Any]) -> None:
+    """The means, and where the mean curve peaks."""
+    mean = result["mean"]
+    curve = np.mean([task["dev_accuracy_by_layer"] for task in result["tasks"].values()], axis=0)
+    console.print(
+        f"mean of {len(result['tasks'])} tasks: baseline {mean['baseline']:.3f}, task vector"
+        f" {mean['task_vector']:.3f}, ICL {mean['icl']:.3f}, random vector"
+        f" {mean['random_vector']:.3f}; mean dev curve peaks after layer {curve.argmax()} of"
+        f" 0-{len(curve) - 1} at {curve.max():.3f}; {result['provenance']['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    command.define_model_flags()
+    command.define_prompt_flags()
+    flags.DEFINE_string("out", None, "directory for results; results/<model> when left out")
+    command.run(main)

@@ -1,0 +1,35 @@
+"""Task vectors in JAX: extract theta, inject it, sweep all layers at once.
+
+    from taskvec_jax import load_model, Override
+    model = load_model("smollm2-135m-instruct")
+    tokens, last = model.tokenizer.pad([model.tokenizer.encode("example:Plum->")])
+    logits = model.decoder.apply(model.params, tokens, Override(14, last, theta))
+
+Imports only go down: words (tasks, prompts, tokenizer) and arrays (config, layers, blocks,
+decoder) know nothing of each other and meet in `evaluation`.
+"""
+
+from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig
+from taskvec_jax.decoder import Decoder, Override
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Settings, evaluate_task
+from taskvec_jax.loading import Model, load_model
+from taskvec_jax.task_vectors import extract_theta, inject_theta, layer_sweep
+from taskvec_jax.tasks import TASKS
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "NAMED_MODELS",
+    "TASKS",
+    "Decoder",
+    "DecoderConfig",
+    "Model",
+    "Override",
+    "Settings",
+    "TaskVecError",
+    "evaluate_task",
+    "extract_theta",
+    "inject_theta",
+    "layer_sweep",
+    "load_model",
+]

@@ -1,0 +1,200 @@
+"""The parts that blocks are made of: norms, rotary positions, causal attention, projections.
+
+Shapes: B rows, T tokens, D width, H query heads, G key/value heads, K head size, F MLP width.
+Parameters may be half precision; norms, softmax and every sum are float32 (float64 if the
+parameters are).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from taskvec_jax.config import DecoderConfig
+
+TRUNK = 0  # branch id of tokens that every branch of their row may attend to
+PADDING = -1  # branch id of tokens that no other token may attend to
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a row stand, and which of them see which.
+
+    A row is a tree: a trunk, and branches that each continue the trunk as if the other branches
+    did not exist. A plain prompt is a trunk and nothing else.
+
+    Attributes:
+      positions: int [B, T], 0-based place of each token in its own prompt.
+      branches: int [B, T], `TRUNK`, `PADDING`, or a branch id above 0.
+    """
+
+    positions: jax.Array
+    branches: jax.Array
+
+
+class Sight(NamedTuple):
+    """What a block needs to know of a layout, computed once for all layers.
+
+    Attributes:
+      mask: bool [B, T, T], query token x key token, True where attention is allowed.
+      cos, sin: [B, T, rope_dim / 2], rotary angles.
+    """
+
+    mask: jax.Array
+    cos: jax.Array
+    sin: jax.Array
+
+
+def plain_layout(num_tokens: int) -> Layout:
+    """Layout [1, T] of ordinary left-to-right text.
+
+    Right padding needs no mention: under a causal mask nothing real can see it.
+    """
+    positions = jnp.arange(num_tokens, dtype=jnp.int32)[None]
+    return Layout(positions, jnp.full_like(positions, TRUNK))
+
+
+def look(config: DecoderConfig, layout: Layout) -> Sight:
+    """The attention mask and the rotary angles of a layout.
+
+    A token sees a token at its own or an earlier position, in the trunk or in its own branch.
+    """
+    positions, branches = layout
+    causal = positions[:, None, :] <= positions[:, :, None]  # [B, T query, T key]
+    same = branches[:, None, :] == branches[:, :, None]
+    trunk = branches[:, None, :] == TRUNK
+    half = config.rope_dim // 2
+    dtype = jnp.dtype(config.stream_dtype)
+    frequencies = config.rope_base ** (-jnp.arange(half, dtype=dtype) / half)
+    angles = positions[..., None].astype(dtype) * frequencies  # [B, T, half]
+    return Sight(causal & (same | trunk), jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: jax.Array, sight: Sight) -> jax.Array:
+    """Rotary position embedding on the first rope_dim dimensions of each head.
+
+    Dimension i turns with dimension i + rope_dim / 2, the pairing of Hugging Face's LLaMA and
+    GPT-NeoX (Su et al. 2021, arXiv 2104.09864).
+
+    Args:
+      x: [B, T, heads, K].
+    """
+    half = sight.cos.shape[-1]
+    cos, sin = sight.cos[:, :, None, :], sight.sin[:, :, None, :]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Masked softmax attention, the only one in the house.
+
+    Args:
+      q: [B, T, H, K] queries.
+      k, v: [B, T, G, K] keys and values; head h of q reads head h // (H / G).
+      mask: bool [B or 1, T, T]; every query must be allowed at least one key.
+
+    Returns:
+      [B, T, H, K] in the dtype of `v`, softmax and sums in float32 or wider.
+    """
+    B, T, H, K = q.shape
+    G = k.shape[2]
+    q = q.reshape(B, T, G, H // G, K)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bqgrk,bsgk->bgrqs", q, k, preferred_element_type=wide)
+    scores = jnp.where(mask[:, None, None], scores * K**-0.5, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    mixed = jnp.einsum("bgrqs,bsgk->bqgrk", weights, v, preferred_element_type=wide)
+    return mixed.astype(v.dtype).reshape(B, T, H, K)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in the dtype of the residual stream."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        scale = self.param(
+            "scale", nn.initializers.ones_init(), (x.shape[-1],), self.config.dtype
+        )
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(mean_square + self.config.norm_eps) * scale.astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * scale + bias, computed in the dtype of the residual stream."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        dtype = self.config.dtype
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), dtype)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(variance + self.config.norm_eps)
+        return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def project(
+    config: DecoderConfig, features: int | tuple[int, ...], use_bias: bool, *, axes: int = 1
+) -> Any:
+    """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype,
+    sums and result in the dtype of the residual stream."""
+    stream = jnp.dtype(config.stream_dtype)
+    return functools.partial(
+        nn.DenseGeneral,
+        features=features,
+        axis=tuple(range(-axes, 0)),
+        use_bias=use_bias,
+        dtype=config.dtype,
+        param_dtype=config.dtype,
+        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=stream),
+    )
+
+
+class Attention(nn.Module):
+    """Query, key and value projections, rotary positions, attention, output projection."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        c = self.config
+        heads = functools.partial(project, c, use_bias=c.attention_bias)
+        q = heads((c.num_heads, c.head_dim))(name="query")(x)  # [B, T, H, K]
+        k = heads((c.num_kv_heads, c.head_dim))(name="key")(x)  # [B, T, G, K]
+        v = heads((c.num_kv_heads, c.head_dim))(name="value")(x)  # [B, T, G, K]
+        q, k, v = (y.astype(c.dtype) for y in (rotate(q, sight), rotate(k, sight), v))
+        mixed = attend(q, k, v, sight.mask)  # [B, T, H, K]
+        return project(c, c.width, c.attention_bias, axes=2)(name="out")(mixed)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), LLaMA's MLP."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        c = self.config
+        gate = project(c, c.mlp_width, c.mlp_bias)(name="gate")(x)  # [B, T, F]
+        up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
+        return project(c, c.width, c.mlp_bias)(name="down")(jax.nn.silu(gate) * up)
+
+
+class GeluMLP(nn.Module):
+    """down(gelu(up(x))), the MLP of GPT-NeoX."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        c = self.config
+        up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
+        hidden = jax.nn.gelu(up, approximate=c.gelu == "tanh")
+        return project(c, c.width, c.mlp_bias)(name="down")(hidden)

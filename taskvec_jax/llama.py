@@ -1,0 +1,23 @@
+"""LLaMA's block (Touvron et al. 2023, arXiv 2302.13971): pre-norm attention, then SwiGLU."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.layers import Attention, RMSNorm, Sight, SwiGLU
+
+Norm = RMSNorm
+
+
+class Block(nn.Module):
+    """One layer: residual stream in, residual stream out."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        c = self.config
+        x = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), sight)
+        return x + SwiGLU(c, name="mlp")(Norm(c, name="mlp_norm")(x))

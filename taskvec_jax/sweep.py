@@ -1,0 +1,343 @@
+"""The numbers of task_vectors.py, fast: nothing that two copies share is computed twice.
+
+Two compiled programs do all the work, both over rows that are trees (see `layers.Layout`):
+
+* `read_rows`: a row is the demonstrations, once, and one branch for each text that continues them
+  (dummy queries, the query). Reads the residual stream at the end of each branch.
+* `inject_rows`: a row is a zero-shot query without its last token, and one branch of a single
+  token for each copy of that token: the untouched one, and one for each injected vector. Only the
+  last token differs between copies, so only the last token is copied. A copy that is written after
+  layer l needs no work before it: copies join the row in groups as the layers go by (a wavefront).
+
+Every weight is read once per chunk of rows, and the vocabulary is touched at the last token only.
+
+Shapes: B rows, T tokens of a row, R branches read, C copies injected, L layers, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.layers import PADDING, TRUNK, Layout, look
+from taskvec_jax.loading import Model
+from taskvec_jax.tokenizer import PAD
+
+LENGTH_STEP = 8  # row lengths are rounded up to a multiple of this, to keep compiled shapes few
+NUM_GROUPS = 5  # of layers, in the wavefront
+
+
+class Rows(NamedTuple):
+    """Token rows on the host.
+
+    Attributes:
+      tokens, positions, branches: int32 [B, T]; see `layers.Layout`.
+      ends: int32 [B, R], index in the row of each branch's last token.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+    ends: np.ndarray
+
+
+class Answers(NamedTuple):
+    """What the model says at some last tokens.
+
+    Attributes:
+      tokens: int32, the most likely next token (ties to the lowest id).
+      logits: float32, its logit.
+    """
+
+    tokens: np.ndarray
+    logits: np.ndarray
+
+
+def shared_prefix(texts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all texts share, leaving every text at least its last token.
+
+    Token by token, so that texts which tokenise differently once a query is attached are right.
+    """
+    limit = min(map(len, texts)) - 1
+    for i in range(limit):
+        if any(text[i] != texts[0][i] for text in texts):
+            return i
+    return limit
+
+
+def tree_length(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens of a row that holds these texts."""
+    shared = shared_prefix(texts)
+    return shared + sum(len(text) - shared for text in texts)
+
+
+def plant(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: int) -> Rows:
+    """Lays texts out as trees.
+
+    Args:
+      rows: for each row, the token ids of 1 to `reads` texts; what they share is the trunk.
+      length: T, at least the longest tree.
+      reads: R; a row of fewer texts repeats its last one.
+    """
+    shape = (len(rows), length)
+    tokens = np.full(shape, PAD, np.int32)
+    positions = np.zeros(shape, np.int32)
+    branches = np.full(shape, PADDING, np.int32)
+    ends = np.zeros((len(rows), reads), np.int32)
+    for i, texts in enumerate(rows):
+        shared = shared_prefix(texts)
+        tokens[i, :shared] = texts[0][:shared]
+        positions[i, :shared] = np.arange(shared)
+        branches[i, :shared] = TRUNK
+        start = shared
+        for branch, text in enumerate(texts, start=1):
+            stop = start + len(text) - shared
+            tokens[i, start:stop] = text[shared:]
+            positions[i, start:stop] = np.arange(shared, len(text))
+            branches[i, start:stop] = branch
+            ends[i, branch - 1 :] = stop - 1
+            start = stop
+    return Rows(tokens, positions, branches, ends)
+
+
+def _layer_slice(params: Params, start: int, stop: int) -> Params:
+    return jax.tree.map(lambda leaf: leaf[start:stop], params["params"]["layers"])
+
+
+def _answer(config: DecoderConfig, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Most likely token and its logit for states [..., D]."""
+    logits = Decoder(config).apply(params, x, method="unembed")
+    return argmax(logits), jnp.max(logits, axis=-1)
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """int32 argmax over the last axis, ties to the lowest index."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def read_rows(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    layout: Layout,
+    ends: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Residual stream after every layer at the end of each branch.
+
+    Returns:
+      residuals [B, R, L, D], answers int32 [B, R], their logits [B, R].
+    """
+    block = FAMILY_MODULES[config.family].Block(config)
+    sight = look(config, layout)
+    x = Decoder(config).apply(params, tokens, method="embed")
+    row = jnp.arange(tokens.shape[0])[:, None]
+
+    def step(x: jax.Array, layer: Params) -> tuple[jax.Array, jax.Array]:
+        x = block.apply({"params": layer}, x, sight)
+        return x, x[row, ends]
+
+    x, residuals = jax.lax.scan(step, x, params["params"]["layers"])
+    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, x[row, ends]))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "births"))
+def inject_rows(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    last: jax.Array,
+    vectors: jax.Array,
+    layers: jax.Array,
+    births: tuple[tuple[int, int], ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Answers when vectors are written over the last token, each after its own layer.
+
+    Args:
+      tokens: int [B, T], zero-shot queries, right-padded.
+      last: int [B], index of the last token.
+      vectors: [B, C, D].
+      layers: int [B, C], the layer after which each vector is written.
+      births: (layers done, copies alive) at the end of each group of layers: copy c must not be
+        written before the group in which it is first alive.
+
+    Returns:
+      answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
+    """
+    rows, length = tokens.shape
+    block = FAMILY_MODULES[config.family].Block(config)
+    place = jnp.arange(length, dtype=jnp.int32)[None]
+    token = Decoder(config).apply(params, tokens, method="embed")
+    plain_branch = jnp.where(place < last[:, None], TRUNK, jnp.where(place == last[:, None], 1, -1))
+    x, start = token, 0
+    for stop, alive in births:
+        newborn = length + alive - x.shape[1]
+        x = jnp.pad(x, ((0, 0), (0, newborn), (0, 0)))
+        copy = jnp.arange(alive, dtype=jnp.int32)
+        layout = Layout(
+            jnp.concatenate(
+                [
+                    jnp.broadcast_to(place, (rows, length)),
+                    jnp.broadcast_to(last[:, None], (rows, alive)),
+                ],
+                axis=1,
+            ),
+            jnp.concatenate([plain_branch, jnp.broadcast_to(copy + 2, (rows, alive))], axis=1),
+        )
+        sight = look(config, layout)
+
+        def step(
+            x: jax.Array, inputs: tuple[Params, jax.Array], sight=sight, alive=alive
+        ) -> tuple[jax.Array, None]:
+            layer, index = inputs
+            x = block.apply({"params": layer}, x, sight)
+            born = (layers[:, :alive] == index)[..., None]
+            copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
+            return jnp.concatenate([x[:, :length], copies], axis=1), None
+
+        x, _ = jax.lax.scan(step, x, (_layer_slice(params, start, stop), jnp.arange(start, stop)))
+        start = stop
+    plain = x[jnp.arange(rows), last][:, None]
+    return _answer(config, params, jnp.concatenate([plain, x[:, length:]], axis=1))
+
+
+def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
+    """Births for one copy a layer: in group g, the copies of the layers up to its end."""
+    ends = sorted({round(num_layers * (g + 1) / groups) for g in range(groups)} - {0})
+    return tuple((end, end) for end in ends)
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def _chunks(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers, sorted by length, in chunks; so that rows are padded to similar lengths."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _fill(chunk: list[int], batch_size: int) -> list[int]:
+    """A chunk of exactly `batch_size` rows, its last row repeated: one compiled shape."""
+    return chunk + chunk[-1:] * (batch_size - len(chunk))
+
+
+def read_texts(
+    model: Model, rows: Sequence[Sequence[Sequence[int]]], batch_size: int
+) -> tuple[np.ndarray, Answers]:
+    """Reads the residual stream at the last token of texts that share their beginnings.
+
+    Args:
+      rows: for each row, the token ids of 1 to R texts.
+      batch_size: rows a program call works on.
+
+    Returns:
+      residuals float32 [N, R, L, D] and Answers [N, R]; a row of fewer texts repeats its last.
+
+    Raises:
+      TaskVecError: the residual stream is not finite; the message names the first such layer.
+    """
+    config = model.config
+    reads = max(map(len, rows))
+    lengths = [tree_length(texts) for texts in rows]
+    residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
+    answers = Answers(
+        np.empty((len(rows), reads), np.int32), np.empty((len(rows), reads), np.float32)
+    )
+    for chunk in _chunks(lengths, batch_size):
+        length = _round_up(max(lengths[i] for i in chunk), LENGTH_STEP)
+        planted = plant([rows[i] for i in _fill(chunk, batch_size)], length, reads)
+        layout = Layout(jnp.asarray(planted.positions), jnp.asarray(planted.branches))
+        read, tokens, logits = read_rows(
+            config, model.params, planted.tokens, layout, planted.ends
+        )
+        residuals[chunk] = np.asarray(read)[: len(chunk)]
+        answers.tokens[chunk] = np.asarray(tokens)[: len(chunk)]
+        answers.logits[chunk] = np.asarray(logits)[: len(chunk)]
+    check_finite(residuals)
+    return residuals, answers
+
+
+def check_finite(residuals: np.ndarray) -> None:
+    """Stops on a residual stream [..., L, D] that overflowed.
+
+    Raises:
+      TaskVecError: it names the first layer with a value that is not finite.
+    """
+    axes = tuple(i for i in range(residuals.ndim) if i != residuals.ndim - 2)
+    finite = np.isfinite(residuals).all(axis=axes)
+    if not finite.all():
+        raise TaskVecError(
+            f"the residual stream after layer {int(np.argmin(finite))} is not finite;"
+            " the weights are damaged, or overflow in this dtype: try --dtype=float32"
+        )
+
+
+def inject_vectors(
+    model: Model,
+    queries: Sequence[Sequence[int]],
+    vectors: np.ndarray,
+    layers: np.ndarray,
+    batch_size: int,
+    births: tuple[tuple[int, int], ...] | None = None,
+) -> Answers:
+    """Writes vectors over the last token of zero-shot queries, many for each query.
+
+    Args:
+      queries: token ids of N texts.
+      vectors: float [N, C, D].
+      layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
+      batch_size: rows a program call works on.
+      births: see `inject_rows`; all copies alive from the first layer when None.
+
+    Returns:
+      Answers [N, 1 + C]; the first column is the untouched query's.
+
+    Raises:
+      TaskVecError: a layer out of range, or vectors of another shape.
+    """
+    config, rows = model.config, len(queries)
+    layers = np.broadcast_to(np.asarray(layers), (rows, vectors.shape[1])).astype(np.int32)
+    if vectors.shape[::2] != (rows, config.width):
+        raise TaskVecError(
+            f"vectors have shape {vectors.shape}; allowed: ({rows}, copies, {config.width})"
+        )
+    if layers.size and not (0 <= layers.min() and layers.max() < config.num_layers):
+        raise TaskVecError(
+            f"layers run from {layers.min()} to {layers.max()}; allowed:"
+            f" 0 to {config.num_layers - 1}, counted from 0"
+        )
+    births = births or ((config.num_layers, vectors.shape[1]),)
+    lengths = [len(query) for query in queries]
+    shape = (rows, 1 + vectors.shape[1])
+    answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
+    for chunk in _chunks(lengths, batch_size):
+        length = _round_up(max(lengths[i] for i in chunk), LENGTH_STEP)
+        filled = _fill(chunk, batch_size)
+        tokens = np.full((batch_size, length), PAD, np.int32)
+        for row, i in zip(tokens, filled, strict=True):
+            row[: lengths[i]] = queries[i]
+        last = np.array([lengths[i] - 1 for i in filled], np.int32)
+        ids, logits = inject_rows(
+            config, model.params, tokens, last, vectors[filled], layers[filled], births
+        )
+        answers.tokens[chunk] = np.asarray(ids)[: len(chunk)]
+        answers.logits[chunk] = np.asarray(logits)[: len(chunk)]
+    return answers
+
+
+def sweep_layers(
+    model: Model, queries: Sequence[Sequence[int]], theta: np.ndarray, batch_size: int
+) -> Answers:
+    """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one."""
+    num_layers = model.config.num_layers
+    births = wavefront_births(num_layers)
+    return inject_vectors(model, queries, theta, np.arange(num_layers), batch_size, births)

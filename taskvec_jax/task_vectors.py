@@ -1,0 +1,54 @@
+"""The definition: what a task vector is, short enough to read aloud.
+
+Theta is the residual stream after block l at the last token of demonstrations + dummy query;
+injecting it means writing it over the same place of a zero-shot query (Hendel, Geva, Globerson
+2023, arXiv 2310.15916, Section 3). `sweep.py` computes the same numbers from far less work.
+
+Shapes: B rows, T tokens, L layers, D width, V vocabulary. tokens int [B, T], right-padded; last
+int [B], the index of each row's last token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from taskvec_jax.decoder import Decoder, Override, Params
+
+
+def extract_theta(decoder: Decoder, params: Params, tokens: jax.Array, last: Any) -> jax.Array:
+    """Theta after every layer: [B, L, D], float32.
+
+    Raises:
+      TaskVecError: a concrete `last` out of range.
+    """
+    residuals, _ = decoder.apply(params, tokens, last, method="read")  # [L, B, D]
+    return jnp.swapaxes(residuals, 0, 1)
+
+
+def inject_theta(
+    decoder: Decoder, params: Params, tokens: jax.Array, last: Any, layer: Any, theta: Any
+) -> jax.Array:
+    """Logits [B, V] at the last token when theta [D] or [B, D] replaces the residual stream
+    there after block `layer` (scalar or [B]).
+
+    Raises:
+      TaskVecError: a concrete layer or `last` out of range, or a theta of another width.
+    """
+    override = Override(layer, last, theta)
+    _, logits = decoder.apply(params, tokens, last, override, method="read")
+    return logits
+
+
+def layer_sweep(
+    decoder: Decoder, params: Params, tokens: jax.Array, last: Any, theta: jax.Array
+) -> jax.Array:
+    """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time."""
+    layers = jnp.arange(decoder.config.num_layers)
+
+    def one(layer: jax.Array, vector: jax.Array) -> jax.Array:
+        return inject_theta(decoder, params, tokens, last, layer, vector)
+
+    return jax.vmap(one, in_axes=(0, 1))(layers, theta)
