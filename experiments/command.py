@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -25,7 +25,7 @@ from taskvec_jax.loading import Model, load_model
 from taskvec_jax.tasks import Task, select
 
 FLAGS = flags.FLAGS
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def define_model_flags() -> None:
@@ -123,6 +123,8 @@ def run(main: Callable[[], None]) -> None:
 
     def wrapped(argv: list[str]) -> None:
         del argv
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax and JAX speak at length below that
         enable_compilation_cache()
         try:
             main()

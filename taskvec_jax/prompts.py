@@ -16,6 +16,7 @@ from taskvec_jax.tokenizer import ARROW, Tokenizer
 PREFIX = "example:"
 SEPARATOR = "\n"
 UNFILTERED_CATEGORY = "knowledge"  # answers may be several tokens long
+RULE_CATEGORY = "algorithmic"  # letters stand as they are, never behind a space
 LEADING_SPACE_SHARE = 0.7  # of the pairs that the plain form keeps
 FEW_PAIRS = 70
 
@@ -87,8 +88,8 @@ def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     """Keeps the pairs this tokenizer can pose.
 
     The arrow must be the query's last token, alone. Outside the knowledge category the answer must
-    be one token after it; the form with leading spaces is taken when it keeps at least 0.7 times
-    as many pairs as the plain form (the paper's code).
+    be one token after it. Word lists take the form with leading spaces when it keeps at least 0.7
+    times as many pairs as the plain form; letters and knowledge stay plain (the paper's code).
 
     Raises:
       TaskVecError: no pair is left; the template does not suit this tokenizer.
@@ -96,7 +97,7 @@ def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     single = task.category != UNFILTERED_CATEGORY
     plain = [pair for pair in task.pairs if _fits(pair, tokenizer, single)]
     kept, leading_space = plain, False
-    if single:
+    if single and task.category != RULE_CATEGORY:
         spaced = [pair for pair in map(_spaced, task.pairs) if _fits(pair, tokenizer, single)]
         if len(spaced) >= LEADING_SPACE_SHARE * len(plain):
             kept, leading_space = spaced, True
