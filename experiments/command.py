@@ -22,7 +22,7 @@ from taskvec_jax.config import DEFAULT_MODEL, DTYPES
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
-from taskvec_jax.tasks import Task, select
+from taskvec_jax.tasks import Task, registry, select
 
 FLAGS = flags.FLAGS
 console = Console(highlight=False, soft_wrap=True)
@@ -56,6 +56,7 @@ def define_prompt_flags() -> None:
     flags.DEFINE_string(
         "task_data", None, "directory of category/name.json files to use instead of our own"
     )
+    flags.DEFINE_string("task_file", None, "JSON or Python file of tasks that join the others")
 
 
 def settings_from_flags() -> Settings:
@@ -71,7 +72,17 @@ def settings_from_flags() -> Settings:
 
 def tasks_from_flags() -> list[Task]:
     """The tasks the flags ask for."""
-    return select(FLAGS.tasks, Path(FLAGS.task_data) if FLAGS.task_data else None)
+    return select(FLAGS.tasks, *_task_paths())
+
+
+def available_tasks_from_flags() -> list[Task]:
+    """All tasks the flags make known, whether asked for or not."""
+    return list(registry(*_task_paths()).values())
+
+
+def _task_paths() -> tuple[Path | None, Path | None]:
+    data, own = (Path(path) if path else None for path in (FLAGS.task_data, FLAGS.task_file))
+    return data, own
 
 
 def progress_bar() -> Progress:
@@ -138,9 +149,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _refuse(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {message}", markup=False
-    )
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", markup=False)
     sys.exit(2)
 
 
