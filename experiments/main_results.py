@@ -320,7 +320,7 @@ def _worst_table(tasks: dict[str, Any]) -> Table:
     )
 
 
-def draw(result: dict[str, Any]) -> dict[str, Any]:
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Bars with intervals, and accuracy by layer."""
     return {"main_results": _draw_bars(result), "accuracy_by_layer": _draw_layers(result)}
 

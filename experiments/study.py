@@ -27,7 +27,6 @@ from experiments.journal import Journal
 from experiments.section import show
 from taskvec_jax.controls import evaluate_with_controls
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import (
     Judge,
     Settings,
@@ -273,7 +272,7 @@ def run_experiment(module: Any) -> None:
     """The command line of one experiment.
 
     Args:
-      module: has NAME, `run(study)` -> result, `draw(result)` -> figures by file stem, and
+      module: has NAME, `run(study)` -> result, `draw_figures(result)` -> figures by file stem, and
         `section(result)` -> `Section`.
     """
     study = study_from_flags()
@@ -306,6 +305,6 @@ def draw_figures(module: Any, result: dict[str, Any], out: Path) -> list[Path]:
 
     written = []
     with figures.theme("light"):
-        for stem, figure in module.draw(result).items():
+        for stem, figure in module.draw_figures(result).items():
             written += figures.save(figure, out / stem)
     return written
