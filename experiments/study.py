@@ -55,6 +55,7 @@ class Study:
       short_settings: the same with 4 demonstrations, unless the user chose a number.
       out: directory of results.
       journal: finished units.
+      named: the tasks were named one by one, not taken because they are there.
       record: where the tasks come from and which were left out, for the result files.
       started: when the experiment under way began.
       advance: called with the number of prompts just finished, while a task is evaluated.
@@ -67,6 +68,7 @@ class Study:
     short_settings: Settings
     out: Path
     journal: Journal
+    named: bool = False
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.monotonic)
     advance: Callable[[int], None] = lambda steps: None
@@ -178,6 +180,11 @@ def task_sha256(task: Task) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def chosen_tasks(study: Study, wanted: Sequence[str]) -> list[Task]:
+    """The tasks for an experiment that is too slow for all: those named by --tasks, else few."""
+    return study.tasks if study.named else some_of_each(study.tasks, wanted)
+
+
 def some_of_each(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
     """The tasks an experiment that is too slow for all of them runs on.
 
@@ -222,6 +229,7 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
         short_settings=dataclasses.replace(settings, num_demonstrations=short),
         out=out,
         journal=journal,
+        named=bool(FLAGS.tasks),
         record={
             "task_data": FLAGS.task_data,
             "task_file": FLAGS.task_file,
@@ -293,13 +301,13 @@ def finish(study: Study, module: Any) -> dict[str, Any]:
     result = module.run(study)
     path = study.out / f"{module.NAME}.json"
     command.write_json(path, result)
-    written = draw_figures(module, result, study.out)
+    written = draw_all(module, result, study.out)
     show(module.section(result))
     console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)
     return result
 
 
-def draw_figures(module: Any, result: dict[str, Any], out: Path) -> list[Path]:
+def draw_all(module: Any, result: dict[str, Any], out: Path) -> list[Path]:
     """Draws an experiment's figures from its result as PNG and SVG."""
     from experiments import figures  # matplotlib is slow to import
 
