@@ -9,7 +9,7 @@ the places as read:write. By layer: theta is read after each of several layers a
 every layer, both at the arrow. Places: `prefix` (the token before the query), `query first`,
 `query last`, `arrow`; to read only, `last arrow` and `last answer` of the last demonstration.
 Besides accuracy, KL in nats of the full prompt's next-token distribution from the patched one.
-Runs on up to 20 prompts of one task of each category unless --tasks names others.
+Runs on up to 10 prompts of one task of each category unless --tasks names others.
 
 Writes patch_map.json and patch_map_positions, patch_map_layers (.png/.svg) under --out.
 Expected on the default model at the paper's settings: see README (2 cores, about 3 minutes).
@@ -40,13 +40,12 @@ WRITE_PLACES = ("prefix", "query first", "query last", "arrow")
 READ_PLACES = (*WRITE_PLACES, "last arrow", "last answer")
 PATCHES = (
     "prefix:prefix",
-    "query first:query first",
     "query last:query last",
     "arrow:arrow",
     "last arrow:arrow",
     "last answer:arrow",
 )
-MOST_PROMPTS = 20
+MOST_PROMPTS = 10
 READ_LAYERS = 10  # layers of the second map's rows
 
 
@@ -170,9 +169,9 @@ def map_positions(
 
 
 def _pad(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """As `Tokenizer.pad`, to a multiple of 16 tokens, to keep compiled shapes few."""
+    """As `Tokenizer.pad`, to a multiple of 4 tokens, to keep compiled shapes few."""
     tokens, last = tokenizer.pad(tokenizer.encode_all(texts))
-    return np.pad(tokens, ((0, 0), (0, -tokens.shape[1] % 16)), constant_values=PAD), last
+    return np.pad(tokens, ((0, 0), (0, -tokens.shape[1] % 4)), constant_values=PAD), last
 
 
 def map_layers(study: Study, task: Task, settings: Settings) -> dict[str, Any]:

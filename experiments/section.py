@@ -28,12 +28,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table; `heat` colours number cells by their value between 0 and 1."""
+    """A table; every row has a cell for each column."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    heat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import sys
 import time
@@ -23,6 +22,7 @@ from absl import flags
 
 from experiments import command
 from experiments.command import FLAGS, console
+from experiments.fingerprint import fingerprint
 from experiments.journal import Journal
 from experiments.section import show
 from taskvec_jax.controls import evaluate_with_controls
@@ -73,12 +73,19 @@ class Study:
     started: float = dataclasses.field(default_factory=time.monotonic)
     advance: Callable[[int], None] = lambda steps: None
 
-    def what(self, experiment: str, task: Task | None, settings: Settings, **more: Any) -> Any:
+    def what(
+        self,
+        experiment: str,
+        task: Task | None,
+        settings: Settings,
+        compute: Callable[[], Any],
+        **more: Any,
+    ) -> Any:
         """The name of a unit: everything that decides its value."""
         device = jax.devices()[0]
         return {
             "experiment": experiment,
-            "version": importlib.metadata.version("taskvec-jax"),
+            "code": fingerprint(compute),
             "model": self.model.weights_sha256,
             "tokenizer": self.model.tokenizer.sha256,
             "config": self.model.config.to_dict(),
@@ -98,7 +105,7 @@ class Study:
         **more: Any,
     ) -> Any:
         """A journalled value; `more` is what else decides it."""
-        return self.journal.unit(self.what(experiment, task, settings, **more), compute)
+        return self.journal.unit(self.what(experiment, task, settings, compute, **more), compute)
 
     def main(self, task: Task) -> dict[str, Any]:
         """Baseline, ICL, task vector and controls of a task (`ControlledResult.to_dict`)."""
@@ -141,7 +148,7 @@ class Study:
         return best_layer(np.mean(curves, axis=0))
 
     def _theta_unit(self, task: Task, settings: Settings) -> Any:
-        return self.what("theta", task, settings)
+        return self.what("theta", task, settings, self.theta)
 
     def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Any:
         """The content of an experiment's JSON file."""
