@@ -53,6 +53,11 @@ def define_prompt_flags() -> None:
         "batch_size", defaults.batch_size, "prompts a compiled call works on; changes no result"
     )
     flags.DEFINE_list("tasks", None, "names, separated by commas; all when left out")
+    define_task_flags()
+
+
+def define_task_flags() -> None:
+    """Where tasks come from."""
     flags.DEFINE_string(
         "task_data", None, "directory of category/name.json files to use instead of our own"
     )

@@ -125,16 +125,16 @@ def _part(directory: Path, name: str, prefix: str) -> dict[str, Any]:
     }
 
 
-def _figures(module: Any, result: Any, captions: Mapping[str, str]) -> list[dict[str, str]]:
+def _figures(module: Any, result: Any, captions: Mapping[str, str]) -> list[dict[str, Any]]:
     from experiments import figures  # matplotlib is slow to import
 
-    drawn: dict[str, dict[str, str]] = {}
+    drawn: dict[str, dict[str, Any]] = {}
     for name in ("light", "dark"):
         with figures.theme(name):
             for stem, figure in module.draw_figures(result).items():
                 image = base64.b64encode(figures.render(figure, "svg")).decode()
                 entry = drawn.setdefault(stem, {"stem": stem, "caption": captions.get(stem, stem)})
-                entry["width"] = str(round(100 * figure.get_figwidth()))
+                entry["width"] = round(100 * figure.get_figwidth())
                 entry[name] = f"data:image/svg+xml;base64,{image}"
                 figures.plt.close(figure)
     return list(drawn.values())
