@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -137,10 +137,8 @@ def run(main: Callable[[], None]) -> None:
     app.run(wrapped, flags_parser=parse)
 
 
-def _refuse(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {message}", markup=False
-    )
+def _refuse(message: str) -> NoReturn:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", markup=False)
     sys.exit(2)
 
 
@@ -195,7 +193,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "count": jax.device_count(),
         },
         "dtype": model.config.dtype,
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
         "seed": seed,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer.sha256,
