@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -75,9 +75,9 @@ def settings_from_flags() -> Settings:
     )
 
 
-def tasks_from_flags() -> list[Task]:
-    """The tasks the flags ask for."""
-    return select(FLAGS.tasks, *_task_paths())
+def tasks_from_flags(names: list[str] | None = None) -> list[Task]:
+    """The named tasks, or those that --tasks names, from where --task_data and --task_file say."""
+    return select(names or FLAGS.tasks, *_task_paths())
 
 
 def available_tasks_from_flags() -> list[Task]:
@@ -153,7 +153,7 @@ def run(main: Callable[[], None]) -> None:
     app.run(wrapped, flags_parser=parse)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", markup=False)
     sys.exit(2)
 
@@ -209,7 +209,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "count": jax.device_count(),
         },
         "dtype": model.config.dtype,
-        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
         "seed": seed,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer.sha256,

@@ -78,7 +78,7 @@ class Study:
         experiment: str,
         task: Task | None,
         settings: Settings,
-        compute: Callable[[], Any],
+        compute: Callable[..., Any],
         **more: Any,
     ) -> Any:
         """The name of a unit: everything that decides its value."""
@@ -90,7 +90,7 @@ class Study:
             "tokenizer": self.model.tokenizer.sha256,
             "config": self.model.config.to_dict(),
             "device": [device.platform, device.device_kind],
-            "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+            "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
             "task": task and {"name": task.name, "sha256": task_sha256(task)},
             "settings": dataclasses.asdict(settings),
             **more,
