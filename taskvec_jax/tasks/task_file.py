@@ -99,7 +99,7 @@ def _parse(path: Path, problems: Problems) -> Any:
         line = error.object[: error.start].count(b"\n") + 1
         problems.add(line, f"is not UTF-8 ({error.reason})")
     except json.JSONDecodeError as error:
-        problems.add(error.lineno, f"not JSON: {error.msg} (column {error.colno})")
+        problems.add(error.lineno, f"cannot be read as JSON: {error.msg} (column {error.colno})")
     return None
 
 
@@ -192,12 +192,19 @@ def _run(path: Path, problems: Problems) -> list[Task]:
     if not isinstance(found, list | tuple) or not all(isinstance(t, Task) for t in found):
         problems.add(0, "must define TASKS, a list of taskvec_jax.tasks.Task")
         return []
+    source = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for task in found:
-        _check_task(task, problems)
+        _check_task(task, source, problems)
     return list(found)
 
 
-def _check_task(task: Task, problems: Problems) -> None:
+def _quoted_line(text: Any, source: list[str]) -> int:
+    """The first line of source that has a text in quotes; 0 when it is computed, not written."""
+    quoted = (f'"{text}"', f"'{text}'")
+    return next((i for i, line in enumerate(source, 1) if any(q in line for q in quoted)), 0)
+
+
+def _check_task(task: Task, source: list[str], problems: Problems) -> None:
     seen: set[str] = set()
     if not task.pairs:
         problems.add(0, f"task {task.name} has no pairs")
@@ -208,7 +215,9 @@ def _check_task(task: Task, problems: Problems) -> None:
             continue
         for text in (pair.input, pair.output, *pair.accepted):
             if not isinstance(text, str) or not text.strip() or "\n" in text:
-                problems.add(0, f"{which}: {text!r} must be a string of one line, not empty")
+                line = _quoted_line(text, source)
+                problems.add(line, f"{which}: {text!r} must be a string of one line, not empty")
         if pair.input in seen:
-            problems.add(0, f"{which}: input {pair.input!r} is there already")
+            line = _quoted_line(pair.input, source)
+            problems.add(line, f"{which}: input {pair.input!r} is there already")
         seen.add(pair.input)
