@@ -209,13 +209,18 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "count": jax.device_count(),
         },
         "dtype": model.config.dtype,
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "matmul_precision": matmul_precision(),
         "seed": seed,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer.sha256,
         "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
         "seconds": round(seconds, 3),
     }
+
+
+def matmul_precision() -> str:
+    """What --jax_default_matmul_precision, or the environment, asks for."""
+    return str(jax.config.values["jax_default_matmul_precision"] or "default")
 
 
 def _module_name() -> str:

@@ -90,7 +90,7 @@ class Study:
             "tokenizer": self.model.tokenizer.sha256,
             "config": self.model.config.to_dict(),
             "device": [device.platform, device.device_kind],
-            "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+            "matmul_precision": command.matmul_precision(),
             "task": task and {"name": task.name, "sha256": task_sha256(task)},
             "settings": dataclasses.asdict(settings),
             **more,

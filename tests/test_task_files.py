@@ -44,7 +44,10 @@ def test_a_python_file_of_tasks_joins_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
-        ('{"category": "own",\n "name": "x",\n "pairs": {"a": "b",}}', ["3: cannot be read as JSON"]),
+        (
+            '{"category": "own",\n "name": "x",\n "pairs": {"a": "b",}}',
+            ["3: cannot be read as JSON"],
+        ),
         ('[\n{"category": "own", "name": "x"}]', ["2: a task is an object"]),
         (
             '{"category": "own", "name": "x", "pairs": {\n"a": "b",\n"a": "c",\n"d": ""}}',
