@@ -161,7 +161,7 @@ def section(result: dict[str, Any]) -> Section:
         f" {mean['common_layer']:.2f} instead of {mean['task_vector']:.2f} with each task's own.",
     ]
     where = result["published_model"]
-    published_title = f"paper: {where}" if where else "paper: mean of 7 models"
+    published_title = where or "mean of its 7 models"
     if where:
         theirs = [task["published"]["task_vector"] for task in tasks.values() if task["published"]]
         words.append(
@@ -218,7 +218,7 @@ def _scores_table(tasks: dict[str, Any], published_title: str, key: str) -> Tabl
             ]
         )
     return Table(
-        "Accuracy on test (own layer chosen on dev); intervals are 95 % Wilson",
+        f"Accuracy on test (own layer chosen on dev) with 95 % intervals; paper: {published_title}",
         [
             "task",
             "zero-shot",
@@ -228,9 +228,9 @@ def _scores_table(tasks: dict[str, Any], published_title: str, key: str) -> Tabl
             "verdict",
             "layer",
             "one layer for all",
-            f"{published_title}: zero-shot",
-            "task vector",
-            "ICL",
+            "paper: zero-shot",
+            "paper: vector",
+            "paper: ICL",
         ],
         rows,
     )
