@@ -380,7 +380,7 @@ def _draw_bars(result: dict[str, Any]) -> Any:
     )
     axes.set(xlim=(0, 1.02), ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test")
     axes.set_title(
-        f"{result['model']}: one vector against the whole prompt (✗: not above controls)"
+        f"{result['model']}: one vector against the whole prompt\n✗ not shown to beat its controls"
     )
     figure.legend(loc="outside lower center", ncols=5)
     return figure
