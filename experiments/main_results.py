@@ -87,7 +87,16 @@ def assemble(model: str, tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "averages_where_icl_gains": averages_where_icl_gains(full),
         "curve_of_good_tasks": curve_of_good_tasks(tasks),
         "beating": [name for name, task in full.items() if task["beats_controls"]],
+        "beating_all_but_shuffled_labels": [
+            name
+            for name, task in tasks.items()
+            if judge_controls({**task, "controls": _but_shuffled(task["controls"])}).beats
+        ],
     }
+
+
+def _but_shuffled(controls: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in controls.items() if name != "shuffled_labels"}
 
 
 def _at_layer(task: dict[str, Any], layer: int) -> dict[str, Any]:
@@ -159,6 +168,10 @@ def section(result: dict[str, Any]) -> Section:
             if len(beating) < count
             else ""
         ),
+        f"Shuffled labels are the hardest control (mean {mean['shuffled_labels']:.2f}; ICL with the"
+        f" same shuffled demonstrations: {mean['icl_shuffled_labels']:.2f}): they keep the inputs"
+        " and the kind of answer, and break only the pairing. Without it"
+        f" {len(result['beating_all_but_shuffled_labels'])} of {count} beat their controls.",
         f"One layer for all tasks (layer {result['common_layer']} of 0–{last}) scores"
         f" {mean['common_layer']:.2f} instead of {mean['task_vector']:.2f} with each task's own.",
     ]

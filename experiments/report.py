@@ -48,7 +48,8 @@ EXPERIMENTS = (
 CROSS = "cross_models"
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LONG_TEXT = 40
-LEAD = 3  # sentences of the first section that open the page
+MANY_ROWS = 40  # a longer table scrolls in its own frame
+LEAD = 2  # sentences of the first section that open the page
 
 
 def module_of(name: str) -> Any:
@@ -183,11 +184,12 @@ def show_table(table: Table, named: bool) -> Markup:
     )
     body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in table.rows)
     title = f"<b>{html.escape(table.caption)}</b>" if named else ""
+    tall = " tall" if len(table.rows) > MANY_ROWS else ""
     label = html.escape(f"filter: {table.caption}", quote=True)
     return Markup(
         f'<div class="sheet"><div class="filter">{title}'
         f'<input type="search" placeholder="filter rows" aria-label="{label}"><output></output>'
-        f'</div><div class="scroll" tabindex="0" role="group" aria-label="{label}">'
+        f'</div><div class="scroll{tall}" tabindex="0" role="group" aria-label="{label}">'
         f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
         "</div></div>"
     )
