@@ -193,7 +193,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "count": jax.device_count(),
         },
         "dtype": model.config.dtype,
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
         "seed": seed,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer.sha256,
