@@ -1,9 +1,9 @@
-"""Converted models on disk: config, parameters (Orbax), tokenizer, manifest. The only user of Orbax.
+"""Converted models on disk: config, parameters, tokenizer, manifest. The only user of Orbax.
 
     <name>/config.json              DecoderConfig
     <name>/params/                  Orbax tree of the "params" collection
     <name>/tokenizer/tokenizer.json
-    <name>/manifest.json            where the weights came from, and their hash
+    <name>/manifest.json            where the weights came from, and their hashes
 
 A checkpoint is written under a temporary name and renamed when complete, so no reader ever sees
 half of one.
@@ -12,6 +12,8 @@ half of one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -29,6 +31,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
+SCRATCH = "partial."  # part of the name of directories that are not complete yet
 
 
 class Checkpoint(NamedTuple):
@@ -46,27 +49,66 @@ def is_checkpoint(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling directory that takes the place of `path` if the body succeeds.
+def writing(path: Path) -> Iterator[None]:
+    """Makes this process the only one that writes `path`, waiting for another to finish.
+
+    What writers that were killed have left behind is cleared away; the lock dies with them.
 
     Raises:
       TaskVecError: the parent directory cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        lock = (path.parent / f".{path.name}.lock").open("w")
     except OSError as error:
-        raise TaskVecError(
-            f"{path.parent}: cannot be written ({error.strerror}); choose another directory"
-        ) from None
+        raise TaskVecError(_unwritable(path.parent, error)) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{SCRATCH}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path`, for what is fetched; cleared like a partial `path`.
+
+    Raises:
+      TaskVecError: the parent directory cannot be written.
+    """
     try:
-        yield scratch
-        scratch.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.{SCRATCH}", dir=path.parent))
+    except OSError as error:
+        raise TaskVecError(_unwritable(path.parent, error)) from None
+    try:
+        yield made
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling directory that takes the place of `path` if the body succeeds.
+
+    To be used within `writing(path)`.
+
+    Raises:
+      TaskVecError: the parent directory cannot be written.
+    """
+    with scratch(path) as made:
+        yield made
+        made.chmod(0o755)
+        if path.exists():  # moved away whole: a reader must not meet it half deleted
+            os.replace(path, f"{made}.old")
+        os.replace(made, path)
+        shutil.rmtree(f"{made}.old", ignore_errors=True)
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: cannot be written ({error.strerror}); set TASKVEC_CHECKPOINTS to a directory"
+        " that can, with room for the model"
+    )
 
 
 def save(
@@ -78,18 +120,58 @@ def save(
 ) -> None:
     """Writes a converted model; an existing one at `path` is replaced at the very end.
 
+    To be used within `writing(path)`.
+
     Raises:
-      TaskVecError: the directory cannot be written.
+      TaskVecError: the directory cannot be written, or the disk is full.
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    with replacing(path) as scratch:
-        (scratch / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-        (scratch / "tokenizer").mkdir()
-        tokenizer.save(scratch / "tokenizer" / "tokenizer.json")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(scratch / "params", params["params"])
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    with replacing(path) as made:
+        try:
+            (made / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+            (made / "tokenizer").mkdir()
+            tokenizer.save(made / "tokenizer" / "tokenizer.json")
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(made / "params", params["params"])
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        except OSError as error:
+            raise TaskVecError(_unwritable(path, error)) from None
+        except Exception as error:  # what TensorStore and tokenizers raise for a full disk
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise TaskVecError(
+                f"{path}: cannot be written ({reason}); is there room for the model?"
+            ) from None
+
+
+def read_config(path: Path) -> DecoderConfig:
+    """The config of a converted model, with the dtype it was saved in.
+
+    Raises:
+      TaskVecError: no complete checkpoint there.
+    """
+    return DecoderConfig.from_dict(_read_json(path, "config.json"))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Where a converted model came from, and its hashes.
+
+    Raises:
+      TaskVecError: no complete checkpoint there.
+    """
+    return _read_json(path, MANIFEST)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((path / name).read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} holds a {type(value).__name__}")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaskVecError(
+            f"{path}: not a complete converted model ({error}); delete it and convert again"
+        ) from None
 
 
 def restore(path: Path, dtype: str | None = None) -> Checkpoint:
@@ -100,13 +182,9 @@ def restore(path: Path, dtype: str | None = None) -> Checkpoint:
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    try:
-        config = DecoderConfig.from_dict(json.loads((path / "config.json").read_text()))
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise TaskVecError(
-            f"{path}: not a complete converted model ({error}); delete it and convert again"
-        ) from None
+    config, manifest = read_config(path), read_manifest(path)
+    if "weights_sha256" not in manifest:
+        raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
     if dtype is not None:
         config = DecoderConfig.from_dict({**config.to_dict(), "dtype": dtype})
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax import llama, pythia
+from taskvec_jax import gptj, llama, pythia
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.layers import look, plain_layout, project
 
 Params = Any  # {"params": {...}}, a plain nested dict of arrays
 
-FAMILY_MODULES = {"llama": llama, "pythia": pythia}
+FAMILY_MODULES = {"llama": llama, "pythia": pythia, "gptj": gptj}
 
 
 class Override(NamedTuple):
@@ -165,7 +165,9 @@ class Decoder(nn.Module):
             ),
             layers=family.Block(c, name="layers"),
             final_norm=family.Norm(c, name="final_norm"),
-            unembed=None if c.tied_unembed else project(c, c.vocab_size, False)(name="unembed"),
+            unembed=(
+                None if c.tied_unembed else project(c, c.vocab_size, c.unembed_bias)(name="unembed")
+            ),
         )
 
     def _run(
@@ -174,6 +176,11 @@ class Decoder(nn.Module):
         """Residual stream after the last block [B, T, D], and what was read [L, B, D]."""
         c = self.config
         rows, num_tokens = tokens.shape
+        if num_tokens > c.max_length:
+            raise TaskVecError(
+                f"{num_tokens} tokens in a row; this model reads at most {c.max_length}:"
+                " shorten the prompts"
+            )
         sight = look(c, plain_layout(num_tokens))
         x = parts.embed(tokens).astype(c.stream_dtype)
         row = jnp.arange(rows)
