@@ -138,6 +138,20 @@ def convert(
     return Converted(opened.config, opened.read(place, progress), opened.tokenizer)
 
 
+def read_config(path: Path) -> DecoderConfig:
+    """The shapes of foreign weights, from their config alone where that says everything.
+
+    Raises:
+      TaskVecError: the path holds no model, or an unsupported one.
+    """
+    if (path / "config.json").is_file():
+        raw = read_json(path / "config.json")
+        where = str(path / "config.json")
+        family = _family(HF_FAMILIES, raw.get("model_type"), f"{where}: model_type")
+        return family.config_from_hf(raw, where, "float32")
+    return open_model(path, "float32").config
+
+
 def _family(known: dict[str, Family], kind: Any, what: str) -> Family:
     if not isinstance(kind, str) or kind not in known:
         raise TaskVecError(

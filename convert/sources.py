@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,25 +153,19 @@ def _torch(path: Path) -> Any:
 def _load_pickle(path: Path) -> dict[str, Any]:
     """Name -> torch tensor, mapped from the file; nothing in it is ever executed."""
     torch = _torch(path)
-    for mapped in (True, False):  # files of before torch 1.6 cannot be mapped
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            break
-        except RuntimeError as error:
-            if not mapped or zipfile.is_zipfile(path):
-                raise _not_whole(path, error) from None
-        except (OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise _not_whole(path, error) from None
+    try:
+        mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are not, and cannot be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises many kinds for what is no file of tensors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise TaskVecError(
+            f"{path}: not a whole torch file of plain tensors ({reason}); fetch it again"
+        ) from None
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
         raise TaskVecError(f"{path}: holds something else than named tensors")
     return loaded
-
-
-def _not_whole(path: Path, error: Exception) -> TaskVecError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return TaskVecError(f"{path}: not a whole torch file of plain tensors ({reason})")
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

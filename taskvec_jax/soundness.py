@@ -7,6 +7,7 @@ lose weeks to. One compiled call, two rows of a few tokens: it costs a fraction 
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,16 @@ from taskvec_jax.errors import TaskVecError
 NUM_TOKENS = 4
 # Logits of two runs that should agree, as a share of their own size.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
+
+
+def _read(
+    decoder: Decoder, params: Params, tokens: jax.Array, position: int, override: Override
+) -> tuple[jax.Array, jax.Array]:
+    residuals, logits = cast(
+        tuple[jax.Array, jax.Array],
+        decoder.apply(params, tokens, position, override, method="read"),
+    )
+    return residuals, logits
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -36,9 +47,8 @@ def _look(
 
     def turn(written: tuple[jax.Array, jax.Array], _: None):
         vector, position = written
-        read, logits = decoder.apply(
-            params, hidden, last, Override(layer, position, vector), method="read"
-        )
+        override = Override(layer, position, vector)
+        read, logits = _read(decoder, params, hidden, last, override)
         own = read[layer]  # [2, D]
         return (own * jnp.array([[1.0], [-1.0]], own.dtype), jnp.full(2, last)), (read, logits)
 
