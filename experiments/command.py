@@ -69,9 +69,9 @@ def settings_from_flags() -> Settings:
     )
 
 
-def tasks_from_flags() -> list[Task]:
-    """The tasks the flags ask for."""
-    return select(FLAGS.tasks, Path(FLAGS.task_data) if FLAGS.task_data else None)
+def tasks_from_flags(names: list[str] | None = None) -> list[Task]:
+    """The named tasks, or those that --tasks names, from where --task_data says."""
+    return select(names or FLAGS.tasks, Path(FLAGS.task_data) if FLAGS.task_data else None)
 
 
 def progress_bar() -> Progress:

@@ -84,13 +84,13 @@ def check_override(config: DecoderConfig, override: Any, rows: int, num_tokens: 
         ) from None
     layer = check_index("override layer", layer, config.num_layers, rows)
     position = check_index("override position", position, num_tokens, rows)
-    shape = jnp.shape(vector)
+    vector = jnp.asarray(vector, config.stream_dtype)
+    shape = vector.shape
     if shape not in ((config.width,), (rows, config.width)):
         raise TaskVecError(
             f"override vector has shape {shape}; allowed: ({config.width},) or"
             f" ({rows}, {config.width}), the width of this model"
         )
-    vector = jnp.asarray(vector, config.stream_dtype)
     return Override(layer, position, jnp.broadcast_to(vector, (rows, config.width)))
 
 

@@ -1,0 +1,123 @@
+"""One prompt as the model sees it: token ids, BOS, the arrow, where theta is read and written.
+
+    python -m experiments.show --task=knowledge_country_capital
+    python -m experiments.show --task=linguistic_antonyms --index=3 --layer=18
+
+Answers the question users of task-vector code ask most: where exactly is it extracted, and where
+injected? Takes a few seconds on the default model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from absl import flags
+from rich.box import SIMPLE
+from rich.table import Table
+
+from experiments import command
+from experiments.command import FLAGS, console
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Judge, Settings
+from taskvec_jax.loading import Model
+from taskvec_jax.prompts import Prompt, fit, sample
+from taskvec_jax.sweep import read_texts, sweep_layers
+
+
+def main() -> None:
+    """Shows the prompt the flags ask for."""
+    settings = command.settings_from_flags()
+    (task,) = command.tasks_from_flags([FLAGS.task])
+    if FLAGS.index < 0:
+        raise TaskVecError(f"--index={FLAGS.index}; prompts are counted from 0")
+    model = command.model_from_flags()
+    if FLAGS.layer is not None and not 0 <= FLAGS.layer < model.config.num_layers:
+        raise TaskVecError(
+            f"--layer={FLAGS.layer} is out of range; allowed: 0 to"
+            f" {model.config.num_layers - 1}, counted from 0"
+        )
+    fitted = fit(task, model.tokenizer)
+    prompt = sample(
+        fitted,
+        seed=settings.seed,
+        split="test",
+        count=FLAGS.index + 1,
+        num_demonstrations=settings.num_demonstrations,
+        num_dummy_queries=settings.num_dummy_queries,
+    )[-1]
+
+    console.print(f"[bold]{task.name}[/bold], test prompt {FLAGS.index}, seed {settings.seed}")
+    console.print(
+        f"pairs kept by this tokenizer: {len(fitted.pairs)} of {fitted.num_all};"
+        f" written {'with' if fitted.leading_space else 'without'} a leading space"
+    )
+    for i, text in enumerate(prompt.dummies(), start=1):
+        show_text(model, f"dummy prompt {i}", text, "<- the arrow: θ is read here")
+    show_text(model, "zero-shot query", prompt.zero_shot(), "<- the arrow: θ is written here")
+
+    texts = [*prompt.dummies(), prompt.icl()]
+    encode = model.tokenizer.encode_all
+    residuals, read = read_texts(model, [encode(texts)], batch_size=1)
+    theta = residuals[:, :-1].mean(axis=1)  # [1, L, D]
+    swept = sweep_layers(model, encode([prompt.zero_shot()]), theta, batch_size=1)
+    show_answers(Judge(model, fitted), prompt, int(read.tokens[0, -1]), swept.tokens[0], theta[0])
+
+
+def show_text(model: Model, title: str, text: str, site: str) -> None:
+    """A table of tokens; `site` is said of the last one."""
+    pieces = model.tokenizer.pieces(text)
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    for column in ("position", "id", "token", "text", ""):
+        table.add_column(column, justify="right" if column in ("position", "id") else "left")
+    for position, (token_id, token, (start, end)) in enumerate(pieces):
+        last = position == len(pieces) - 1
+        mark = site if last else ""
+        if start == end:
+            mark = "<- added by the tokenizer (BOS)"
+        table.add_row(
+            str(position), str(token_id), token, repr(text[start:end]), mark, style="bold" if last else ""
+        )
+    console.print(table)
+    if pieces[0][2][0] != pieces[0][2][1]:
+        console.print("BOS: none, this tokenizer adds none by default")
+    console.print()
+
+
+def show_answers(
+    judge: Judge, prompt: Prompt, icl: int, swept: np.ndarray, theta: np.ndarray
+) -> None:
+    """Expected and predicted answers, without injection, in context, and by layer of injection.
+
+    Args:
+      icl: predicted token of the in-context prompt.
+      swept: [1 + L] predicted tokens, the first without injection.
+      theta: [L, D].
+    """
+    table = Table(title="answers", title_justify="left", box=SIMPLE, pad_edge=False)
+    for column in ("", "predicted", "correct", "norm of θ"):
+        table.add_column(column)
+
+    def add(label: str, token: int, norm: str = "") -> None:
+        correct = judge.correct([prompt], np.array([token]))[0]
+        table.add_row(label, repr(judge.answers(np.array([token]))[0]), "yes" if correct else "", norm)
+
+    accepted = ", ".join(map(repr, (prompt.query.output, *prompt.query.accepted)))
+    console.print(f"query {prompt.query.input!r}, expected {accepted}")
+    add("zero-shot, no injection", int(swept[0]))
+    add("in context", icl)
+    layers = range(len(theta)) if FLAGS.layer is None else [FLAGS.layer]
+    for layer in layers:
+        add(
+            f"θ injected after layer {layer}",
+            int(swept[1 + layer]),
+            f"{np.linalg.norm(theta[layer]):.1f}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    command.define_model_flags()
+    command.define_prompt_flags()
+    flags.DEFINE_string("task", "knowledge_country_capital", "the task to show")
+    flags.DEFINE_integer("index", 0, "which test prompt, counted from 0")
+    flags.DEFINE_integer("layer", None, "show this layer of injection only")
+    command.run(main)

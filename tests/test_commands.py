@@ -1,0 +1,126 @@
+"""Commands as a user runs them: results on disk, determinism, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--num_prompts=3", "--batch_size=6", "--tasks=algorithmic_to_upper,linguistic_antonyms"]
+
+
+def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *flags],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def sweep_out(tmp_path_factory, default_model) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("sweep")
+    result = run("experiments.layer_sweep", *SMALL, f"--out={out}", PYTHONHASHSEED="1")
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+def test_the_layer_sweep_writes_the_documented_json(sweep_out):
+    out, printed = sweep_out
+    result = json.loads((out / "layer_sweep.json").read_text())
+    assert set(result) == {"model", "settings", "provenance", "tasks", "mean"}
+    assert result["model"] == "smollm2-135m-instruct"
+    assert result["settings"]["num_prompts"] == 3
+    provenance = result["provenance"]
+    assert {"versions", "device", "dtype", "seed", "command", "seconds"} <= set(provenance)
+    assert re.fullmatch("[0-9a-f]{64}", provenance["weights_sha256"])
+    assert re.fullmatch("[0-9a-f]{64}", provenance["tokenizer_sha256"])
+    assert provenance["command"].startswith("python -m experiments.layer_sweep --num_prompts=3")
+    assert list(result["tasks"]) == ["algorithmic_to_upper", "linguistic_antonyms"]
+    for task in result["tasks"].values():
+        for name, n in (("baseline", 6), ("icl", 3), ("task_vector", 3)):
+            assert set(task[name]) == {"accuracy", "low", "high", "n"}
+            assert task[name]["n"] == n
+            assert 0 <= task[name]["low"] <= task[name]["accuracy"] <= task[name]["high"] <= 1
+        assert len(task["dev_accuracy_by_layer"]) == 30
+        assert 0 <= task["best_layer"] < 30
+        assert task["num_pairs"] > 0
+        assert set(task["examples"][0]) == {"query", "answer", "icl", "task_vector"}
+    assert {"baseline", "icl", "task_vector"} <= set(result["mean"])
+    png = (out / "layer_sweep.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert "134.5 M parameters" in printed
+    assert "algorithmic_to_upper" in printed
+    assert sorted(path.name for path in out.iterdir()) == ["layer_sweep.json", "layer_sweep.png"]
+
+
+def test_a_second_run_gives_the_same_bytes_whatever_the_hash_seed(sweep_out, tmp_path):
+    out, _ = sweep_out
+    again = run("experiments.layer_sweep", *SMALL, f"--out={tmp_path}", PYTHONHASHSEED="77")
+    assert again.returncode == 0, again.stderr
+    texts = []
+    for directory in (out, tmp_path):
+        result = json.loads((directory / "layer_sweep.json").read_text())
+        del result["provenance"]
+        texts.append(json.dumps(result))
+    assert texts[0] == texts[1]
+    assert (out / "layer_sweep.png").read_bytes() == (tmp_path / "layer_sweep.png").read_bytes()
+
+
+def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
+    result = run("experiments.show", "--task=knowledge_country_capital", "--layer=20")
+    assert result.returncode == 0, result.stderr
+    arrow = str(default_model.tokenizer.encode("example:a->")[-1])
+    assert arrow in result.stdout
+    assert result.stdout.count("the arrow: θ is read here") == 2
+    assert result.stdout.count("the arrow: θ is written here") == 1
+    assert "BOS: none" in result.stdout
+    assert "in context" in result.stdout
+    assert "θ injected after layer 20" in result.stdout
+    assert "expected" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("layer_sweep", ["--model=lama-7b"], "unknown model 'lama-7b' (did you mean llama-7b?)"),
+        ("layer_sweep", ["--model={tmp}"], "no model here; expected a directory with config.json"),
+        ("layer_sweep", ["--tasks=capitals"], "unknown task 'capitals'; allowed:"),
+        ("layer_sweep", ["--num_prompts=0"], "num_prompts is 0; it must be at least 1"),
+        ("layer_sweep", ["--num_prompts=many"], "num_prompts"),
+        ("layer_sweep", ["--dtype=int4"], "dtype"),
+        ("layer_sweep", ["--colour=red"], "colour"),
+        ("layer_sweep", ["stray"], "unexpected argument 'stray'"),
+        ("layer_sweep", ["--task_data={tmp}"], "no task files"),
+        ("layer_sweep", ["--out=/proc/nowhere"], "cannot be written"),
+        (
+            "layer_sweep",
+            ["--num_demonstrations=30", "--tasks=algorithmic_to_upper"],
+            "ask for fewer demonstrations",
+        ),
+        ("show", ["--task=capitals"], "unknown task 'capitals'"),
+        ("show", ["--layer=30"], "--layer=30 is out of range; allowed: 0 to 29"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_status_2(module, flags, message, tmp_path, default_model):
+    out = tmp_path / "out"
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    if module == "layer_sweep" and not any(flag.startswith("--out") for flag in flags):
+        flags.append(f"--out={out}")
+    result = run(f"experiments.{module}", *flags)
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not out.exists() or not list(out.iterdir())

@@ -1,0 +1,114 @@
+"""What counts as correct, intervals by hand, and the protocol on the real model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from taskvec_jax import evaluation
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Settings, accuracy, best_layer, evaluate_task, is_correct
+from taskvec_jax.sweep import read_texts
+from taskvec_jax.tasks import TASKS, Pair
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # Worked by hand from Wilson's formula with z = 1.96.
+        (8, 10, 0.4902, 0.9433),
+        (0, 50, 0.0, 0.0713),
+        (50, 50, 0.9287, 1.0),
+        (38, 50, 0.6259, 0.8570),
+    ],
+)
+def test_wilson_intervals_equal_hand_computed_ones(correct, n, low, high):
+    got = accuracy([True] * correct + [False] * (n - correct))
+    assert got.n == n
+    assert got.accuracy == correct / n
+    assert got.low == pytest.approx(low, abs=1e-4)
+    assert got.high == pytest.approx(high, abs=1e-4)
+
+
+def test_nothing_to_score_is_refused():
+    with pytest.raises(TaskVecError, match="no answers to score"):
+        accuracy([])
+
+
+def test_exact_categories_accept_the_output_and_its_alternatives_only():
+    pair = Pair(" chien", " dog", ("hound",))
+    assert is_correct("translation", pair, "dog")
+    assert is_correct("translation", pair, "hound")
+    for wrong in ("", "d", "dogs", "Dog", "houn"):
+        assert not is_correct("translation", pair, wrong)
+
+
+def test_knowledge_accepts_a_prefix_either_way_but_never_nothing():
+    pair = Pair("Bolivia", "Sucre", ("La Paz",))
+    for right in ("Sucre", "S", "Suc", "Sucres", "La"):
+        assert is_correct("knowledge", pair, right)
+    for wrong in ("", "Z", "ucre", "sucre"):
+        assert not is_correct("knowledge", pair, wrong)
+
+
+def test_the_best_layer_is_the_lowest_of_the_best():
+    assert best_layer([0.1, 0.7, 0.3, 0.7]) == 1
+    assert best_layer([0.0, 0.0]) == 0
+
+
+def test_random_vectors_have_the_norm_of_theta_and_repeat_from_their_seed():
+    theta = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
+    random = evaluation.random_like(theta, 0, "task")
+    np.testing.assert_allclose(
+        np.linalg.norm(random, axis=-1), np.linalg.norm(theta, axis=-1), rtol=1e-5
+    )
+    np.testing.assert_array_equal(random, evaluation.random_like(theta, 0, "task"))
+    assert not np.allclose(random, evaluation.random_like(theta, 1, "task"))
+
+
+def test_settings_below_one_are_refused():
+    with pytest.raises(TaskVecError, match="num_prompts is 0; it must be at least 1"):
+        Settings(num_prompts=0)
+
+
+def test_the_task_sits_in_one_vector_of_the_real_model(default_model):
+    settings = Settings(num_prompts=20, batch_size=20)
+    result = evaluate_task(default_model, TASKS["algorithmic_to_upper"], settings)
+    curve = result.dev_accuracy_by_layer
+    assert len(curve) == 30
+    assert result.baseline.accuracy <= 0.1
+    assert result.icl.accuracy >= 0.8
+    assert result.task_vector.accuracy >= 0.6
+    assert result.random_vector.accuracy <= 0.15
+    # The curve rises from near the baseline, peaks inside, and falls at the end.
+    assert max(curve[:8]) <= 0.2
+    assert 10 <= result.best_layer <= 26
+    assert curve[-1] <= 0.2
+    assert curve[result.best_layer] == max(curve)
+    assert result.baseline.n == 40
+    assert result.icl.n == result.task_vector.n == len(result.examples) == 20
+
+
+def test_the_order_of_tasks_and_the_batch_size_change_no_answer(default_model):
+    task = TASKS["linguistic_antonyms"]
+    alone = evaluate_task(default_model, task, Settings(num_prompts=6, batch_size=20))
+    evaluate_task(
+        default_model, TASKS["algorithmic_to_lower"], Settings(num_prompts=3, batch_size=20)
+    )
+    again = evaluate_task(default_model, task, Settings(num_prompts=6, batch_size=5))
+    assert again.to_dict() == alone.to_dict()
+
+
+def test_own_residual_check_passes_on_the_real_model(default_model):
+    assert evaluation.check_injection(default_model, 20) < 1e-3
+
+
+def test_a_run_stops_when_extraction_and_injection_disagree(default_model, monkeypatch):
+    def stale(model, rows, batch_size):
+        residuals, answers = read_texts(model, rows, batch_size)
+        residuals[:, :, 17] *= 1.5  # what an unfinished copy would look like
+        return residuals, answers
+
+    monkeypatch.setattr(evaluation, "read_texts", stale)
+    with pytest.raises(TaskVecError, match="own residual stream after layer 17 moves"):
+        evaluation.check_injection(default_model, 20)

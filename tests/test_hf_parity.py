@@ -1,0 +1,210 @@
+"""Residuals of every layer, logits and predictions equal Hugging Face's, in float32.
+
+One tolerance for every family: 1e-4 relative and absolute. The relative part is of the largest
+value in the row, because a residual stream has a few dimensions hundreds of times the others.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from taskvec_jax.loading import Model, load_model
+from taskvec_jax.prompts import fit, sample
+from taskvec_jax.tasks import TASKS
+from taskvec_jax.tokenizer import Tokenizer
+
+TOLERANCE = 1e-4
+
+TINY_MODELS = {
+    "llama-grouped-untied": lambda: transformers.LlamaConfig(
+        vocab_size=131,
+        hidden_size=48,
+        intermediate_size=53,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    ),
+    "llama-grouped-tied": lambda: transformers.LlamaConfig(
+        vocab_size=131,
+        hidden_size=48,
+        intermediate_size=53,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 5003.0},
+    ),
+    "llama-plain": lambda: transformers.LlamaConfig(
+        vocab_size=131,
+        hidden_size=40,
+        intermediate_size=67,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        attention_bias=True,
+        mlp_bias=True,
+        head_dim=14,
+    ),
+    "pythia-parallel": lambda: transformers.GPTNeoXConfig(
+        vocab_size=137,
+        hidden_size=48,
+        intermediate_size=59,
+        num_hidden_layers=7,
+        num_attention_heads=2,
+        use_parallel_residual=True,
+    ),
+    "pythia-sequential": lambda: transformers.GPTNeoXConfig(
+        vocab_size=137,
+        hidden_size=72,
+        intermediate_size=61,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        use_parallel_residual=False,
+        hidden_act="gelu_pytorch_tanh",
+    ),
+}
+
+
+def save_tiny(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A random model in which every tensor matters, as transformers itself saves it."""
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(TINY_MODELS[name]()).to(dtype).eval()
+    with torch.no_grad():
+        for key, tensor in model.named_parameters():
+            if key.endswith("bias") or "norm" in key:
+                tensor.add_(0.3 * torch.randn_like(tensor))
+            else:
+                tensor.mul_(3.0)
+    model.save_pretrained(directory)
+    # Any tokenizer that is no larger than the vocabulary.
+    vocab = {chr(33 + i): i for i in range(90)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    backend.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+    return model
+
+
+def hf_run(model: torch.nn.Module, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Output of every block [L, B, T, D], read by hooks, and logits [B, T, V]."""
+    base = model.get_decoder() if hasattr(model, "model") else model.base_model
+    outputs: list[np.ndarray] = []
+
+    def keep(module, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        outputs.append(hidden.float().numpy())
+
+    hooks = [layer.register_forward_hook(keep) for layer in base.layers]
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens).long()).logits.float().numpy()
+    for hook in hooks:
+        hook.remove()
+    return np.stack(outputs), logits
+
+
+def assert_close(got: np.ndarray, want: np.ndarray) -> None:
+    chex.assert_equal_shape([got, want])
+    scale = np.abs(want).max(axis=-1, keepdims=True)
+    worst = (np.abs(got - want) / (TOLERANCE + TOLERANCE * scale)).max()
+    assert worst <= 1, f"{worst:.2f} times the tolerance"
+
+
+def compare(model: Model, reference: torch.nn.Module, tokens: np.ndarray) -> None:
+    want_residuals, want_logits = hf_run(reference, tokens)
+    assert_close(np.asarray(model.decoder.apply(model.params, tokens)), want_logits)
+    for position in range(0, tokens.shape[1], 3):
+        residuals, logits = model.decoder.apply(model.params, tokens, position, method="read")
+        assert_close(np.asarray(residuals), want_residuals[:, :, position])
+        assert_close(np.asarray(logits), want_logits[:, position])
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_tiny_random_models_saved_by_transformers_give_the_same_numbers(name, tmp_path):
+    reference = save_tiny(name, tmp_path)
+    tokens = np.random.RandomState(7).randint(0, 131, (3, 11)).astype(np.int32)
+    compare(load_model(tmp_path), reference, tokens)
+
+
+@pytest.fixture(scope="module")
+def default_reference(default_gguf: Path) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own, about its GGUF reader
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            default_gguf.parent, gguf_file=default_gguf.name, dtype=torch.float32
+        ).eval()
+
+
+def real_prompts(tokenizer: Tokenizer, count: int) -> list[str]:
+    prompts = []
+    for task in TASKS.values():
+        drawn = sample(
+            fit(task, tokenizer),
+            seed=11,
+            split="parity",
+            count=-(-count // len(TASKS)),
+            num_demonstrations=4,
+            num_dummy_queries=1,
+        )
+        prompts += [prompt.icl() for prompt in drawn]
+    return prompts[:count]
+
+
+def test_the_default_model_gives_hugging_faces_numbers(default_model, default_reference):
+    tokens, _ = default_model.tokenizer.pad(
+        [default_model.tokenizer.encode(p)[:40] for p in real_prompts(default_model.tokenizer, 18)]
+    )
+    compare(default_model, default_reference, tokens[:, ::2][:6])
+
+
+def test_the_default_model_predicts_what_hugging_face_predicts_on_200_prompts(
+    default_model, default_reference
+):
+    from taskvec_jax.sweep import read_texts
+
+    texts = [[default_model.tokenizer.encode(p)] for p in real_prompts(default_model.tokenizer, 200)]
+    _, answers = read_texts(default_model, texts, 50)
+    for i in range(0, 200, 25):
+        tokens, last = default_model.tokenizer.pad([text[0] for text in texts[i : i + 25]])
+        with torch.no_grad():
+            logits = default_reference(torch.from_numpy(tokens).long()).logits
+        want = logits[torch.arange(25), torch.from_numpy(last).long()].argmax(-1).numpy()
+        np.testing.assert_array_equal(answers.tokens[i : i + 25, 0], want)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_safetensors_are_read_exactly(dtype, tmp_path):
+    reference = save_tiny("llama-grouped-untied", tmp_path, getattr(torch, dtype))
+    loaded = load_model(tmp_path)
+    want = reference.get_input_embeddings().weight.detach().float().numpy()
+    np.testing.assert_array_equal(loaded.params["params"]["embed"]["embedding"], want)
+
+
+def test_a_saved_and_restored_checkpoint_equals_its_source(tmp_path):
+    from convert import convert
+    from taskvec_jax import checkpoint
+
+    save_tiny("pythia-parallel", tmp_path / "hf")
+    source = load_model(tmp_path / "hf")
+    converted = convert(tmp_path / "hf", "float32")
+    checkpoint.save(
+        tmp_path / "ours",
+        converted.config,
+        converted.params,
+        Tokenizer(converted.tokenizer),
+        {"weights_sha256": source.weights_sha256},
+    )
+    restored = load_model(tmp_path / "ours")
+    chex.assert_trees_all_equal(restored.params, source.params)
+    assert restored.config == source.config
+    assert restored.tokenizer.sha256 == source.tokenizer.sha256

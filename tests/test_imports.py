@@ -1,0 +1,112 @@
+"""The house's order: imports only go down, and each foreign library has one door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# A module may import modules that stand in an earlier line only.
+RANKS = [
+    ["taskvec_jax.errors"],
+    ["taskvec_jax.config", "taskvec_jax.sampling", "taskvec_jax.tokenizer"],
+    ["taskvec_jax.tasks"],
+    ["taskvec_jax.layers", "taskvec_jax.prompts"],
+    ["taskvec_jax.llama", "taskvec_jax.pythia"],
+    ["taskvec_jax.decoder"],
+    ["taskvec_jax.task_vectors", "taskvec_jax.checkpoint"],
+    ["convert"],
+    ["taskvec_jax.loading"],
+    ["taskvec_jax.sweep"],
+    ["taskvec_jax.evaluation"],
+    ["taskvec_jax"],
+    ["experiments"],
+]
+WORDS = {"tasks", "prompts", "sampling", "tokenizer"}
+ARRAYS = {"layers", "llama", "pythia", "decoder", "task_vectors"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("taskvec_jax", "convert", "experiments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def rank(module: str) -> int:
+    best = [
+        (len(prefix), i)
+        for i, line in enumerate(RANKS)
+        for prefix in line
+        if module == prefix or (prefix != "taskvec_jax" and module.startswith(prefix + "."))
+    ]
+    assert best, f"{module} has no rank; give it one here"
+    return max(best)[1]
+
+
+def test_imports_only_go_down():
+    known = modules()
+    for module, path in known.items():
+        for name in imported(path) & known.keys():
+            same_package = name.split(".")[:2] == module.split(".")[:2] or (
+                name.split(".")[0] == module.split(".")[0] != "taskvec_jax"
+            )
+            if module == "taskvec_jax.loading" and name.startswith("convert"):
+                continue  # the one upward call: weights that are not converted yet
+            if name == "taskvec_jax" and module.startswith("taskvec_jax."):
+                continue  # `from taskvec_jax import sibling`; the sibling itself is checked
+            if name in ("convert", "experiments") and same_package:
+                continue
+            assert same_package or rank(name) < rank(module), f"{module} imports {name}"
+
+
+def test_words_know_nothing_of_arrays_and_arrays_nothing_of_words():
+    for module, path in modules().items():
+        parts = module.split(".")
+        if parts[0] != "taskvec_jax" or len(parts) < 2:
+            continue
+        names = imported(path)
+        if parts[1] in WORDS:
+            assert not {n for n in names if n.split(".")[0] in ("jax", "flax")}, module
+        if parts[1] in ARRAYS:
+            assert not {n for n in names if n.split(".")[-1] in WORDS or "tokenizers" in n}, module
+
+
+def test_foreign_libraries_have_one_door():
+    doors: dict[str, set[str]] = {}
+    for module, path in modules().items():
+        for name in imported(path):
+            doors.setdefault(name.split(".")[0], set()).add(module)
+    assert doors["orbax"] == {"taskvec_jax.checkpoint"}
+    assert doors["transformers"] == {"convert.tokenizers"}
+    assert all(module.split(".")[0] in ("convert", "experiments") for module in doors["absl"])
+    assert all(module.split(".")[0] == "convert" for module in doors.get("torch", set()))
+    library = {m for m in modules() if m.startswith("taskvec_jax")}
+    assert not any(
+        name.startswith("experiments") for m in library for name in imported(modules()[m])
+    )
+
+
+def test_running_the_default_model_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys, experiments.layer_sweep\n"
+        "from taskvec_jax import load_model\n"
+        "load_model('smollm2-135m-instruct')\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,196 @@
+"""The fast engine gives the numbers of the definition, on every family and every shape of row."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, model_of, read_of
+
+from taskvec_jax import sweep, task_vectors
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.loading import Model
+from taskvec_jax.tokenizer import Tokenizer
+
+
+LENGTH = 32  # all reference rows are padded to this, so that they compile once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_length():
+    """Rounds row lengths up to one shape: what is tested here is numbers, not speed."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sweep, "LENGTH_STEP", LENGTH)
+    yield
+    patch.undo()
+
+
+def defined(model: Model, text: list[int], override=None) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals [L, D] and logits [V] at the end of one text, by the plain decoder."""
+    tokens = np.zeros((1, LENGTH), np.int32)
+    tokens[0, : len(text)] = text
+    last = np.int32(len(text) - 1)
+    if override is not None:
+        layer, vector = override
+        override = (np.int32(layer), last, vector)
+    residuals, logits = read_of(model.decoder, model.params, tokens, last, override)
+    return np.asarray(residuals[:, 0]), np.asarray(logits[0])
+
+
+@pytest.fixture(params=TINY, scope="module")
+def model(request, tokenizer: Tokenizer) -> Model:
+    return model_of(TINY[request.param], tokenizer)
+
+
+def ragged_rows(vocab: int) -> list[list[list[int]]]:
+    """Rows of texts: shared prefixes of many lengths, none at all, a text inside another."""
+    rng = np.random.RandomState(3)
+
+    def ids(n: int) -> list[int]:
+        return rng.randint(0, vocab, n).tolist()
+
+    long, short = ids(17), ids(5)
+    return [
+        [[*long, 1, 2], [*long, 3], [*long, 4, 5, 6]],
+        [[*short, 9], [*short, 8, 7], [*short, 9]],
+        # No shared prefix.
+        [[11, *short], [12, *long], [13]],
+        # A prefix that tokenises differently once the query is attached.
+        [[*short, 20, 21], [*short[:-1], 22, 21], [*short, 20, 23]],
+        # One text is the beginning of another.
+        [long[:6], long[:9], long[:1]],
+        [[7]],
+    ]
+
+
+def test_reading_trees_equals_reading_every_text_alone(model):
+    rows = ragged_rows(model.config.vocab_size)
+    residuals, answers = sweep.read_texts(model, rows, batch_size=4)
+    for i, texts in enumerate(rows):
+        for r, text in enumerate(texts):
+            want, logits = defined(model, text)
+            np.testing.assert_allclose(residuals[i, r], want, rtol=1e-5, atol=1e-5)
+            assert answers.tokens[i, r] == int(np.argmax(logits))
+            np.testing.assert_allclose(answers.logits[i, r], np.max(logits), rtol=1e-5, atol=1e-5)
+        # Missing texts repeat the last one.
+        assert (residuals[i, len(texts) :] == residuals[i, len(texts) - 1]).all()
+
+
+def test_the_definition_of_theta_is_what_is_read(model):
+    texts = [text for row in ragged_rows(model.config.vocab_size) for text in row]
+    tokens, last = model.tokenizer.pad(texts)
+    theta = task_vectors.extract_theta(model.decoder, model.params, tokens, last)
+    for i in (0, 5, len(texts) - 1):
+        np.testing.assert_allclose(theta[i], defined(model, texts[i])[0], rtol=1e-5, atol=1e-5)
+
+
+def queries_and_theta(model: Model) -> tuple[list[list[int]], np.ndarray]:
+    rng = np.random.RandomState(9)
+    queries = [rng.randint(0, model.config.vocab_size, n).tolist() for n in (4, 9, 1, 6, 4)]
+    shape = (len(queries), model.config.num_layers, model.config.width)
+    return queries, rng.standard_normal(shape).astype(np.float32)
+
+
+def test_the_sweep_equals_the_definition(model):
+    queries, theta = queries_and_theta(model)
+    tokens, last = model.tokenizer.pad(queries)
+    logits = np.asarray(
+        jax.jit(task_vectors.layer_sweep, static_argnums=0)(
+            model.decoder, model.params, tokens, last, theta
+        )
+    )  # [L, B, V]
+    answers = sweep.sweep_layers(model, queries, theta, batch_size=5)
+    np.testing.assert_array_equal(answers.tokens[:, 1:], logits.argmax(-1).T)
+    np.testing.assert_allclose(answers.logits[:, 1:], logits.max(-1).T, rtol=1e-5, atol=1e-5)
+
+
+def test_the_definition_equals_a_loop_of_single_injections(model):
+    queries, theta = queries_and_theta(model)
+    tokens, last = model.tokenizer.pad(queries)
+    swept = task_vectors.layer_sweep(model.decoder, model.params, tokens, last, theta)
+    for layer in range(model.config.num_layers):
+        for row in (0, 2):
+            _, alone = defined(model, queries[row], (layer, theta[row, layer]))
+            np.testing.assert_allclose(swept[layer, row], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_answer_is_the_untouched_query(model):
+    queries, theta = queries_and_theta(model)
+    answers = sweep.sweep_layers(model, queries, theta, batch_size=3)
+    for i, query in enumerate(queries):
+        _, logits = defined(model, query)
+        assert answers.tokens[i, 0] == int(np.argmax(logits))
+        np.testing.assert_allclose(answers.logits[i, 0], np.max(logits), rtol=1e-5, atol=1e-5)
+
+
+def test_many_vectors_at_any_layers_equal_injecting_each_alone(model):
+    queries, theta = queries_and_theta(model)
+    L = model.config.num_layers
+    layers = np.array([[0, L - 1], [2, 1], [L - 1, L - 1], [1, 0], [2, 2]])
+    answers = sweep.inject_vectors(model, queries, theta[:, :2], layers, batch_size=4)
+    for i, query in enumerate(queries):
+        for c in range(2):
+            _, logits = defined(model, query, (layers[i, c], theta[i, c]))
+            assert answers.tokens[i, 1 + c] == int(np.argmax(logits))
+            np.testing.assert_allclose(
+                answers.logits[i, 1 + c], np.max(logits), rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_batch_size_and_row_order_change_nothing(model, batch_size):
+    rows = ragged_rows(model.config.vocab_size)
+    residuals, _ = sweep.read_texts(model, rows, batch_size=4)
+    again, _ = sweep.read_texts(model, rows[::-1], batch_size=batch_size)
+    np.testing.assert_allclose(again[::-1], residuals, rtol=1e-5, atol=1e-5)
+    queries, theta = queries_and_theta(model)
+    answers = sweep.sweep_layers(model, queries, theta, batch_size=4)
+    swapped = sweep.sweep_layers(model, queries[::-1], theta[::-1], batch_size=batch_size)
+    np.testing.assert_array_equal(swapped.tokens[::-1], answers.tokens)
+    np.testing.assert_allclose(swapped.logits[::-1], answers.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_injecting_own_residuals_changes_nothing_at_any_layer(model):
+    queries, _ = queries_and_theta(model)
+    own, _ = sweep.read_texts(model, [[query] for query in queries], batch_size=5)
+    answers = sweep.sweep_layers(model, queries, own[:, 0], batch_size=5)
+    np.testing.assert_array_equal(
+        answers.tokens[:, 1:], np.broadcast_to(answers.tokens[:, :1], answers.tokens[:, 1:].shape)
+    )
+    np.testing.assert_allclose(
+        answers.logits[:, 1:] - answers.logits[:, :1], 0, rtol=0, atol=1e-5
+    )
+
+
+def test_shared_prefix_leaves_every_text_its_last_token():
+    assert sweep.shared_prefix([[1, 2, 3]]) == 2
+    assert sweep.shared_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert sweep.shared_prefix([[1, 2, 3], [1, 2]]) == 1
+    assert sweep.shared_prefix([[1, 2, 3], [4, 2, 3]]) == 0
+    assert sweep.tree_length([[1, 2, 3], [1, 2, 4, 5]]) == 2 + 1 + 2
+
+
+def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():
+    for num_layers in (1, 2, 5, 30, 60):
+        births = sweep.wavefront_births(num_layers)
+        ends = [end for end, _ in births]
+        assert ends == sorted(set(ends))
+        assert ends[-1] == num_layers
+        assert all(alive >= end for end, alive in births)
+
+
+def test_a_residual_stream_that_is_not_finite_stops_with_its_layer():
+    residuals = np.zeros((2, 1, 5, 3), np.float32)
+    residuals[1, 0, 3, 2] = np.inf
+    with pytest.raises(TaskVecError, match="after layer 3 is not finite"):
+        sweep.check_finite(residuals)
+
+
+def test_layers_out_of_range_and_vectors_of_another_width_are_refused(model):
+    queries, theta = queries_and_theta(model)
+    L = model.config.num_layers
+    for bad in (L, -1):
+        with pytest.raises(TaskVecError, match=f"allowed: 0 to {L - 1}"):
+            sweep.inject_vectors(model, queries, theta[:, :1], np.array([bad]), 5)
+    with pytest.raises(TaskVecError, match="vectors have shape"):
+        sweep.inject_vectors(model, queries, theta[:, :1, 1:], np.array([0]), 5)

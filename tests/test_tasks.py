@@ -1,0 +1,143 @@
+"""The built-in data keep their promises, and task files are read or refused by line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.tasks import TASKS, read_task_directory, select
+
+PAPER_TASKS = """
+algorithmic_list_first algorithmic_list_last algorithmic_next_letter algorithmic_prev_letter
+algorithmic_to_lower algorithmic_to_upper knowledge_country_capital knowledge_location_continent
+knowledge_location_religion knowledge_person_language linguistic_antonyms
+linguistic_plural_singular linguistic_present_simple_gerund linguistic_present_simple_past_simple
+translation_en_es translation_en_fr translation_es_en translation_fr_en
+""".split()
+LISTS = [name for name in PAPER_TASKS if not name.startswith("algorithmic")]
+MINIMUM = {
+    "knowledge_country_capital": 150,
+    "linguistic_present_simple_gerund": 400,
+    "linguistic_present_simple_past_simple": 400,
+} | {name: 400 for name in PAPER_TASKS if name.startswith("translation")}
+
+
+def test_the_papers_18_tasks_are_there():
+    assert sorted(TASKS) == PAPER_TASKS
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_word_lists_are_long_enough_unique_and_without_identities(name):
+    pairs = TASKS[name].pairs
+    assert len(pairs) >= MINIMUM.get(name, 200)
+    assert len({pair.input for pair in pairs}) == len(pairs)
+    for pair in pairs:
+        assert pair.input not in (pair.output, *pair.accepted)
+        assert pair.output not in pair.accepted
+        assert pair.input == pair.input.strip()
+        assert pair.output == pair.output.strip()
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_no_label_is_above_35_percent(name):
+    counts = Counter(pair.output for pair in TASKS[name].pairs)
+    assert counts.most_common(1)[0][1] <= 0.35 * len(TASKS[name].pairs)
+
+
+@pytest.mark.parametrize("name", [n for n in LISTS if not n.startswith("knowledge")])
+def test_words_are_single_and_lowercase(name):
+    for pair in TASKS[name].pairs:
+        for word in pair[:2]:
+            assert word.isalpha(), word
+            assert word == word.lower()
+
+
+def test_the_two_verb_lists_share_their_inputs_so_that_they_can_conflict():
+    gerund = {p.input for p in TASKS["linguistic_present_simple_gerund"].pairs}
+    past = {p.input for p in TASKS["linguistic_present_simple_past_simple"].pairs}
+    assert gerund == past
+
+
+def test_rules_over_letters_are_right():
+    answers = {name: {p.input: p.output for p in TASKS[name].pairs} for name in PAPER_TASKS[:6]}
+    assert answers["algorithmic_next_letter"]["c"] == "d"
+    assert "z" not in answers["algorithmic_next_letter"]
+    assert answers["algorithmic_prev_letter"]["c"] == "b"
+    assert "a" not in answers["algorithmic_prev_letter"]
+    assert answers["algorithmic_to_upper"]["q"] == "Q"
+    assert answers["algorithmic_to_lower"]["Q"] == "q"
+    firsts, lasts = answers["algorithmic_list_first"], answers["algorithmic_list_last"]
+    assert firsts.keys() == lasts.keys()
+    for text in firsts:
+        letters = text.split(",")
+        assert 2 <= len(letters) <= 4
+        assert (firsts[text], lasts[text]) == (letters[0], letters[-1])
+
+
+def test_a_known_fact_of_every_list():
+    facts = {
+        "knowledge_country_capital": ("France", "Paris"),
+        "linguistic_antonyms": ("hot", "cold"),
+        "linguistic_plural_singular": ("children", "child"),
+        "linguistic_present_simple_gerund": ("run", "running"),
+        "linguistic_present_simple_past_simple": ("go", "went"),
+        "translation_en_es": ("dog", "perro"),
+        "translation_en_fr": ("dog", "chien"),
+        "translation_es_en": ("perro", "dog"),
+        "translation_fr_en": ("chien", "dog"),
+    }
+    for name, (question, answer) in facts.items():
+        assert {p.input: p.output for p in TASKS[name].pairs}[question] == answer
+
+
+def test_a_directory_of_the_original_layout_is_read(tmp_path):
+    (tmp_path / "knowledge").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "knowledge" / "fruit_colour.json").write_text('{"Plum": "Purple", "Lime": "Green"}')
+    (tmp_path / "mine" / "sums.json").write_text(
+        json.dumps([{"input": "1+1", "output": "2", "accepted": ["two"]}])
+    )
+    tasks = read_task_directory(tmp_path)
+    assert list(tasks) == ["knowledge_fruit_colour", "mine_sums"]
+    assert tasks["knowledge_fruit_colour"].pairs[1] == ("Lime", "Green", ())
+    assert tasks["mine_sums"].pairs[0].accepted == ("two",)
+    chosen = select(["mine_sums", "algorithmic_to_upper"], tmp_path)
+    assert [task.name for task in chosen] == ["mine_sums", "algorithmic_to_upper"]
+    with pytest.raises(TaskVecError, match="unknown task 'linguistic_antonyms'"):
+        select(["linguistic_antonyms"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[]", "not empty"),
+        ("3", "not empty"),
+        ('[{"input": "a"}]', "pair 1: None must be a string"),
+        ('[{"input": "a", "output": "b"}, {"input": "a", "output": "c"}]', "pair 2: input 'a'"),
+        ('[{"input": "a", "output": "b", "also": 1}]', r"unknown keys \['also'\]"),
+        ('{"a": ""}', "pair 1: '' must be a string"),
+        ('{"a": "b\\nc"}', "one line"),
+        ('{"a": 5}', "pair 1: 5 must be a string"),
+    ],
+)
+def test_a_bad_task_file_is_refused_by_file_and_pair(content, message, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "task.json").write_text(content)
+    with pytest.raises(TaskVecError, match=message) as caught:
+        read_task_directory(tmp_path)
+    assert "task.json" in str(caught.value)
+
+
+def test_an_empty_directory_and_unknown_names_are_refused(tmp_path):
+    with pytest.raises(TaskVecError, match="no task files"):
+        read_task_directory(tmp_path)
+    with pytest.raises(TaskVecError, match="unknown task 'capitals'; allowed: algorithmic_"):
+        select(["capitals"], None)
+    with pytest.raises(TaskVecError, match="named twice"):
+        select(["linguistic_antonyms", "linguistic_antonyms"], None)
+    with pytest.raises(TaskVecError, match="no task is named"):
+        select([], None)
