@@ -31,7 +31,8 @@ GGUF_FAMILIES: dict[str, Family] = {  # general.architecture ->
     "llama": llama.FAMILY,
     "gptneox": pythia.FAMILY,
 }
-MIN_TOKENIZER_SHARE = 0.9  # of the vocabulary; padding of real models adds at most 2 %
+MAX_PADDING = 0.1  # share of rows of an embedding without a token; real models stay below 0.02
+ALWAYS_ALLOWED_PADDING = 1000  # rows
 
 
 class Opened(NamedTuple):
@@ -79,7 +80,6 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         assert family.config_from_gguf is not None
         table = family.gguf
         config = family.config_from_gguf(source.meta, source, str(path), dtype or _dtype(source))
-        rules.check(table, config, source, family.ignored)
         tokenizer = tokenizers.from_gguf(source.meta, str(path))
     elif (path / "config.json").is_file():
         raw = read_json(path / "config.json")
@@ -88,13 +88,11 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         table = family.hf
         source = open_weights(path)
         config = family.config_from_hf(raw, where, dtype or _dtype(source))
-        rules.check(table, config, source, family.ignored, family.tied)
         tokenizer = tokenizers.from_directory(path)
     elif (path / "params.json").is_file() and any(path.glob("consolidated.*.pth")):
         family, source, table = llama.FAMILY, MetaSource(path), llama.META
         where = str(path / "params.json")
         config = llama.config_from_meta(source.meta, source, where, dtype or _dtype(source))
-        rules.check(table, config, source, family.ignored)
         tokenizer = tokenizers.from_meta_directory(path)
     else:
         raise TaskVecError(
@@ -102,9 +100,10 @@ def open_model(path: Path, dtype: str | None) -> Opened:
             " a .gguf file, or Meta's params.json with consolidated.*.pth"
         )
     _check_tokenizer(tokenizer, config, str(path))
+    tied = family.tied if table is family.hf else None
+    rules.check(table, config, source, family.ignored, tied)
 
     def read(place: Place, progress: Callable[[int, int], None]) -> Params:
-        tied = family.tied if table is family.hf else None
         return rules.to_tree(
             table,
             config,
@@ -174,7 +173,7 @@ def _check_tokenizer(tokenizer: hf_tokenizers.Tokenizer, config: DecoderConfig, 
             f"{where}: the tokenizer has token ids up to {max(ids, default=-1)}, the embedding"
             f" only {config.vocab_size} rows; the tokenizer belongs to another model"
         )
-    if len(ids) < MIN_TOKENIZER_SHARE * config.vocab_size:
+    if config.vocab_size - len(ids) > max(ALWAYS_ALLOWED_PADDING, MAX_PADDING * config.vocab_size):
         raise TaskVecError(
             f"{where}: the tokenizer has {len(ids)} tokens, the embedding {config.vocab_size};"
             " the tokenizer belongs to another model"

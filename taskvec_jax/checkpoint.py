@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -57,16 +57,30 @@ def writing(path: Path) -> Iterator[None]:
     Raises:
       TaskVecError: the parent directory cannot be written.
     """
+    name = path.parent / f".{path.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = (path.parent / f".{path.name}.lock").open("w")
+        lock = _locked(name)
     except OSError as error:
         raise TaskVecError(_unwritable(path.parent, error)) from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.{SCRATCH}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        yield
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)
+
+
+def _locked(name: Path) -> TextIO:
+    """An open and locked file; one that its last owner removed meanwhile is no lock."""
+    while True:
+        lock = name.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), name.stat()):
+                return lock
+        lock.close()
 
 
 @contextlib.contextmanager
