@@ -190,12 +190,23 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The config.json of this model.
 
+    transformers wants a LLaMA's heads to divide its width, even where head_dim is given; what
+    does not is written as the Mistral that computes the same.
+
     Raises:
-      TaskVecError: the rope scaling cannot be said in it.
+      TaskVecError: the rope scaling, or the shape, cannot be said in it.
     """
+    if not (plain := config.width % config.num_heads == 0) and (
+        config.attention_bias or config.mlp_bias
+    ):
+        raise TaskVecError(
+            f"width {config.width} is no multiple of {config.num_heads} heads: Hugging Face has no"
+            " such LLaMA, and its Mistral has no biases"
+        )
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM" if plain else "MistralForCausalLM"],
+        "model_type": "llama" if plain else "mistral",
+        **({} if plain else {"sliding_window": None}),
         "vocab_size": config.vocab_size,
         "num_hidden_layers": config.num_layers,
         "hidden_size": config.width,
