@@ -15,9 +15,9 @@ from pathlib import Path
 
 from absl import flags
 
+import taskvec_jax.checkpoint as checkpoint
 from convert import command
 from convert.command import FLAGS, console
-from taskvec_jax import checkpoint
 from taskvec_jax.loading import checkpoint_path, convert_model, from_hub_or_wheel
 from taskvec_jax.plan import describe, plan_lines
 

@@ -28,10 +28,10 @@ import jax
 import numpy as np
 from absl import flags
 
+import taskvec_jax.checkpoint as checkpoint
 from convert import command
 from convert.command import FLAGS, console
 from convert.export import export
-from taskvec_jax import checkpoint
 from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model, hash_leaves, load_model
