@@ -17,7 +17,7 @@ from rich.table import Table
 from experiments import command
 from experiments.command import FLAGS, console
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Judge, Settings
+from taskvec_jax.evaluation import Judge
 from taskvec_jax.loading import Model
 from taskvec_jax.prompts import Prompt, fit, sample
 from taskvec_jax.sweep import read_texts, sweep_layers
@@ -74,7 +74,12 @@ def show_text(model: Model, title: str, text: str, site: str) -> None:
         if start == end:
             mark = "<- added by the tokenizer (BOS)"
         table.add_row(
-            str(position), str(token_id), token, repr(text[start:end]), mark, style="bold" if last else ""
+            str(position),
+            str(token_id),
+            token,
+            repr(text[start:end]),
+            mark,
+            style="bold" if last else "",
         )
     console.print(table)
     if pieces[0][2][0] != pieces[0][2][1]:
@@ -98,7 +103,9 @@ def show_answers(
 
     def add(label: str, token: int, norm: str = "") -> None:
         correct = judge.correct([prompt], np.array([token]))[0]
-        table.add_row(label, repr(judge.answers(np.array([token]))[0]), "yes" if correct else "", norm)
+        table.add_row(
+            label, repr(judge.answers(np.array([token]))[0]), "yes" if correct else "", norm
+        )
 
     accepted = ", ".join(map(repr, (prompt.query.output, *prompt.query.accepted)))
     console.print(f"query {prompt.query.input!r}, expected {accepted}")

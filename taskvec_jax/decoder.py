@@ -9,13 +9,14 @@ Shapes: B rows, T tokens, L layers, D width, V vocabulary. Layer l means the out
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 
 from taskvec_jax import gptj, llama, pythia
 from taskvec_jax.config import DecoderConfig
@@ -52,7 +53,7 @@ def check_index(name: str, value: Any, size: int, rows: int) -> jax.Array:
     Raises:
       TaskVecError: a concrete index that is not whole, out of range, or neither scalar nor [rows].
     """
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         value = np.asarray(value)
     if value.shape not in ((), (rows,)):
         raise TaskVecError(
@@ -103,6 +104,11 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
 
+    if TYPE_CHECKING:
+
+        def apply(self, variables: Params, *args: Any, method: str = "__call__") -> Any:
+            """Flax's apply; gives what the method gives."""
+
     def __call__(self, tokens: jax.Array, override: Any = None) -> jax.Array:
         """Logits after every token.
 
@@ -144,6 +150,7 @@ class Decoder(nn.Module):
         positions = check_index("read position", positions, num_tokens, rows)
         parts = self._parts()
         x, residuals = self._run(parts, tokens, override, positions)
+        assert residuals is not None  # positions were given
         return residuals, self._logits(parts, x[jnp.arange(rows), positions])
 
     def embed(self, tokens: jax.Array) -> jax.Array:
@@ -185,7 +192,8 @@ class Decoder(nn.Module):
         x = parts.embed(tokens).astype(c.stream_dtype)
         row = jnp.arange(rows)
         if override is not None:
-            layer, position, vector = check_override(c, override, rows, num_tokens)
+            override = check_override(c, override, rows, num_tokens)
+            layer, position, _ = override
             inside = (layer >= 0) & (layer < c.num_layers) & (position >= 0)
             inside &= position < num_tokens
             x = jnp.where(inside[:, None, None], x, jnp.nan)
@@ -193,6 +201,7 @@ class Decoder(nn.Module):
         def step(block: nn.Module, x: jax.Array, index: jax.Array):
             x = block(x, sight)  # [B, T, D]
             if override is not None:
+                layer, position, vector = override
                 written = jnp.where((layer == index)[:, None], vector, x[row, position])
                 x = x.at[row, position].set(written)
             return x, None if positions is None else x[row, positions]
@@ -235,9 +244,9 @@ def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 def flatten(params: Params) -> dict[str, Any]:
     """Path -> leaf of a parameter tree, in sorted order of paths."""
-    return dict(sorted(flax.traverse_util.flatten_dict(params["params"], sep="/").items()))
+    return dict(sorted(flatten_dict(params["params"], sep="/").items()))
 
 
 def unflatten(leaves: dict[str, Any]) -> Params:
     """The inverse of `flatten`."""
-    return {"params": flax.traverse_util.unflatten_dict(leaves, sep="/")}
+    return {"params": unflatten_dict(leaves, sep="/")}

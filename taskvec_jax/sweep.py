@@ -256,9 +256,7 @@ def read_texts(
         length = _round_up(max(lengths[i] for i in chunk), LENGTH_STEP)
         planted = plant([rows[i] for i in _fill(chunk, batch_size)], length, reads)
         layout = Layout(jnp.asarray(planted.positions), jnp.asarray(planted.branches))
-        read, tokens, logits = read_rows(
-            config, model.params, planted.tokens, layout, planted.ends
-        )
+        read, tokens, logits = read_rows(config, model.params, planted.tokens, layout, planted.ends)
         residuals[chunk] = np.asarray(read)[: len(chunk)]
         answers.tokens[chunk] = np.asarray(tokens)[: len(chunk)]
         answers.logits[chunk] = np.asarray(logits)[: len(chunk)]
@@ -310,7 +308,7 @@ def inject_vectors(
         raise TaskVecError(
             f"vectors have shape {vectors.shape}; allowed: ({rows}, copies, {config.width})"
         )
-    if layers.size and not (0 <= layers.min() and layers.max() < config.num_layers):
+    if layers.size and not (layers.min() >= 0 and layers.max() < config.num_layers):
         raise TaskVecError(
             f"layers run from {layers.min()} to {layers.max()}; allowed:"
             f" 0 to {config.num_layers - 1}, counted from 0"

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from taskvec_jax.decoder import Decoder, Override, Params
 
 
-def extract_theta(decoder: Decoder, params: Params, tokens: jax.Array, last: Any) -> jax.Array:
+def extract_theta(
+    decoder: Decoder, params: Params, tokens: jax.typing.ArrayLike, last: Any
+) -> jax.Array:
     """Theta after every layer: [B, L, D], float32.
 
     Raises:
@@ -29,7 +31,12 @@ def extract_theta(decoder: Decoder, params: Params, tokens: jax.Array, last: Any
 
 
 def inject_theta(
-    decoder: Decoder, params: Params, tokens: jax.Array, last: Any, layer: Any, theta: Any
+    decoder: Decoder,
+    params: Params,
+    tokens: jax.typing.ArrayLike,
+    last: Any,
+    layer: Any,
+    theta: Any,
 ) -> jax.Array:
     """Logits [B, V] at the last token when theta [D] or [B, D] replaces the residual stream
     there after block `layer` (scalar or [B]).
@@ -43,7 +50,11 @@ def inject_theta(
 
 
 def layer_sweep(
-    decoder: Decoder, params: Params, tokens: jax.Array, last: Any, theta: jax.Array
+    decoder: Decoder,
+    params: Params,
+    tokens: jax.typing.ArrayLike,
+    last: Any,
+    theta: jax.typing.ArrayLike,
 ) -> jax.Array:
     """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time."""
     layers = jnp.arange(decoder.config.num_layers)
@@ -51,4 +62,4 @@ def layer_sweep(
     def one(layer: jax.Array, vector: jax.Array) -> jax.Array:
         return inject_theta(decoder, params, tokens, last, layer, vector)
 
-    return jax.vmap(one, in_axes=(0, 1))(layers, theta)
+    return jax.vmap(one, in_axes=(0, 1))(layers, jnp.asarray(theta))

@@ -105,9 +105,7 @@ def default_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def model_of(config: DecoderConfig, tokenizer: Tokenizer, seed: int = 0) -> Model:
     """A Model around random parameters, for code that takes one."""
-    return Model(
-        "random", Decoder(config), random_params(config, seed), tokenizer, config, "none"
-    )
+    return Model("random", Decoder(config), random_params(config, seed), tokenizer, config, "none")
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,10 @@ def test_rows_have_their_own_layers_positions_and_vectors(tiny):
     together = logits_of(decoder, params, TOKENS, Override(layers, positions, vectors))
     for row in range(B):
         alone = logits_of(
-            decoder, params, TOKENS[row : row + 1], (int(layers[row]), int(positions[row]), vectors[row])
+            decoder,
+            params,
+            TOKENS[row : row + 1],
+            (int(layers[row]), int(positions[row]), vectors[row]),
         )
         np.testing.assert_allclose(together[row], alone[0], rtol=1e-5, atol=1e-5)
 
@@ -149,7 +152,7 @@ def test_vmap_over_overrides_equals_a_loop(tiny):
     decoder, params = tiny
     layers = jnp.arange(decoder.config.num_layers)
     vectors = jax.random.normal(jax.random.key(1), (len(layers), decoder.config.width))
-    swept = jax.vmap(lambda l, v: decoder.apply(params, TOKENS, (l, 5, v)))(layers, vectors)
+    swept = jax.vmap(lambda i, v: decoder.apply(params, TOKENS, (i, 5, v)))(layers, vectors)
     for layer in range(len(layers)):
         alone = logits_of(decoder, params, TOKENS, (layer, 5, vectors[layer]))
         np.testing.assert_allclose(swept[layer], alone, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import chex
 import numpy as np
@@ -75,7 +76,7 @@ TINY_MODELS = {
 }
 
 
-def save_tiny(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def save_tiny(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A random model in which every tensor matters, as transformers itself saves it."""
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(TINY_MODELS[name]()).to(dtype).eval()
@@ -96,7 +97,7 @@ def save_tiny(name: str, directory: Path, dtype: torch.dtype = torch.float32) ->
     return model
 
 
-def hf_run(model: torch.nn.Module, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def hf_run(model: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Output of every block [L, B, T, D], read by hooks, and logits [B, T, V]."""
     base = model.get_decoder() if hasattr(model, "model") else model.base_model
     outputs: list[np.ndarray] = []
@@ -120,7 +121,7 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
     assert worst <= 1, f"{worst:.2f} times the tolerance"
 
 
-def compare(model: Model, reference: torch.nn.Module, tokens: np.ndarray) -> None:
+def compare(model: Model, reference: Any, tokens: np.ndarray) -> None:
     want_residuals, want_logits = hf_run(reference, tokens)
     assert_close(np.asarray(model.decoder.apply(model.params, tokens)), want_logits)
     for position in range(0, tokens.shape[1], 3):
@@ -137,7 +138,7 @@ def test_tiny_random_models_saved_by_transformers_give_the_same_numbers(name, tm
 
 
 @pytest.fixture(scope="module")
-def default_reference(default_gguf: Path) -> torch.nn.Module:
+def default_reference(default_gguf: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own, about its GGUF reader
         return transformers.AutoModelForCausalLM.from_pretrained(
@@ -172,7 +173,9 @@ def test_the_default_model_predicts_what_hugging_face_predicts_on_200_prompts(
 ):
     from taskvec_jax.sweep import read_texts
 
-    texts = [[default_model.tokenizer.encode(p)] for p in real_prompts(default_model.tokenizer, 200)]
+    texts = [
+        [default_model.tokenizer.encode(p)] for p in real_prompts(default_model.tokenizer, 200)
+    ]
     _, answers = read_texts(default_model, texts, 50)
     for i in range(0, 200, 25):
         tokens, last = default_model.tokenizer.pad([text[0] for text in texts[i : i + 25]])

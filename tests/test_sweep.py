@@ -12,7 +12,6 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
 from taskvec_jax.tokenizer import Tokenizer
 
-
 LENGTH = 32  # all reference rows are padded to this, so that they compile once
 
 
@@ -157,9 +156,7 @@ def test_injecting_own_residuals_changes_nothing_at_any_layer(model):
     np.testing.assert_array_equal(
         answers.tokens[:, 1:], np.broadcast_to(answers.tokens[:, :1], answers.tokens[:, 1:].shape)
     )
-    np.testing.assert_allclose(
-        answers.logits[:, 1:] - answers.logits[:, :1], 0, rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(answers.logits[:, 1:] - answers.logits[:, :1], 0, rtol=0, atol=1e-5)
 
 
 def test_shared_prefix_leaves_every_text_its_last_token():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -52,7 +53,7 @@ def reference_bpe(meta: dict, text: str) -> list[int]:
                 while len(symbols) > 1:
                     rank, i = min(
                         (ranks.get((a, b), len(ranks)), i)
-                        for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
+                        for i, (a, b) in enumerate(itertools.pairwise(symbols))
                     )
                     if rank == len(ranks):
                         break
@@ -135,7 +136,9 @@ def test_bos_is_put_where_the_model_puts_it(tokenizer, tmp_path):
     with_bos = Tokenizer.from_file(tmp_path / "tokenizer.json")
     assert with_bos.encode("Plum") == [0, *tokenizer.encode("Plum")]
     assert with_bos.continuation("Plum->", " x") == tokenizer.continuation("Plum->", " x")
-    assert np.array_equal(with_bos.pad([with_bos.encode("Plum->")])[1], [len(with_bos.encode("Plum->")) - 1])
+    assert np.array_equal(
+        with_bos.pad([with_bos.encode("Plum->")])[1], [len(with_bos.encode("Plum->")) - 1]
+    )
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 
 from taskvec_jax.sampling import draw, seeded
@@ -24,7 +25,7 @@ def _lists() -> list[list[str]]:
 
 def algorithmic_tasks() -> list[Task]:
     """next_letter, prev_letter, list_first, list_last, to_upper, to_lower."""
-    successors = list(zip(LETTERS[:-1], LETTERS[1:], strict=True))
+    successors = list(itertools.pairwise(LETTERS))
     lists = _lists()
     rules = {
         "next_letter": [Pair(a, b) for a, b in successors],
