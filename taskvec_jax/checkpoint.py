@@ -15,12 +15,13 @@ import contextlib
 import fcntl
 import glob
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
+MARGIN = 20_000_000  # bytes beside the parameters: the tokenizer, indices
 SCRATCH = "partial."  # part of the name of directories that are not complete yet
 
 
@@ -64,12 +66,33 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise TaskVecError(_unwritable(path.parent, error)) from None
     with lock:
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{SCRATCH}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _clear(path)
         try:
             yield
         finally:
+            _clear(path)  # a failed write may still have been at work when it was taken away
             name.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{SCRATCH}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_room(path: Path, config: DecoderConfig) -> None:
+    """Refuses a disk without room for a model, before anything is read or written.
+
+    Raises:
+      TaskVecError: it says how much is needed.
+    """
+    count = sum(math.prod(shape) for shape in leaf_shapes(config).values())
+    needed = count * jnp.dtype(config.dtype).itemsize + MARGIN
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise TaskVecError(
+            f"{path}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on its disk;"
+            " make room, or set TASKVEC_CHECKPOINTS to a directory that has it"
+        )
 
 
 def _locked(name: Path) -> TextIO:
@@ -141,13 +164,15 @@ def save(
     """
     import orbax.checkpoint as ocp  # slow to import
 
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
     with replacing(path) as made:
         try:
             (made / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
             (made / "tokenizer").mkdir()
             tokenizer.save(made / "tokenizer" / "tokenizer.json")
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(made / "params", params["params"])
+            with ocp.Checkpointer(_handler(sizes)) as checkpointer:
+                arguments = ocp.args.PyTreeSave(params["params"])
+                checkpointer.save((made / "params").absolute(), arguments)
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         except OSError as error:
             raise TaskVecError(_unwritable(path, error)) from None
@@ -156,6 +181,20 @@ def save(
             raise TaskVecError(
                 f"{path}: cannot be written ({reason}); is there room for the model?"
             ) from None
+
+
+def _handler(sizes: Sequence[int]) -> Any:
+    """Orbax's handler of trees, held to little memory beside the leaves of these sizes.
+
+    Weights hardly compress, and compressing them needs a second copy of each leaf: left out.
+    """
+    import orbax.checkpoint as ocp
+
+    in_flight = max(1.05 * max(sizes, default=0), 0.2 * sum(sizes) + 1e8) / 1e9
+    limit = cast(int, in_flight)  # declared int, used as a number
+    return ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=limit, restore_concurrent_gb=limit, use_compression=False
+    )
 
 
 def read_config(path: Path) -> DecoderConfig:
@@ -208,9 +247,13 @@ def restore(path: Path, dtype: str | None = None) -> Checkpoint:
             for leaf, shape in leaf_shapes(config).items()
         }
     )["params"]
-    with ocp.StandardCheckpointer() as checkpointer:
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target)]
+    arguments = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+    )
+    with ocp.Checkpointer(_handler(sizes)) as checkpointer:
         try:
-            params = checkpointer.restore((path / "params").absolute(), target)
+            params = checkpointer.restore((path / "params").absolute(), arguments)
         except Exception as error:  # Orbax raises many kinds for a damaged directory
             reason = str(error).strip().splitlines()[0][:200]
             raise TaskVecError(

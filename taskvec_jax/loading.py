@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,14 @@ def convert_model(
         opened = open_model(source, dtype)
         if name in NAMED_MODELS:
             _check_registry(name, opened.config)
+        checkpoint.check_room(out, opened.config)
         params = opened.read(to_device, lambda done, total: progress("converting", done, total))
         progress("writing", 0, 1)
         manifest["files"] = {file.name: file.stat().st_size for file in opened.files}
-        manifest["weights_sha256"] = hash_params(params)
-        manifest["leaves_sha256"] = hash_leaves(params)
+        with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
+            whole = pool.submit(hash_params, params)
+            manifest["leaves_sha256"] = hash_leaves(params)
+            manifest["weights_sha256"] = whole.result()
         checkpoint.save(out, opened.config, params, Tokenizer(opened.tokenizer), manifest)
         progress("writing", 1, 1)
 
