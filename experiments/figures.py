@@ -39,9 +39,7 @@ def draw_layer_sweep(result: dict[str, Any], path: Path) -> None:
         shown.add(category)
         axes.plot(layers, curve, color=colour, linewidth=0.8, alpha=0.55, label=label)
     mean, spread = curves.mean(axis=0), curves.std(axis=0)
-    axes.fill_between(
-        layers, mean - spread, mean + spread, color="black", alpha=0.08, linewidth=0
-    )
+    axes.fill_between(layers, mean - spread, mean + spread, color="black", alpha=0.08, linewidth=0)
     axes.plot(layers, mean, color="black", linewidth=2.4, label=f"mean of {len(tasks)}, ± 1 sd")
     for key, style, text in (("icl", "--", "in-context"), ("baseline", ":", "zero-shot")):
         level = result["mean"][key]

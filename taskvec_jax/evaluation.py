@@ -245,9 +245,7 @@ def evaluate_task(
         settings.batch_size,
     ).tokens
     progress(n)
-    base = np.concatenate(
-        [judge.correct(dev, swept[:, 0]), judge.correct(test, injected[:, 0])]
-    )
+    base = np.concatenate([judge.correct(dev, swept[:, 0]), judge.correct(test, injected[:, 0])])
     warnings = [fitted.note] if fitted.note else []
     if (swept[:, 1:] == swept[:, :1]).all():
         warnings.append(
