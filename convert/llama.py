@@ -1,4 +1,4 @@
-"""LLaMA weights: Hugging Face and GGUF names, and the configs that come with them."""
+"""LLaMA weights: names of Hugging Face, GGUF and Meta, and the configs that come with them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from convert.keys import HARMLESS_KEYS, KeyReader
+from convert.family import Family
+from convert.keys import HARMLESS_KEYS, KeyReader, Rope, rope_to_hf
 from convert.rules import (
     Rule,
+    Source,
     heads_bias,
     heads_in,
     heads_out,
@@ -22,15 +24,17 @@ from convert.rules import (
     unsame,
     untransposed,
 )
-from taskvec_jax.config import DecoderConfig
+from taskvec_jax.config import DecoderConfig, RopeScaling
+from taskvec_jax.errors import TaskVecError
 
-IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$")
+# Buffers; rope_freqs.weight of GGUF is read with the config.
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")
 
 
 def _unpermuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    """GGUF's query and key rows back in Hugging Face's order.
+    """Query and key rows of GGUF and of Meta in Hugging Face's order.
 
-    GGUF interleaves the two halves of each head's rotary dimensions: row (h, i, half) of the file
+    They interleave the two halves of each head's rotary dimensions: row (h, i, half) of the file
     is row (h, half, i) of Hugging Face.
     """
     heads = x.reshape(-1, config.head_dim // 2, 2, *x.shape[1:])
@@ -38,6 +42,7 @@ def _unpermuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
 
 
 def _permuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """The inverse of `_unpermuted`."""
     heads = x.reshape(-1, 2, config.head_dim // 2, *x.shape[1:])
     return heads.swapaxes(1, 2).reshape(x.shape)
 
@@ -88,7 +93,7 @@ HF: tuple[Rule, ...] = (
     Rule("lm_head.weight", ("unembed/kernel",), transposed, untransposed),
 )
 
-_GGUF_NAMES = {
+_GGUF_NAMES = {  # Hugging Face's words -> GGUF's
     "model.embed_tokens.": "token_embd.",
     "model.norm.": "output_norm.",
     "lm_head.": "output.",
@@ -105,58 +110,131 @@ _GGUF_NAMES = {
 }
 
 
-def _gguf_rule(rule: Rule) -> Rule:
-    name = rule.source
-    for ours, theirs in _GGUF_NAMES.items():
-        name = name.replace(ours, theirs)
-    if name.endswith(("attn_q.weight", "attn_k.weight")):
-        return Rule(name, rule.leaves, _gguf_heads, _ungguf_heads)
-    if name.endswith(("attn_q.bias", "attn_k.bias")):
-        return Rule(name, rule.leaves, _gguf_bias, _ungguf_bias)
-    return rule._replace(source=name)
+_META_NAMES = {  # Hugging Face's words -> Meta's
+    "model.embed_tokens.": "tok_embeddings.",
+    "model.norm.": "norm.",
+    "lm_head.": "output.",
+    "model.layers.": "layers.",
+    "input_layernorm.": "attention_norm.",
+    "post_attention_layernorm.": "ffn_norm.",
+    "self_attn.q_proj.": "attention.wq.",
+    "self_attn.k_proj.": "attention.wk.",
+    "self_attn.v_proj.": "attention.wv.",
+    "self_attn.o_proj.": "attention.wo.",
+    "mlp.gate_proj.": "feed_forward.w1.",
+    "mlp.down_proj.": "feed_forward.w2.",
+    "mlp.up_proj.": "feed_forward.w3.",
+}
 
 
-GGUF: tuple[Rule, ...] = tuple(_gguf_rule(rule) for rule in HF)
+def _renamed(rule: Rule, names: Mapping[str, str]) -> Rule:
+    """A Hugging Face rule in the words, and with the row order, of GGUF or Meta."""
+    source = rule.source
+    for theirs, other in names.items():
+        source = source.replace(theirs, other)
+    if rule.source.endswith(("q_proj.weight", "k_proj.weight")):
+        return Rule(source, rule.leaves, _gguf_heads, _ungguf_heads)
+    if rule.source.endswith(("q_proj.bias", "k_proj.bias")):
+        return Rule(source, rule.leaves, _gguf_bias, _ungguf_bias)
+    return rule._replace(source=source)
+
+
+GGUF: tuple[Rule, ...] = tuple(_renamed(rule, _GGUF_NAMES) for rule in HF)
+META: tuple[Rule, ...] = tuple(_renamed(rule, _META_NAMES) for rule in HF)
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
-    """Reads a raw config.json of `model_type: llama`.
+    """Reads a raw config.json of `model_type: llama` or `mistral`.
 
     Raises:
       TaskVecError: a key is missing, unsupported, or unknown and not known to be harmless.
     """
     keys = KeyReader(raw, where)
-    heads, width = keys.need("num_attention_heads", int), keys.need("hidden_size", int)
-    head_dim = keys.get("head_dim", int, None) or width // heads
+    heads, width = keys.need_size("num_attention_heads"), keys.need_size("hidden_size")
+    head_dim = keys.get_size("head_dim", max(1, width // heads))
+    rope = keys.rope("rope_theta", "partial_rotary_factor", 1.0)
+    if rope.share != 1.0:
+        raise TaskVecError(f"{where}: partial_rotary_factor is {rope.share}; allowed: 1.0")
+    max_length, kv_heads = keys.get_size("max_position_embeddings", 2048), heads
+    if raw.get("model_type") == "mistral":
+        # Within its window a sliding window changes nothing, and max_length keeps us within it.
+        # A key that is absent has transformers' default, one that is null means none.
+        window = keys.get_size("sliding_window", max_length)
+        max_length = min(max_length, window if "sliding_window" in raw else 4096)
+        kv_heads = heads if "num_key_value_heads" in raw else 8
     config = DecoderConfig(
         family="llama",
-        vocab_size=keys.need("vocab_size", int),
-        num_layers=keys.need("num_hidden_layers", int),
+        vocab_size=keys.need_size("vocab_size"),
+        num_layers=keys.need_size("num_hidden_layers"),
         width=width,
         num_heads=heads,
-        num_kv_heads=keys.get("num_key_value_heads", int, None) or heads,
+        num_kv_heads=keys.get_size("num_key_value_heads", kv_heads),
         head_dim=head_dim,
-        mlp_width=keys.need("intermediate_size", int),
+        mlp_width=keys.need_size("intermediate_size"),
         norm_eps=keys.get("rms_norm_eps", float, 1e-6),
-        rope_base=keys.rope_base("rope_theta"),
+        rope_base=rope.base,
         rope_dim=head_dim,
-        max_length=keys.get("max_position_embeddings", int, 2048),
+        rope_scaling=rope.scaling,
+        max_length=max_length,
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
         attention_bias=keys.get("attention_bias", bool, False),
         mlp_bias=keys.get("mlp_bias", bool, False),
         dtype=dtype,
     )
     keys.require("hidden_act", "silu", ("silu", "swish"))
-    keys.finish(HARMLESS_KEYS | {"pretraining_tp", "rope_interleaved"})
+    keys.require("rope_interleaved", False, (False,))
+    keys.finish(HARMLESS_KEYS)
     return config
 
 
-def config_from_gguf(meta: Mapping[str, Any], shapes: Any, where: str, dtype: str) -> DecoderConfig:
+def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The config.json of this model.
+
+    transformers wants a LLaMA's heads to divide its width, even where head_dim is given; what
+    does not is written as the Mistral that computes the same.
+
+    Raises:
+      TaskVecError: the rope scaling, or the shape, cannot be said in it.
+    """
+    if not (plain := config.width % config.num_heads == 0) and (
+        config.attention_bias or config.mlp_bias
+    ):
+        raise TaskVecError(
+            f"width {config.width} is no multiple of {config.num_heads} heads: Hugging Face has no"
+            " such LLaMA, and its Mistral has no biases"
+        )
+    return {
+        "architectures": ["LlamaForCausalLM" if plain else "MistralForCausalLM"],
+        "model_type": "llama" if plain else "mistral",
+        **({} if plain else {"sliding_window": None}),
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": rope_to_hf(Rope(config.rope_base, 1.0, config.rope_scaling)),
+        "max_position_embeddings": config.max_length,
+        "tie_word_embeddings": config.tied_unembed,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+
+
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
     """Reads the metadata of a GGUF file of the llama architecture.
 
     Args:
       meta: metadata key -> value.
-      shapes: tensor name -> shape, which tells whether the unembedding is tied or biased.
+      tensors: they tell whether the unembedding is tied, what has a bias, and how the rotary
+        frequencies are scaled.
+      where: the file, for messages.
+      dtype: of the parameters.
 
     Raises:
       TaskVecError: a key is missing or asks for something not supported.
@@ -164,24 +242,29 @@ def config_from_gguf(meta: Mapping[str, Any], shapes: Any, where: str, dtype: st
     keys = KeyReader(
         {k.removeprefix("llama."): v for k, v in meta.items() if k.startswith("llama.")}, where
     )
-    width, heads = keys.need("embedding_length", int), keys.need("attention.head_count", int)
-    head_dim = keys.get("attention.key_length", int, None) or width // heads
+    shapes = tensors.shapes()
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        raise TaskVecError(f"{where}: token_embd.weight is missing; the file is not complete")
+    width, heads = keys.need_size("embedding_length"), keys.need_size("attention.head_count")
+    head_dim = keys.get_size("attention.key_length", max(1, width // heads))
     keys.require("attention.value_length", head_dim, (head_dim,))
-    keys.require("rope.scaling.type", "none", ("none",))
+    for absent in ("expert_count", "expert_used_count"):
+        keys.require(absent, 0, (0,))
+    max_length = keys.get_size("context_length", 2048)
     config = DecoderConfig(
         family="llama",
-        vocab_size=shapes["token_embd.weight"][0] if "token_embd.weight" in shapes else 0,
-        num_layers=keys.need("block_count", int),
+        vocab_size=shapes["token_embd.weight"][0],
+        num_layers=keys.need_size("block_count"),
         width=width,
         num_heads=heads,
-        num_kv_heads=keys.get("attention.head_count_kv", int, None) or heads,
+        num_kv_heads=keys.get_size("attention.head_count_kv", heads),
         head_dim=head_dim,
-        mlp_width=keys.need("feed_forward_length", int),
-        # Stored in single precision: 9.99999975e-06 is 1e-05.
-        norm_eps=float(str(np.float32(keys.need("attention.layer_norm_rms_epsilon", float)))),
-        rope_base=float(str(np.float32(keys.get("rope.freq_base", float, 10_000.0)))),
-        rope_dim=keys.get("rope.dimension_count", int, head_dim),
-        max_length=keys.get("context_length", int, 2048),
+        mlp_width=keys.need_size("feed_forward_length"),
+        norm_eps=keys.single("attention.layer_norm_rms_epsilon", None),
+        rope_base=keys.single("rope.freq_base", 10_000.0),
+        rope_dim=keys.require("rope.dimension_count", head_dim, (head_dim,)),
+        rope_scaling=gguf_rope_scaling(keys, tensors, head_dim),
+        max_length=min(max_length, keys.get_size("attention.sliding_window", max_length)),
         tied_unembed="output.weight" not in shapes,
         attention_bias="blk.0.attn_q.bias" in shapes,
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
@@ -189,3 +272,85 @@ def config_from_gguf(meta: Mapping[str, Any], shapes: Any, where: str, dtype: st
     )
     keys.finish({"vocab_size"})
     return config
+
+
+def gguf_rope_scaling(keys: KeyReader, tensors: Source, rope_dim: int) -> RopeScaling | None:
+    """Rope scaling of a GGUF file: `linear` in its metadata, `llama3` as a tensor of divisors.
+
+    Raises:
+      TaskVecError: another kind, or a tensor that makes no sense.
+    """
+    kind = keys.require("rope.scaling.type", "none", ("none", "linear"))
+    factor = keys.get("rope.scaling.factor", float, 1.0)
+    keys.get("rope.scaling.original_context_length", int, 0)
+    keys.require("rope.scaling.finetuned", False, (False,))
+    divisors: list[float] = []
+    if "rope_freqs.weight" in tensors.shapes():
+        values = tensors.read("rope_freqs.weight")
+        if values.shape != (rope_dim // 2,) or not (np.isfinite(values) & (values > 0)).all():
+            raise TaskVecError(
+                f"{keys.where}: rope_freqs.weight has shape {values.shape} or numbers that are"
+                f" not above 0, expected {rope_dim // 2} of them; fetch the file again"
+            )
+        divisors = [] if (values == 1).all() else [float(n) for n in values]
+    if kind == "linear" and divisors:
+        raise TaskVecError(f"{keys.where}: two kinds of rope scaling at once are not supported")
+    if kind == "linear":
+        return RopeScaling("linear", factor=factor)
+    return RopeScaling("divisors", divisors=tuple(divisors)) if divisors else None
+
+
+def config_from_meta(
+    raw: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads params.json of Meta's own releases.
+
+    Raises:
+      TaskVecError: a key is missing, unsupported or unknown.
+    """
+    keys = KeyReader(raw, where)
+    shapes = tensors.shapes()
+    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
+        if len(shapes.get(name, ())) != 2:
+            raise TaskVecError(f"{where}: {name} is missing; the download is not complete")
+    width, heads = keys.need_size("dim"), keys.need_size("n_heads")
+    head_dim = max(1, width // heads)
+    scaling = None
+    if keys.get("use_scaled_rope", bool, False):
+        # Meta's params.json leaves the factor to its program: 8 in 3.1, 32 in the small 3.2.
+        if width < 4096 and "rope_scaling_factor" not in raw:
+            raise TaskVecError(
+                f"{where}: use_scaled_rope without rope_scaling_factor, which differs between"
+                ' Llama 3.1 (8) and 3.2 (32); add "rope_scaling_factor" to the file'
+            )
+        scaling = RopeScaling("llama3", factor=keys.get("rope_scaling_factor", float, 8.0))
+    config = DecoderConfig(
+        family="llama",
+        vocab_size=shapes["tok_embeddings.weight"][0],
+        num_layers=keys.need_size("n_layers"),
+        width=width,
+        num_heads=heads,
+        num_kv_heads=keys.get_size("n_kv_heads", heads),
+        head_dim=head_dim,
+        mlp_width=shapes["layers.0.feed_forward.w1.weight"][0],
+        norm_eps=keys.need("norm_eps", float),
+        rope_base=keys.get("rope_theta", float, 10_000.0),
+        rope_dim=head_dim,
+        rope_scaling=scaling,
+        max_length=keys.get_size("max_seq_len", 2048),
+        tied_unembed="output.weight" not in shapes,
+        dtype=dtype,
+    )
+    keys.finish({"vocab_size", "multiple_of", "ffn_dim_multiplier", "max_batch_size"})
+    return config
+
+
+FAMILY = Family(
+    hf=HF,
+    ignored=_IGNORED,
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    config_from_hf=config_from_hf,
+    config_to_hf=config_to_hf,
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
+)

@@ -1,4 +1,4 @@
-"""Pythia (GPT-NeoX) weights: Hugging Face names, and the config that comes with them."""
+"""Pythia (GPT-NeoX) weights: names of Hugging Face and GGUF, and the configs with them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.keys import HARMLESS_KEYS, KeyReader
+from convert.family import Family
+from convert.keys import HARMLESS_KEYS, KeyReader, Rope, rope_to_hf
+from convert.llama import gguf_rope_scaling
 from convert.rules import (
     Rule,
+    Source,
     heads_in,
     same,
     transposed,
@@ -19,9 +22,10 @@ from convert.rules import (
     untransposed,
 )
 from taskvec_jax.config import DecoderConfig
+from taskvec_jax.errors import TaskVecError
 
 # Buffers that old releases wrote beside the weights.
-IGNORED = re.compile(r"rotary_emb\.inv_freq$|attention\.(masked_)?bias$")
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$|attention\.(masked_)?bias$|^rope_freqs\.weight$")
 
 
 def _qkv(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -31,6 +35,7 @@ def _qkv(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _unqkv(config: DecoderConfig, *leaves: np.ndarray) -> np.ndarray:
+    """The inverse of `_qkv`."""
     parts = np.stack([leaf.transpose(1, 2, 0) for leaf in leaves], axis=1)  # [H, 3, K, D]
     return parts.reshape(-1, config.width)
 
@@ -42,8 +47,32 @@ def _qkv_bias(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _unqkv_bias(config: DecoderConfig, *leaves: np.ndarray) -> np.ndarray:
+    """The inverse of `_qkv_bias`."""
     del config
     return np.stack(leaves, axis=1).reshape(-1)
+
+
+def _gguf_qkv(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """[3 * H * K, D], all queries, then all keys, then all values -> three [D, H, K]."""
+    parts = x.reshape(3, config.num_heads, config.head_dim, x.shape[1])
+    return tuple(part.transpose(2, 0, 1) for part in parts)
+
+
+def _ungguf_qkv(config: DecoderConfig, *leaves: np.ndarray) -> np.ndarray:
+    """The inverse of `_gguf_qkv`."""
+    parts = np.stack([leaf.transpose(1, 2, 0) for leaf in leaves])  # [3, H, K, D]
+    return parts.reshape(-1, config.width)
+
+
+def _gguf_qkv_bias(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """[3 * H * K] -> three [H, K]."""
+    return tuple(x.reshape(3, config.num_heads, config.head_dim))
+
+
+def _ungguf_qkv_bias(config: DecoderConfig, *leaves: np.ndarray) -> np.ndarray:
+    """The inverse of `_gguf_qkv_bias`."""
+    del config
+    return np.stack(leaves).reshape(-1)
 
 
 _B = "gpt_neox.layers.{layer}."
@@ -78,7 +107,34 @@ HF: tuple[Rule, ...] = (
     Rule("embed_out.weight", ("unembed/kernel",), transposed, untransposed),
 )
 
-_GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+_GGUF_NAMES = {  # Hugging Face's words -> GGUF's
+    "gpt_neox.embed_in.": "token_embd.",
+    "gpt_neox.final_layer_norm.": "output_norm.",
+    "embed_out.": "output.",
+    "gpt_neox.layers.": "blk.",
+    "input_layernorm.": "attn_norm.",
+    "post_attention_layernorm.": "ffn_norm.",
+    "attention.query_key_value.": "attn_qkv.",
+    "attention.dense.": "attn_output.",
+    "mlp.dense_h_to_4h.": "ffn_up.",
+    "mlp.dense_4h_to_h.": "ffn_down.",
+}
+
+
+def _gguf_rule(rule: Rule) -> Rule:
+    name = rule.source
+    for ours, theirs in _GGUF_NAMES.items():
+        name = name.replace(ours, theirs)
+    if name.endswith("attn_qkv.weight"):
+        return Rule(name, rule.leaves, _gguf_qkv, _ungguf_qkv)
+    if name.endswith("attn_qkv.bias"):
+        return Rule(name, rule.leaves, _gguf_qkv_bias, _ungguf_qkv_bias)
+    return rule._replace(source=name)
+
+
+GGUF: tuple[Rule, ...] = tuple(_gguf_rule(rule) for rule in HF)
+
+GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -88,28 +144,121 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
       TaskVecError: a key is missing, unsupported, or unknown and not known to be harmless.
     """
     keys = KeyReader(raw, where)
-    heads, width = keys.need("num_attention_heads", int), keys.need("hidden_size", int)
-    head_dim = width // heads
-    keys.require("attention_bias", True, (True,))
+    heads, width = keys.need_size("num_attention_heads"), keys.need_size("hidden_size")
+    head_dim = max(1, width // heads)
+    rope = keys.rope("rotary_emb_base", "rotary_pct", 0.25)
     config = DecoderConfig(
         family="pythia",
-        vocab_size=keys.need("vocab_size", int),
-        num_layers=keys.need("num_hidden_layers", int),
+        vocab_size=keys.need_size("vocab_size"),
+        num_layers=keys.need_size("num_hidden_layers"),
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=head_dim,
-        mlp_width=keys.need("intermediate_size", int),
+        mlp_width=keys.need_size("intermediate_size"),
         norm_eps=keys.get("layer_norm_eps", float, 1e-5),
-        rope_base=keys.rope_base("rotary_emb_base"),
-        rope_dim=int(head_dim * keys.rope_share("rotary_pct", 0.25)),
-        max_length=keys.get("max_position_embeddings", int, 2048),
+        rope_base=rope.base,
+        rope_dim=int(head_dim * rope.share),
+        rope_scaling=rope.scaling,
+        max_length=keys.get_size("max_position_embeddings", 2048),
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
-        attention_bias=True,
+        attention_bias=keys.get("attention_bias", bool, True),
         mlp_bias=True,
         parallel_residual=keys.get("use_parallel_residual", bool, True),
-        gelu=_GELUS[keys.require("hidden_act", "gelu", tuple(_GELUS))],
+        gelu=GELUS[keys.require("hidden_act", "gelu", tuple(GELUS))],
         dtype=dtype,
     )
     keys.finish(HARMLESS_KEYS)
     return config
+
+
+def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The config.json of this model.
+
+    Raises:
+      TaskVecError: the rope scaling cannot be said in it.
+    """
+    share = config.rope_dim / config.head_dim
+    if int(config.head_dim * share) != config.rope_dim:  # transformers rounds down
+        share = (config.rope_dim + 0.5) / config.head_dim
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "gelu" if config.gelu == "exact" else "gelu_pytorch_tanh",
+        "layer_norm_eps": config.norm_eps,
+        "rotary_pct": share,  # read by transformers 4; rope_parameters by 5
+        "rope_parameters": {
+            **rope_to_hf(Rope(config.rope_base, share, config.rope_scaling)),
+            "partial_rotary_factor": share,
+        },
+        "max_position_embeddings": config.max_length,
+        "tie_word_embeddings": config.tied_unembed,
+        "attention_bias": config.attention_bias,
+        "use_parallel_residual": config.parallel_residual,
+    }
+
+
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the gptneox architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied and whether attention has biases.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = KeyReader(
+        {k.removeprefix("gptneox."): v for k, v in meta.items() if k.startswith("gptneox.")}, where
+    )
+    shapes = tensors.shapes()
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        raise TaskVecError(f"{where}: token_embd.weight is missing; the file is not complete")
+    width, heads = keys.need_size("embedding_length"), keys.need_size("attention.head_count")
+    layers = keys.need_size("block_count")
+    head_dim = max(1, width // heads)
+    rope_dim = keys.get_size("rope.dimension_count", head_dim // 4)
+    config = DecoderConfig(
+        family="pythia",
+        vocab_size=shapes["token_embd.weight"][0],
+        num_layers=layers,
+        width=width,
+        num_heads=heads,
+        num_kv_heads=keys.require("attention.head_count_kv", heads, (heads,)),
+        head_dim=head_dim,
+        mlp_width=keys.need_size("feed_forward_length"),
+        norm_eps=keys.single("attention.layer_norm_epsilon", None),
+        rope_base=keys.single("rope.freq_base", 10_000.0),
+        rope_dim=rope_dim,
+        rope_scaling=gguf_rope_scaling(keys, tensors, rope_dim),
+        max_length=keys.get_size("context_length", 2048),
+        tied_unembed="output.weight" not in shapes,
+        attention_bias="blk.0.attn_qkv.bias" in shapes,
+        mlp_bias=True,
+        parallel_residual=keys.get("use_parallel_residual", bool, True),
+        # GGUF does not say which GELU: every Pythia has the exact one, GPT-NeoX-20B tanh.
+        gelu="tanh" if (layers, width) == (44, 6144) else "exact",
+        dtype=dtype,
+    )
+    keys.finish({"vocab_size", "tensor_data_layout"})
+    return config
+
+
+FAMILY = Family(
+    hf=HF,
+    ignored=_IGNORED,
+    tied=("embed_out.weight", "gpt_neox.embed_in.weight"),
+    config_from_hf=config_from_hf,
+    config_to_hf=config_to_hf,
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
+)

@@ -1,71 +1,112 @@
-"""Where tensors come from: a Hugging Face directory of safetensors files, or a GGUF file."""
+"""Where tensors come from, one at a time: safetensors, GGUF, and (with torch) .bin and .pth files.
+
+open_source(path) -> SafetensorsSource | TorchSource | MetaSource | GGUFSource
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
-import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
+import ml_dtypes
 import numpy as np
-import safetensors
 
+from convert import gguf_file, safetensors_file
 from convert.rules import Shapes
 from taskvec_jax.errors import TaskVecError
 
+MAX_JSON = 64 << 20  # a config or an index of more bytes than this is not one
+
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a TaskVecError that says what is wrong with it."""
+    """A JSON object from a file.
+
+    Raises:
+      TaskVecError: it says what is wrong with the file.
+    """
     try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"{path.stat().st_size} bytes; allowed: {MAX_JSON}")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TaskVecError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise TaskVecError(f"{path}: holds a {type(value).__name__}, expected an object")
     return value
 
 
+def _files(directory: Path, single: str) -> tuple[list[Path], dict[str, str] | None]:
+    """The files of a checkpoint, and its index (tensor -> file name) if it has one.
+
+    Raises:
+      TaskVecError: a wrong index, or a file that is not there.
+    """
+    index = directory / f"{single}.index.json"
+    weight_map = None
+    names = [single]
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise TaskVecError(f"{index}: has no weight_map; fetch it again")
+        for name in weight_map.values():
+            if not isinstance(name, str) or Path(name).name != name:
+                raise TaskVecError(
+                    f"{index}: names the file {name!r}; allowed: files of its own directory"
+                )
+        names = sorted(set(weight_map.values()))
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise TaskVecError(
+            f"{directory}: {', '.join(missing[:4])} not there ({len(missing)} of {len(names)}"
+            " files of the index); the download is not complete, fetch it again"
+        )
+    return [directory / name for name in names], weight_map
+
+
+def _check_index(directory: Path, found: Mapping[str, Path], index: dict[str, str] | None) -> None:
+    """Every tensor lies in the file that the index names, and nowhere else."""
+    if index is None:
+        return
+    wrong = sorted(set(index) ^ set(found))
+    wrong += sorted(name for name in set(index) & set(found) if found[name].name != index[name])
+    if wrong:
+        raise TaskVecError(
+            f"{directory}: its index and its files disagree about {', '.join(wrong[:6])}"
+            f" ({len(wrong)} tensors); they are of different downloads, fetch both again"
+        )
+
+
 class SafetensorsSource:
-    """The *.safetensors files of a directory, one or sharded with an index."""
+    """model.safetensors of a directory, or the shards that its index names."""
+
+    SINGLE = "model.safetensors"
 
     def __init__(self, directory: Path) -> None:
         self.where = str(directory)
-        index = directory / "model.safetensors.index.json"
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise TaskVecError(f"{index}: has no weight_map; fetch it again")
-            files = sorted({str(name) for name in weight_map.values()})
-        else:
-            files = ["model.safetensors"]
-        self._handles: dict[str, Any] = {}
-        for name in files:
-            path = directory / name
-            if path.parent != directory or not path.is_file():
-                raise TaskVecError(
-                    f"{directory}: {name} is not there; a Hugging Face directory needs"
-                    " model.safetensors, or model.safetensors.index.json with every file it names"
-                )
-            try:
-                handle = safetensors.safe_open(path, framework="numpy")
-            except (OSError, safetensors.SafetensorError) as error:
-                raise TaskVecError(
-                    f"{path}: not a whole safetensors file ({error}); fetch it again"
-                ) from None
-            for tensor in handle.keys():
-                if tensor in self._handles:
-                    raise TaskVecError(f"{directory}: tensor {tensor} is in two files")
-                self._handles[tensor] = handle
+        self.files, index = _files(directory, self.SINGLE)
+        self._places: dict[str, Path] = {}
+        self._entries: dict[str, safetensors_file.Entry] = {}
+        for path in self.files:
+            for name, entry in safetensors_file.read_header(path).items():
+                if name in self._entries:
+                    raise TaskVecError(f"{directory}: tensor {name} is in two files")
+                self._entries[name], self._places[name] = entry, path
+        _check_index(directory, self._places, index)
 
     def shapes(self) -> Shapes:
-        return {
-            name: tuple(handle.get_slice(name).get_shape())
-            for name, handle in self._handles.items()
-        }
+        """See `rules.Source`."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def dtypes(self) -> dict[str, str]:
+        """See `rules.Source`."""
+        return {name: entry.dtype.name for name, entry in self._entries.items()}
 
     def read(self, name: str) -> np.ndarray:
-        return self._handles[name].get_tensor(name)
+        """See `rules.Source`."""
+        return safetensors_file.read_tensor(self._places[name], self._entries[name])
 
 
 class GGUFSource:
@@ -77,23 +118,172 @@ class GGUFSource:
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
-        try:
-            reader = gguf.GGUFReader(path)
-            self.meta = {key: field.contents() for key, field in reader.fields.items()}
-        except Exception as error:  # the reader raises whatever a broken header leads it to
-            raise TaskVecError(
-                f"{path}: not a whole GGUF file ({type(error).__name__}: {error}); fetch it again"
-            ) from None
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.files = [path]
+        self.meta, self._entries = gguf_file.read_header(path)
 
     def shapes(self) -> Shapes:
-        # GGUF lists the fastest-varying axis first.
+        """See `rules.Source`."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def dtypes(self) -> dict[str, str]:
+        """See `rules.Source`."""
+        plain = gguf_file.PLAIN
         return {
-            name: tuple(int(n) for n in reversed(tensor.shape))
-            for name, tensor in self._tensors.items()
+            name: plain[entry.kind.name].name if entry.kind.name in plain else "float32"
+            for name, entry in self._entries.items()
         }
 
     def read(self, name: str) -> np.ndarray:
-        tensor = self._tensors[name]
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return values.reshape([int(n) for n in reversed(tensor.shape)])
+        """See `rules.Source`."""
+        return gguf_file.read_tensor(self.files[0], name, self._entries[name])
+
+
+def _torch(path: Path) -> Any:
+    """The torch package, which only these two old formats need."""
+    try:
+        import torch
+    except ImportError:
+        raise TaskVecError(
+            f"{path}: reading it needs torch; pip install 'taskvec-jax[torch]', or use the"
+            " safetensors files of this model"
+        ) from None
+    return torch
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """Name -> torch tensor, mapped from the file; nothing in it is ever executed."""
+    torch = _torch(path)
+    try:
+        mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are not, and cannot be mapped
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises many kinds for what is no file of tensors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise TaskVecError(
+            f"{path}: not a whole torch file of plain tensors ({reason}); fetch it again"
+        ) from None
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
+        raise TaskVecError(f"{path}: holds something else than named tensors")
+    return loaded
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor as NumPy; torch has no bfloat16 there, so its bits are taken."""
+    torch = _torch(Path())
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _dtype_name(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+class TorchSource:
+    """pytorch_model.bin of a directory, or the shards that its index names; needs torch."""
+
+    SINGLE = "pytorch_model.bin"
+
+    def __init__(self, directory: Path) -> None:
+        self.where = str(directory)
+        self.files, index = _files(directory, self.SINGLE)
+        self._tensors: dict[str, Any] = {}
+        places: dict[str, Path] = {}
+        for path in self.files:
+            for name, tensor in _load_pickle(path).items():
+                if name in self._tensors:
+                    raise TaskVecError(f"{directory}: tensor {name} is in two files")
+                self._tensors[name], places[name] = tensor, path
+        _check_index(directory, places, index)
+
+    def shapes(self) -> Shapes:
+        """See `rules.Source`."""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def dtypes(self) -> dict[str, str]:
+        """See `rules.Source`."""
+        return {name: _dtype_name(tensor) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `rules.Source`."""
+        return _to_numpy(self._tensors[name])
+
+
+class MetaSource:
+    """Meta's own release: params.json and consolidated.NN.pth, one file a shard; needs torch.
+
+    Every shard holds a slice of each matrix: of its rows or of its columns, which the shapes tell.
+
+    Attributes:
+      meta: params.json.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.where = str(directory)
+        self.meta = read_json(directory / "params.json")
+        self.files = sorted(directory.glob("consolidated.*.pth"))
+        self._shards = [_load_pickle(path) for path in self.files]
+        if any(shard.keys() != self._shards[0].keys() for shard in self._shards):
+            raise TaskVecError(
+                f"{directory}: its consolidated.*.pth do not hold the same tensors; they are of"
+                " different downloads, fetch them again"
+            )
+
+    def _axis(self, name: str) -> int | None:
+        """The axis along which the shards are joined; None for what every shard has whole."""
+        shape = self._shards[0][name].shape
+        if len(shape) < 2:
+            return None
+        if name == "tok_embeddings.weight":  # Llama 3 split its rows, 1 and 2 its columns
+            return 1 if shape[1] * len(self._shards) == self.meta.get("dim") else 0
+        return 1 if name.endswith(("attention.wo.weight", "feed_forward.w2.weight")) else 0
+
+    @functools.cached_property
+    def _shapes(self) -> Shapes:
+        shapes = {}
+        for name in self._shards[0]:
+            parts = [tuple(shard[name].shape) for shard in self._shards]
+            axis, shape = self._axis(name), list(parts[0])
+            if any(part != parts[0] for part in parts):
+                raise TaskVecError(
+                    f"{self.where}: tensor {name} has other shapes in other shards, {parts}"
+                )
+            if axis is not None:
+                shape[axis] *= len(parts)
+            shapes[name] = tuple(shape)
+        return shapes
+
+    def shapes(self) -> Shapes:
+        """See `rules.Source`."""
+        return self._shapes
+
+    def dtypes(self) -> dict[str, str]:
+        """See `rules.Source`."""
+        return {name: _dtype_name(tensor) for name, tensor in self._shards[0].items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `rules.Source`."""
+        parts = [_to_numpy(shard[name]) for shard in self._shards]
+        axis = self._axis(name)
+        if axis is not None:
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+        if any(not np.array_equal(part, parts[0]) for part in parts):
+            raise TaskVecError(f"{self.where}: tensor {name} differs between shards")
+        return parts[0]
+
+
+def open_weights(directory: Path) -> SafetensorsSource | TorchSource:
+    """The weights of a Hugging Face directory; safetensors where there is a choice.
+
+    Raises:
+      TaskVecError: there are none, or damaged ones.
+    """
+    for kind in (SafetensorsSource, TorchSource):
+        if any((directory / (kind.SINGLE + end)).is_file() for end in ("", ".index.json")):
+            return kind(directory)
+    raise TaskVecError(
+        f"{directory}: no weights here; a Hugging Face directory needs model.safetensors or"
+        " pytorch_model.bin, or an index (.index.json) with every file it names"
+    )

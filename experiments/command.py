@@ -22,6 +22,7 @@ from taskvec_jax.config import DEFAULT_MODEL, DTYPES
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
+from taskvec_jax.plan import describe, plan_lines
 from taskvec_jax.tasks import Task, registry, select
 
 FLAGS = flags.FLAGS
@@ -29,13 +30,16 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def define_model_flags() -> None:
-    """--model and --dtype."""
+    """--model, --revision, --dtype and --plan."""
     flags.DEFINE_string(
         "model",
         DEFAULT_MODEL,
-        "a known name, or the path of a Hugging Face directory, .gguf file or converted model",
+        "a known name, ORG/NAME of the Hugging Face hub, or the path of a Hugging Face directory,"
+        " .gguf file, Meta's consolidated.*.pth or converted model",
     )
+    flags.DEFINE_string("revision", None, "branch, tag or commit on the hub, such as step1000")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
+    flags.DEFINE_bool("plan", False, "say what the model needs and where it fits, and do nothing")
 
 
 def define_prompt_flags() -> None:
@@ -110,7 +114,7 @@ def model_from_flags() -> Model:
         def update(what: str, done: int, total: int) -> None:
             bar.update(row, description=f"{what} {FLAGS.model}", completed=done, total=total)
 
-        return load_model(FLAGS.model, FLAGS.dtype, update)
+        return load_model(FLAGS.model, FLAGS.dtype, update, FLAGS.revision)
 
 
 def enable_compilation_cache() -> None:
@@ -143,6 +147,10 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax and JAX speak at length below that
         enable_compilation_cache()
         try:
+            if "plan" in FLAGS and FLAGS.plan:
+                for line in plan_lines(*describe(FLAGS.model)):
+                    console.print(line, markup=False)
+                return
             main()
         except TaskVecError as error:
             _refuse(str(error))

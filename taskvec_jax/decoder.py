@@ -18,14 +18,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 
-from taskvec_jax import llama, pythia
+from taskvec_jax import gptj, llama, pythia
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.layers import look, plain_layout, project
 
 Params = Any  # {"params": {...}}, a plain nested dict of arrays
 
-FAMILY_MODULES = {"llama": llama, "pythia": pythia}
+FAMILY_MODULES = {"llama": llama, "pythia": pythia, "gptj": gptj}
 
 
 class Override(NamedTuple):
@@ -172,7 +172,9 @@ class Decoder(nn.Module):
             ),
             layers=family.Block(c, name="layers"),
             final_norm=family.Norm(c, name="final_norm"),
-            unembed=None if c.tied_unembed else project(c, c.vocab_size, False)(name="unembed"),
+            unembed=(
+                None if c.tied_unembed else project(c, c.vocab_size, c.unembed_bias)(name="unembed")
+            ),
         )
 
     def _run(
@@ -181,6 +183,11 @@ class Decoder(nn.Module):
         """Residual stream after the last block [B, T, D], and what was read [L, B, D]."""
         c = self.config
         rows, num_tokens = tokens.shape
+        if num_tokens > c.max_length:
+            raise TaskVecError(
+                f"{num_tokens} tokens in a row; this model reads at most {c.max_length}:"
+                " shorten the prompts"
+            )
         sight = look(c, plain_layout(num_tokens))
         x = parts.embed(tokens).astype(c.stream_dtype)
         row = jnp.arange(rows)

@@ -19,11 +19,14 @@ RANKS = [
     ],
     ["taskvec_jax.tasks"],
     ["taskvec_jax.layers", "taskvec_jax.prompts"],
-    ["taskvec_jax.llama", "taskvec_jax.pythia"],
+    ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
     ["taskvec_jax.decoder"],
-    ["taskvec_jax.task_vectors", "taskvec_jax.checkpoint"],
+    ["taskvec_jax.task_vectors", "taskvec_jax.checkpoint", "taskvec_jax.soundness"],
     ["convert"],
-    ["taskvec_jax.loading"],
+    ["taskvec_jax.loading", "taskvec_jax.plan"],
+    ["convert.command"],
+    ["convert.verify", "convert.export"],
+    ["convert.__main__"],
     ["taskvec_jax.sweep", "taskvec_jax.patching", "taskvec_jax.vocabulary"],
     ["taskvec_jax.evaluation"],
     ["taskvec_jax.controls"],
@@ -31,7 +34,7 @@ RANKS = [
     ["experiments"],
 ]
 WORDS = {"tasks", "prompts", "sampling", "tokenizer"}
-ARRAYS = {"layers", "llama", "pythia", "decoder", "task_vectors"}
+ARRAYS = {"layers", "llama", "pythia", "gptj", "decoder", "task_vectors"}
 
 
 def modules() -> dict[str, Path]:
@@ -98,7 +101,7 @@ def test_foreign_libraries_have_one_door():
         for name in imported(path):
             doors.setdefault(name.split(".")[0], set()).add(module)
     assert doors["orbax"] == {"taskvec_jax.checkpoint"}
-    assert doors["transformers"] == {"convert.tokenizers"}
+    assert doors["transformers"] == {"convert.tokenizers", "convert.verify"}
     assert all(module.split(".")[0] in ("convert", "experiments") for module in doors["absl"])
     assert all(module.split(".")[0] == "convert" for module in doors.get("torch", set()))
     library = {m for m in modules() if m.startswith("taskvec_jax")}

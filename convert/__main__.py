@@ -1,0 +1,64 @@
+"""Converts a model once, so that every later run restores it without its source.
+
+    python -m convert --model=llama-7b                        checkpoints/llama-7b
+    python -m convert --model=EleutherAI/pythia-70m --revision=step1000
+    python -m convert --model=PATH --out=DIRECTORY --dtype=bfloat16 --verify
+    python -m convert --model=llama-30b --plan                numbers only, no network
+
+Tensors go one by one from the source to the device, so peak memory is the model plus a little;
+what is written appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+import taskvec_jax.checkpoint as checkpoint
+from convert import command
+from convert.command import FLAGS, console
+from taskvec_jax.loading import checkpoint_path, convert_model, from_hub_or_wheel
+from taskvec_jax.plan import describe, plan_lines
+
+
+def target() -> Path:
+    """Where the converted model goes: --out, or under its name in the checkpoints directory."""
+    if FLAGS.out:
+        return Path(FLAGS.out)
+    if from_hub_or_wheel(FLAGS.model, FLAGS.revision):
+        return checkpoint_path(FLAGS.model, FLAGS.revision)
+    return checkpoint_path(Path(FLAGS.model).absolute().name.removesuffix(".gguf"))
+
+
+def main() -> None:
+    """Converts, or plans, as the flags ask."""
+    if FLAGS.plan:
+        for line in plan_lines(*describe(FLAGS.model)):
+            console.print(line, markup=False)
+        return
+    out = target()
+    command.reporting(
+        lambda report: convert_model(
+            FLAGS.model, out, dtype=FLAGS.dtype, revision=FLAGS.revision, progress=report
+        )
+    )
+    manifest = checkpoint.read_manifest(out)
+    console.print(
+        f"{out}: {checkpoint.read_config(out).dtype}, weights sha256"
+        f" {manifest['weights_sha256'][:16]}"
+    )
+    if FLAGS.verify:
+        from convert import verify  # torch, where it is installed, is slow to import
+
+        verify.report(str(out), FLAGS.dtype or "bfloat16")
+
+
+if __name__ == "__main__":
+    command.define_model_flags()
+    flags.DEFINE_string(
+        "out", None, "directory of the converted model; checkpoints/<name> when left out"
+    )
+    flags.DEFINE_bool("verify", False, "print the parity certificate afterwards")
+    flags.DEFINE_bool("plan", False, "say what the model needs, and do nothing")
+    command.run(main)

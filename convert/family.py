@@ -1,0 +1,32 @@
+"""What a family of models brings to its conversion: tables of rules, and readers of configs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from convert.rules import Rule, Source
+from taskvec_jax.config import DecoderConfig
+
+
+class Family(NamedTuple):
+    """One family, in every format it is known to come in.
+
+    Attributes:
+      hf: the rules for Hugging Face's names.
+      ignored: names of tensors that carry no weights (buffers written by old releases).
+      tied: (unembedding, embedding) in Hugging Face's names: a tied model may store both.
+      config_from_hf: (raw config.json, where, dtype) -> config.
+      config_to_hf: config -> a config.json that transformers reads.
+      gguf: the rules for GGUF's names; None where there is no such architecture.
+      config_from_gguf: (metadata, tensors, where, dtype) -> config.
+    """
+
+    hf: tuple[Rule, ...]
+    ignored: re.Pattern[str]
+    tied: tuple[str, str]
+    config_from_hf: Callable[[Mapping[str, Any], str, str], DecoderConfig]
+    config_to_hf: Callable[[DecoderConfig], dict[str, Any]]
+    gguf: tuple[Rule, ...] | None = None
+    config_from_gguf: Callable[[Mapping[str, Any], Source, str, str], DecoderConfig] | None = None

@@ -1,0 +1,71 @@
+"""Fetches a model from the Hugging Face hub; the hub's own cache is asked first, alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from convert.sources import open_weights
+from taskvec_jax.errors import TaskVecError
+
+_SMALL = re.compile(
+    r"config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|vocab\.json|merges\.txt"
+)
+_WEIGHTS = (
+    re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"),
+    re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json"),
+)
+
+
+def wanted_files(names: list[str]) -> list[str]:
+    """The files of a repository that a conversion needs: safetensors if it has any, else .bin."""
+    for pattern in _WEIGHTS:
+        if weights := [name for name in names if pattern.fullmatch(name)]:
+            return [name for name in names if _SMALL.fullmatch(name)] + weights
+    return []
+
+
+def fetch(repository: str, revision: str | None) -> Path:
+    """The local directory of a model of the hub, downloaded if it is not in the hub's cache yet.
+
+    Args:
+      repository: ORG/NAME.
+      revision: branch, tag or commit; None: the default branch.
+
+    Raises:
+      TaskVecError: it is not here and cannot be fetched.
+    """
+    import huggingface_hub  # slow to import
+
+    what = repository + (f" at revision {revision}" if revision else "")
+    try:
+        found = huggingface_hub.snapshot_download(
+            repository, revision=revision, local_files_only=True
+        )
+        if (Path(found) / "config.json").is_file():
+            open_weights(Path(found))
+            return Path(found)
+    except TaskVecError:
+        pass  # a download that was cut off: go on with it
+    except Exception:  # huggingface_hub raises several kinds for "not in the cache"
+        pass
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
+        files = wanted_files(list(names))
+        if files:
+            return Path(
+                huggingface_hub.snapshot_download(
+                    repository, revision=revision, allow_patterns=files
+                )
+            )
+    except Exception as error:  # no network, no such repository, gated, disk full
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise TaskVecError(
+            f"{what} is not on this machine and cannot be fetched from the Hugging Face hub"
+            f" ({type(error).__name__}: {reason}); connect once (and accept its licence if it is"
+            " gated), or copy its directory here and give it with --model=PATH"
+        ) from None
+    raise TaskVecError(
+        f"{what} has neither safetensors nor pytorch_model.bin files; give the path of another"
+        " form of this model with --model=PATH"
+    )

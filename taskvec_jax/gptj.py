@@ -1,0 +1,24 @@
+"""GPT-J's block (Wang and Komatsuzaki 2021): attention and MLP side by side behind one norm."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.layers import Attention, GeluMLP, LayerNorm, Sight, rotate_pairs
+
+Norm = LayerNorm
+
+
+class Block(nn.Module):
+    """One layer: residual stream in, residual stream out."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        c = self.config
+        read = Norm(c, name="attn_norm")(x)
+        attended = Attention(c, rotate=rotate_pairs, name="attn")(read, sight)
+        return x + attended + GeluMLP(c, name="mlp")(read)

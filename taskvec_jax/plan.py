@@ -1,0 +1,143 @@
+"""What a model needs, before anything is fetched: parameters, bytes, and where it fits.
+
+    print("\\n".join(plan_lines(*describe("llama-30b"))))
+
+Numbers come from the shapes alone; no weights and no network are touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import jax
+
+from taskvec_jax import checkpoint
+from taskvec_jax.config import NAMED_MODELS, DecoderConfig
+from taskvec_jax.decoder import leaf_shapes
+from taskvec_jax.errors import TaskVecError
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+SHOWN_DTYPES = ("float32", "bfloat16")
+GB = 1e9
+MESHES = ((1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
+PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
+QUERY_TOKENS = 16  # of a zero-shot query
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Equal devices.
+
+    Attributes:
+      name: what to call them.
+      devices: how many.
+      device_bytes: memory of each.
+    """
+
+    name: str
+    devices: int
+    device_bytes: float
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """How many numbers the model consists of; a tied unembedding counts once."""
+    return sum(math.prod(shape) for shape in leaf_shapes(config).values())
+
+
+def weight_bytes(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of all parameters."""
+    return parameter_count(config) * ITEM_BYTES[dtype]
+
+
+def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
+    """Bytes of the parameters that each of some devices holds.
+
+    A leaf is split along its first axis, layers aside, that the devices divide; one without such
+    an axis is held whole by each. LLaMA 30B's 52 heads do not divide among 8: its attention is
+    split along D there.
+    """
+    total = 0
+    for path, shape in leaf_shapes(config).items():
+        axes = shape[path.startswith("layers/") :]
+        split = any(axis % devices == 0 for axis in axes)
+        total += math.prod(shape) // (devices if split else 1)
+    return total * ITEM_BYTES[dtype]
+
+
+def sweep_bytes(config: DecoderConfig, batch_size: int = 50) -> int:
+    """An upper estimate of what a layer sweep needs beside the weights, on one device.
+
+    The larger of its two programs (see sweep.py): reading rows of demonstrations, or injecting L
+    copies of the last token into rows of zero-shot queries. Counted for each: the residual stream
+    twice, attention scores and weights, the MLP's hidden layer three times, logits once more than
+    needed; and the residuals that are read.
+    """
+    c, wide = config, ITEM_BYTES[config.stream_dtype]
+
+    def program(tokens: int, answers: int) -> int:
+        cells = 2 * tokens * c.width + 2 * c.num_heads * tokens**2 + 3 * tokens * c.mlp_width
+        cells += 3 * tokens * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        return batch_size * (cells + 2 * answers * c.vocab_size) * wide
+
+    read = program(PROMPT_TOKENS, 3) + 3 * batch_size * c.num_layers * c.width * wide
+    inject = program(QUERY_TOKENS + c.num_layers, 1 + c.num_layers)
+    return max(read, inject)
+
+
+def this_machine() -> Mesh:
+    """The devices JAX sees, and their memory (of the host, on a CPU)."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if devices[0].platform == "cpu":  # simulated devices share one memory
+        memory /= len(devices)
+    return Mesh(f"this machine ({devices[0].device_kind})", len(devices), float(memory))
+
+
+def describe(name_or_path: str) -> tuple[str, DecoderConfig]:
+    """Name and shapes of a model, without reading its weights.
+
+    Raises:
+      TaskVecError: neither a known name nor a path that holds a model.
+    """
+    if name_or_path in NAMED_MODELS:
+        return name_or_path, NAMED_MODELS[name_or_path].config
+    path = Path(name_or_path)
+    if checkpoint.is_checkpoint(path):
+        return path.name, checkpoint.read_config(path)
+    if not path.exists():
+        raise TaskVecError(
+            f"no plan for {name_or_path!r}: its shapes are not here; allowed: a path, or one of"
+            f" {', '.join(NAMED_MODELS)}"
+        )
+    from convert import read_config  # only for weights that are not converted yet
+
+    return path.name, read_config(path)
+
+
+def plan_lines(name: str, config: DecoderConfig, batch_size: int = 50) -> list[str]:
+    """The plan, for people."""
+    c = config
+    lines = [
+        f"{name}: {parameter_count(c):,} parameters; {c.family}, {c.num_layers} layers, width"
+        f" {c.width}, {c.num_heads} heads ({c.num_kv_heads} key/value) of {c.head_dim}, MLP"
+        f" {c.mlp_width}, vocabulary {c.vocab_size}, context {c.max_length}",
+        "weights: " + ", ".join(f"{weight_bytes(c, d) / GB:.2f} GB as {d}" for d in SHOWN_DTYPES),
+        f"a layer sweep of {batch_size} prompts at a time: up to"
+        f" {sweep_bytes(c, batch_size) / GB:.2f} GB beside them",
+    ]
+    meshes = [this_machine()]
+    meshes += [Mesh(f"{n} x {size} GB", n, size * GB) for n, size in MESHES]
+    for mesh in meshes:
+        cells = []
+        for dtype in SHOWN_DTYPES:
+            need = share_bytes(c, dtype, mesh.devices) + sweep_bytes(c, batch_size)
+            verdict = "fits" if need <= mesh.device_bytes else "DOES NOT FIT"
+            cells.append(f"{dtype} {need / GB:.2f} GB a device, {verdict}")
+        memory = f"{mesh.devices} x {mesh.device_bytes / GB:.0f} GB"
+        label = mesh.name if mesh.name == memory else f"{mesh.name}, {memory}"
+        lines.append(f"{label}: " + "; ".join(cells))
+    return lines
