@@ -23,7 +23,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.plan import describe, plan_lines
-from taskvec_jax.tasks import Task, select
+from taskvec_jax.tasks import Task, registry, select
 
 FLAGS = flags.FLAGS
 console = Console(highlight=False, soft_wrap=True)
@@ -57,9 +57,15 @@ def define_prompt_flags() -> None:
         "batch_size", defaults.batch_size, "prompts a compiled call works on; changes no result"
     )
     flags.DEFINE_list("tasks", None, "names, separated by commas; all when left out")
+    define_task_flags()
+
+
+def define_task_flags() -> None:
+    """Where tasks come from."""
     flags.DEFINE_string(
         "task_data", None, "directory of category/name.json files to use instead of our own"
     )
+    flags.DEFINE_string("task_file", None, "JSON or Python file of tasks that join the others")
 
 
 def settings_from_flags() -> Settings:
@@ -74,8 +80,18 @@ def settings_from_flags() -> Settings:
 
 
 def tasks_from_flags(names: list[str] | None = None) -> list[Task]:
-    """The named tasks, or those that --tasks names, from where --task_data says."""
-    return select(names or FLAGS.tasks, Path(FLAGS.task_data) if FLAGS.task_data else None)
+    """The named tasks, or those that --tasks names, from where --task_data and --task_file say."""
+    return select(names or FLAGS.tasks, *_task_paths())
+
+
+def available_tasks_from_flags() -> list[Task]:
+    """All tasks the flags make known, whether asked for or not."""
+    return list(registry(*_task_paths()).values())
+
+
+def _task_paths() -> tuple[Path | None, Path | None]:
+    data, own = (Path(path) if path else None for path in (FLAGS.task_data, FLAGS.task_file))
+    return data, own
 
 
 def progress_bar() -> Progress:
@@ -201,13 +217,18 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "count": jax.device_count(),
         },
         "dtype": model.config.dtype,
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "matmul_precision": matmul_precision(),
         "seed": seed,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer.sha256,
         "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
         "seconds": round(seconds, 3),
     }
+
+
+def matmul_precision() -> str:
+    """What --jax_default_matmul_precision, or the environment, asks for."""
+    return str(jax.config.values["jax_default_matmul_precision"] or "default")
 
 
 def _module_name() -> str:

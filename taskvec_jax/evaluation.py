@@ -194,6 +194,96 @@ def random_like(theta: np.ndarray, *seed: object) -> np.ndarray:
     return (noise * np.linalg.norm(theta, axis=-1, keepdims=True)).astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One task on one model with its layer chosen: what every score of the task starts from.
+
+    Shapes: N prompts of each split, L layers, D width.
+
+    Attributes:
+      judge: scores predicted tokens of this task.
+      dev, test: the prompts.
+      theta: float32 [N, L, D], theta of each test prompt after every layer.
+      icl: int [N], what the model says to the whole test prompts.
+      dev_swept: int [N, 1 + L], what it says to the dev queries: untouched, then with each
+        prompt's own theta injected after every layer.
+      curve: [L], dev accuracy by layer.
+      layer: argmax of the curve, ties to the lowest.
+    """
+
+    judge: Judge
+    dev: list[Prompt]
+    test: list[Prompt]
+    theta: np.ndarray
+    icl: np.ndarray
+    dev_swept: np.ndarray
+    curve: np.ndarray
+    layer: int
+
+
+def draw_prompts(fitted: FittedTask, settings: Settings, split: str) -> list[Prompt]:
+    """The prompts of one split ("dev" or "test") under these settings."""
+    return sample(
+        fitted,
+        seed=settings.seed,
+        split=split,
+        count=settings.num_prompts,
+        num_demonstrations=settings.num_demonstrations,
+        num_dummy_queries=settings.num_dummy_queries,
+    )
+
+
+def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.ndarray:
+    """Theta of each prompt after every layer, averaged over its dummy queries: [N, L, D]."""
+    texts = [model.tokenizer.encode_all(prompt.dummies()) for prompt in prompts]
+    return read_texts(model, texts, batch_size)[0].mean(axis=1)
+
+
+def sweep_dev(
+    judge: Judge, dev: Sequence[Prompt], theta: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Injects each dev prompt's own theta [N, L, D] after every layer.
+
+    Returns:
+      predictions int [N, 1 + L], the untouched query's first, and accuracy by layer [L].
+    """
+    model = judge.model
+    queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
+    swept = sweep_layers(model, queries, theta, batch_size).tokens
+    return swept, judge.correct(dev, swept[:, 1:]).mean(axis=0)
+
+
+def measure(
+    model: Model,
+    task: Task,
+    settings: Settings,
+    progress: Callable[[int], None] = lambda prompts: None,
+) -> Measured:
+    """Reads theta of all prompts and chooses the layer on dev.
+
+    Raises:
+      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+    """
+    judge = Judge(model, fit(task, model.tokenizer))
+    dev, test = (draw_prompts(judge.fitted, settings, split) for split in ("dev", "test"))
+    n, encode = len(dev), model.tokenizer.encode_all
+    # Test prompts branch into the dummy queries and the query itself, dev prompts only the former.
+    texts = [encode(p.dummies()) for p in dev] + [encode([*p.dummies(), p.icl()]) for p in test]
+    residuals, read = read_texts(model, texts, settings.batch_size)
+    theta = residuals[:, : settings.num_dummy_queries].mean(axis=1)  # [2N, L, D]
+    swept, curve = sweep_dev(judge, dev, theta[:n], settings.batch_size)
+    progress(n)
+    return Measured(
+        judge, dev, test, theta[n:], read.tokens[n:, -1], swept, curve, best_layer(curve)
+    )
+
+
+def random_control(measured: Measured, settings: Settings) -> np.ndarray:
+    """A random direction with the norm of each test prompt's theta at the best layer: [N, D]."""
+    name = measured.judge.fitted.task.name
+    return random_like(measured.theta[:, measured.layer], settings.seed, name, "random vector")
+
+
 def evaluate_task(
     model: Model,
     task: Task,
@@ -208,66 +298,57 @@ def evaluate_task(
     Raises:
       TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
     """
-    fitted = fit(task, model.tokenizer)
-    judge = Judge(model, fitted)
-    dev, test = (
-        sample(
-            fitted,
-            seed=settings.seed,
-            split=split,
-            count=settings.num_prompts,
-            num_demonstrations=settings.num_demonstrations,
-            num_dummy_queries=settings.num_dummy_queries,
-        )
-        for split in ("dev", "test")
-    )
-    n, encode = len(dev), model.tokenizer.encode_all
-    # Test prompts branch into the dummy queries and the query itself, dev prompts only the former.
-    texts = [encode(p.dummies()) for p in dev] + [encode([*p.dummies(), p.icl()]) for p in test]
-    queries = encode([p.zero_shot() for p in [*dev, *test]])
-    residuals, read = read_texts(model, texts, settings.batch_size)
-    theta = residuals[:, : settings.num_dummy_queries].mean(axis=1)  # [2N, L, D]
-    icl = read.tokens[n:, -1]
-
-    swept = sweep_layers(model, queries[:n], theta[:n], settings.batch_size).tokens
-    progress(n)
-    dev_correct = judge.correct(dev, swept[:, 1:])  # [N, L]
-    curve = dev_correct.mean(axis=0)
-    layer = best_layer(curve)
-
-    chosen = theta[n:, layer]
-    random = random_like(chosen, settings.seed, task.name, "random vector")
+    measured = measure(model, task, settings, progress)
+    queries = model.tokenizer.encode_all([p.zero_shot() for p in measured.test])
+    chosen, layer = measured.theta[:, measured.layer], measured.layer
     injected = inject_vectors(
         model,
-        queries[n:],
-        np.stack([chosen, random], axis=1),
+        queries,
+        np.stack([chosen, random_control(measured, settings)], axis=1),
         np.array([layer, layer]),
         settings.batch_size,
     ).tokens
-    progress(n)
-    base = np.concatenate([judge.correct(dev, swept[:, 0]), judge.correct(test, injected[:, 0])])
+    progress(len(queries))
+    return score_task(measured, *injected.T)
+
+
+def score_task(
+    measured: Measured, untouched: np.ndarray, vector: np.ndarray, random: np.ndarray
+) -> TaskResult:
+    """Judges what the model says to the zero-shot test queries.
+
+    Args:
+      untouched: int [N], with nothing injected.
+      vector: int [N], with theta of each prompt at the best layer.
+      random: int [N], with a random vector in its place.
+    """
+    m = measured
+    judge, fitted = m.judge, m.judge.fitted
+    base = np.concatenate(
+        [judge.correct(m.dev, m.dev_swept[:, 0]), judge.correct(m.test, untouched)]
+    )
     warnings = [fitted.note] if fitted.note else []
-    if (swept[:, 1:] == swept[:, :1]).all():
+    if (m.dev_swept[:, 1:] == m.dev_swept[:, :1]).all():
         warnings.append(
-            f"{task.name}: no injection at any layer changed any prediction; the vector is not"
-            " reaching the output"
+            f"{fitted.task.name}: no injection at any layer changed any prediction; the vector is"
+            " not reaching the output"
         )
     return TaskResult(
         baseline=accuracy(base),
-        icl=accuracy(judge.correct(test, icl)),
-        task_vector=accuracy(judge.correct(test, injected[:, 1])),
-        random_vector=accuracy(judge.correct(test, injected[:, 2])),
-        icl_strict=accuracy(judge.strictly_correct(test, icl)),
-        task_vector_strict=accuracy(judge.strictly_correct(test, injected[:, 1])),
-        best_layer=layer,
-        dev_accuracy_by_layer=[float(share) for share in curve],
+        icl=accuracy(judge.correct(m.test, m.icl)),
+        task_vector=accuracy(judge.correct(m.test, vector)),
+        random_vector=accuracy(judge.correct(m.test, random)),
+        icl_strict=accuracy(judge.strictly_correct(m.test, m.icl)),
+        task_vector_strict=accuracy(judge.strictly_correct(m.test, vector)),
+        best_layer=m.layer,
+        dev_accuracy_by_layer=[float(share) for share in m.curve],
         num_pairs=len(fitted.pairs),
         num_all_pairs=fitted.num_all,
         leading_space=fitted.leading_space,
         examples=[
-            Example(p.query.input, p.query.output, said, vector)
-            for p, said, vector in zip(
-                test, judge.answers(icl), judge.answers(injected[:, 1]), strict=True
+            Example(p.query.input, p.query.output, said, told)
+            for p, said, told in zip(
+                m.test, judge.answers(m.icl), judge.answers(vector), strict=True
             )
         ],
         warnings=warnings,

@@ -27,11 +27,14 @@ import numpy as np
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import PADDING, TRUNK, Layout, look
+from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.loading import Model
 from taskvec_jax.tokenizer import PAD
 
-LENGTH_STEP = 8  # row lengths are rounded up to a multiple of this, to keep compiled shapes few
+# Row lengths are rounded up, so that few shapes are compiled: trees to a multiple of 8, queries to
+# 4, 12, 20 ... tokens, because most zero-shot queries have 4.
+TREE_STEP = 8
+QUERY_STEP, QUERY_FIRST = 8, 4
 NUM_GROUPS = 5  # of layers, in the wavefront
 
 
@@ -108,19 +111,33 @@ def plant(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: int) -> R
     return Rows(tokens, positions, branches, ends)
 
 
-def _layer_slice(params: Params, start: int, stop: int) -> Params:
-    return jax.tree.map(lambda leaf: leaf[start:stop], params["params"]["layers"])
+def _layer(params: Params, index: jax.Array) -> Params:
+    """The parameters of one layer, taken from the stack inside a loop over layers."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False),
+        params["params"]["layers"],
+    )
 
 
 def _answer(config: DecoderConfig, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Most likely token and its logit for states [..., D]."""
-    logits = Decoder(config).apply(params, x, method="unembed")
-    return argmax(logits), jnp.max(logits, axis=-1)
+    return top(Decoder(config).apply(params, x, method="unembed"))
 
 
-def argmax(logits: jax.Array) -> jax.Array:
-    """int32 argmax over the last axis, ties to the lowest index."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """int32 argmax over the last axis, ties to the lowest index, and the maximum.
+
+    In two steps, the best of each block and then inside the best block: XLA's argmax on CPU is
+    scalar and costs as much as the unembedding, while a maximum over a short axis vectorises.
+    """
+    size = logits.shape[-1]
+    block = next(b for b in (128, 64, 32, 16, 8, 4, 2, 1) if size % b == 0)
+    blocks = logits.reshape(*logits.shape[:-1], size // block, block)
+    highest = jnp.max(blocks, axis=-1)  # [..., V / block]
+    which = jnp.argmax(highest, axis=-1)  # [...]
+    inside = jnp.take_along_axis(blocks, which[..., None, None], axis=-2)[..., 0, :]
+    index = which * block + jnp.argmax(inside, axis=-1)
+    return index.astype(jnp.int32), jnp.max(highest, axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -141,11 +158,11 @@ def read_rows(
     x = Decoder(config).apply(params, tokens, method="embed")
     row = jnp.arange(tokens.shape[0])[:, None]
 
-    def step(x: jax.Array, layer: Params) -> tuple[jax.Array, jax.Array]:
-        x = block.apply({"params": layer}, x, sight)
+    def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = block.apply({"params": _layer(params, index)}, x, sight)
         return x, x[row, ends]
 
-    x, residuals = jax.lax.scan(step, x, params["params"]["layers"])
+    x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
     return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, x[row, ends]))
 
 
@@ -195,15 +212,14 @@ def inject_rows(
         sight = look(config, layout)
 
         def step(
-            x: jax.Array, inputs: tuple[Params, jax.Array], sight=sight, alive=alive
+            x: jax.Array, index: jax.Array, sight: Sight = sight, alive: int = alive
         ) -> tuple[jax.Array, None]:
-            layer, index = inputs
-            x = block.apply({"params": layer}, x, sight)
+            x = block.apply({"params": _layer(params, index)}, x, sight)
             born = (layers[:, :alive] == index)[..., None]
             copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
             return jnp.concatenate([x[:, :length], copies], axis=1), None
 
-        x, _ = jax.lax.scan(step, x, (_layer_slice(params, start, stop), jnp.arange(start, stop)))
+        x, _ = jax.lax.scan(step, x, jnp.arange(start, stop))
         start = stop
     plain = x[jnp.arange(rows), last][:, None]
     return _answer(config, params, jnp.concatenate([plain, x[:, length:]], axis=1))
@@ -215,8 +231,9 @@ def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[i
     return tuple((end, end) for end in ends)
 
 
-def _round_up(n: int, step: int) -> int:
-    return -(-n // step) * step
+def _round_up(n: int, step: int, first: int = 0) -> int:
+    """The smallest of first, first + step, first + 2 step ... that is at least n."""
+    return first + max(0, -(-(n - first) // step)) * step
 
 
 def _chunks(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -253,7 +270,7 @@ def read_texts(
         np.empty((len(rows), reads), np.int32), np.empty((len(rows), reads), np.float32)
     )
     for chunk in _chunks(lengths, batch_size):
-        length = _round_up(max(lengths[i] for i in chunk), LENGTH_STEP)
+        length = _round_up(max(lengths[i] for i in chunk), TREE_STEP)
         planted = plant([rows[i] for i in _fill(chunk, batch_size)], length, reads)
         layout = Layout(jnp.asarray(planted.positions), jnp.asarray(planted.branches))
         read, tokens, logits = read_rows(config, model.params, planted.tokens, layout, planted.ends)
@@ -318,7 +335,7 @@ def inject_vectors(
     shape = (rows, 1 + vectors.shape[1])
     answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
     for chunk in _chunks(lengths, batch_size):
-        length = _round_up(max(lengths[i] for i in chunk), LENGTH_STEP)
+        length = _round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
         filled = _fill(chunk, batch_size)
         tokens = np.full((batch_size, length), PAD, np.int32)
         for row, i in zip(tokens, filled, strict=True):

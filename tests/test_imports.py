@@ -10,8 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import modules that stand in an earlier line only.
 RANKS = [
-    ["taskvec_jax.errors"],
-    ["taskvec_jax.config", "taskvec_jax.sampling", "taskvec_jax.tokenizer"],
+    ["taskvec_jax.errors", "taskvec_jax.published"],
+    [
+        "taskvec_jax.config",
+        "taskvec_jax.sampling",
+        "taskvec_jax.tokenizer",
+        "taskvec_jax.geometry",
+    ],
     ["taskvec_jax.tasks"],
     ["taskvec_jax.layers", "taskvec_jax.prompts"],
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
@@ -22,8 +27,9 @@ RANKS = [
     ["convert.command"],
     ["convert.verify", "convert.export"],
     ["convert.__main__"],
-    ["taskvec_jax.sweep"],
+    ["taskvec_jax.sweep", "taskvec_jax.patching", "taskvec_jax.vocabulary"],
     ["taskvec_jax.evaluation"],
+    ["taskvec_jax.controls"],
     ["taskvec_jax"],
     ["experiments"],
 ]

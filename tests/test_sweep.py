@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY, model_of, read_of
@@ -19,7 +20,8 @@ LENGTH = 32  # all reference rows are padded to this, so that they compile once
 def one_length():
     """Rounds row lengths up to one shape: what is tested here is numbers, not speed."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(sweep, "LENGTH_STEP", LENGTH)
+    patch.setattr(sweep, "TREE_STEP", LENGTH)
+    patch.setattr(sweep, "QUERY_FIRST", LENGTH)
     yield
     patch.undo()
 
@@ -165,6 +167,20 @@ def test_shared_prefix_leaves_every_text_its_last_token():
     assert sweep.shared_prefix([[1, 2, 3], [1, 2]]) == 1
     assert sweep.shared_prefix([[1, 2, 3], [4, 2, 3]]) == 0
     assert sweep.tree_length([[1, 2, 3], [1, 2, 4, 5]]) == 2 + 1 + 2
+
+
+def test_row_lengths_are_rounded_up_to_few_shapes():
+    assert [sweep._round_up(n, 8) for n in (1, 8, 9, 40)] == [8, 8, 16, 40]
+    assert [sweep._round_up(n, 8, 4) for n in (1, 4, 5, 12, 13)] == [4, 4, 12, 12, 20]
+
+
+def test_the_two_step_maximum_takes_the_lowest_of_equals():
+    logits = np.random.RandomState(0).randint(0, 5, (7, 3, 96)).astype(np.float32)
+    tokens, values = sweep.top(jnp.asarray(logits))
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+    np.testing.assert_array_equal(values, logits.max(-1))
+    odd = np.random.RandomState(0).standard_normal((5, 101)).astype(np.float32)
+    np.testing.assert_array_equal(sweep.top(jnp.asarray(odd))[0], odd.argmax(-1))
 
 
 def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():

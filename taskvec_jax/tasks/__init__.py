@@ -1,64 +1,30 @@
-"""The registry of tasks: the paper's 18, with our own data, or a directory of the user's.
+"""The registry of tasks: the paper's 18, with our own data, or the user's own files.
 
 `TASKS` maps each name (`category_short_name`) to its Task, in the order of the paper's table.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tasks.algorithmic import algorithmic_tasks
 from taskvec_jax.tasks.task import Pair, Task
+from taskvec_jax.tasks.task_file import read_own_tasks, read_task_file
 
-__all__ = ["TASKS", "Pair", "Task", "read_task_directory", "select"]
+__all__ = [
+    "TASKS",
+    "Pair",
+    "Task",
+    "read_own_tasks",
+    "read_task_directory",
+    "read_task_file",
+    "registry",
+    "select",
+]
 
 _DATA = Path(__file__).parent / "data"
-
-
-def read_task_file(path: Path) -> Task:
-    """Reads `category/name.json`.
-
-    The file holds `{input: output}`, the layout of the paper's released data, or a list of
-    `{"input": ..., "output": ..., "accepted": [...]}` where `accepted` is optional.
-
-    Raises:
-      TaskVecError: not such a file; inputs that repeat; empty strings.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TaskVecError(f"{path}: cannot be read as JSON: {error}") from None
-    if isinstance(raw, dict):
-        raw = [{"input": k, "output": v} for k, v in raw.items()]
-    if not isinstance(raw, list) or not raw:
-        raise TaskVecError(
-            f'{path}: must hold {{input: output}} or a list of {{"input", "output"}}, not empty'
-        )
-    pairs = tuple(_pair(entry, f"{path}: pair {i}") for i, entry in enumerate(raw, start=1))
-    seen: set[str] = set()
-    for i, pair in enumerate(pairs, start=1):
-        if pair.input in seen:
-            raise TaskVecError(f"{path}: pair {i}: input {pair.input!r} is there already")
-        seen.add(pair.input)
-    return Task(path.parent.name, path.stem, pairs)
-
-
-def _pair(entry: Any, where: str) -> Pair:
-    if not isinstance(entry, dict):
-        raise TaskVecError(f"{where} is {entry!r}; it must be an object with input and output")
-    accepted = entry.get("accepted", [])
-    if unknown := sorted(set(entry) - {"input", "output", "accepted"}):
-        raise TaskVecError(f"{where}: unknown keys {unknown}; allowed: input, output, accepted")
-    if not isinstance(accepted, list):
-        raise TaskVecError(f"{where}: accepted is {accepted!r}; it must be a list of strings")
-    for text in (entry.get("input"), entry.get("output"), *accepted):
-        if not isinstance(text, str) or not text.strip() or "\n" in text:
-            raise TaskVecError(f"{where}: {text!r} must be a string of one line, not empty")
-    return Pair(entry["input"], entry["output"], tuple(accepted))
 
 
 def read_task_directory(directory: Path) -> dict[str, Task]:
@@ -85,19 +51,37 @@ def _builtin() -> dict[str, Task]:
 TASKS: Mapping[str, Task] = _builtin()
 
 
-def select(names: list[str] | None, directory: Path | None) -> list[Task]:
-    """The tasks a run asks for.
+def registry(directory: Path | None = None, own: Path | None = None) -> dict[str, Task]:
+    """All tasks of a run, by name.
 
     Args:
-      names: task names, or None for all.
       directory: task files that replace the built-in word lists; the rules over letters stay.
+      own: a file of tasks that join the others (see `task_file`); a name that is there already is
+        theirs now.
 
     Raises:
-      TaskVecError: an unknown name, or one named twice.
+      TaskVecError: a bad file.
     """
     tasks: dict[str, Task] = dict(TASKS)
     if directory is not None:
         tasks = {task.name: task for task in algorithmic_tasks()} | read_task_directory(directory)
+    if own is not None:
+        tasks |= {task.name: task for task in read_own_tasks(own)}
+    return tasks
+
+
+def select(names: list[str] | None, directory: Path | None, own: Path | None = None) -> list[Task]:
+    """The tasks a run asks for.
+
+    Args:
+      names: task names, or None for all.
+      directory: as in `registry`.
+      own: as in `registry`.
+
+    Raises:
+      TaskVecError: an unknown name, or one named twice; a bad file.
+    """
+    tasks = registry(directory, own)
     if names is None:
         return list(tasks.values())
     if not names:

@@ -1,0 +1,239 @@
+"""Task pairs both ways: where a single vector is known to fail (beyond the paper).
+
+    python -m experiments.bijections
+
+Upper/lower, English/French, present/gerund, singular/plural, antonyms, and copying. Each pair is
+run forward, backward, and BOTH ways at once: demonstrations of either direction mixed, and a query
+of either. A prompt can show which way to go by the query itself; one vector written over the arrow
+has to carry both directions. Dong et al. 2025 (arXiv 2506.09048) predict and report that it cannot.
+
+Writes bijections.json and bijections.png/.svg under --out.
+Expected on the default model at the paper's settings: see README (2 cores, about 2 minutes).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments import study as studies
+from experiments.section import Section, Table, number, score, text
+from experiments.study import Study
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import TaskResult, accuracy, evaluate_task, is_correct
+from taskvec_jax.tasks import Pair, Task
+
+NAME = "bijections"
+SOURCES = {  # name -> the task whose pairs are turned round
+    "upper_lower": "algorithmic_to_upper",
+    "english_french": "translation_en_fr",
+    "present_gerund": "linguistic_present_simple_gerund",
+    "plural_singular": "linguistic_plural_singular",
+    "antonyms": "linguistic_antonyms",
+}
+COPY_SOURCE = "linguistic_antonyms"
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Runs every pair of directions the study's tasks allow."""
+    known = {task.name: task for task in study.available}
+    wanted = {
+        name: known[source]
+        for name, source in SOURCES.items()
+        if source in known and (source in {task.name for task in study.tasks})
+    }
+    notes = [
+        f"{name} is left out: no task {source} in this run"
+        for name, source in SOURCES.items()
+        if name not in wanted
+    ]
+    jobs: list[tuple[str, str, Task]] = []
+    for name, task in wanted.items():
+        jobs += [(name, way, turned) for way, turned in directions(name, task).items()]
+    if COPY_SOURCE in {task.name for task in study.tasks}:
+        jobs.append(("copy", "forward", copy_task(known[COPY_SOURCE])))
+    pairs: dict[str, dict[str, Any]] = {}
+    with study.bar("bijections", len(jobs)) as begin:
+        for name, way, task in jobs:
+            begin(f"{name}, {way}")
+            try:
+                value = study.unit(
+                    NAME, task, study.settings, lambda task=task: measure_way(study, task)
+                )
+            except TaskVecError as error:
+                notes.append(str(error))
+                continue
+            pairs.setdefault(name, {})[way] = value
+    for name, ways in pairs.items():
+        if "both" in ways:
+            forward = {pair.input.strip() for pair in wanted[name].pairs}
+            pairs[name] = {**ways, "both": split_by_direction(ways["both"], forward)}
+    return study.result(NAME, study.settings, {"pairs": pairs, "notes": notes})
+
+
+def directions(name: str, task: Task) -> dict[str, Task]:
+    """A task, its inverse, and the two mixed.
+
+    The inverse of x -> y takes y to x and accepts every x' that has y among its answers. In the
+    mix, an input that would have two different answers is left out.
+    """
+    sources: dict[str, list[str]] = {}
+    for pair in task.pairs:
+        for answer in dict.fromkeys((pair.output, *pair.accepted)):
+            sources.setdefault(answer, []).append(pair.input)
+    backward = {}
+    for pair in task.pairs:
+        others = tuple(x for x in sources[pair.output] if x != pair.input)
+        backward.setdefault(pair.output, Pair(pair.output, pair.input, others))
+    forward = {pair.input: pair for pair in task.pairs}
+    mixed = [
+        pair
+        for own, other in ((forward, backward), (backward, forward))
+        for pair in own.values()
+        if pair.input not in other or (own is forward and _agree(pair, other[pair.input]))
+    ]
+    return {
+        "forward": Task(task.category, f"{name}_forward", task.pairs),
+        "backward": Task(task.category, f"{name}_backward", tuple(backward.values())),
+        "both": Task(task.category, f"{name}_both", tuple(mixed)),
+    }
+
+
+def _agree(a: Pair, b: Pair) -> bool:
+    return bool({a.output, *a.accepted} & {b.output, *b.accepted})
+
+
+def copy_task(task: Task) -> Task:
+    """x -> x over the inputs of a task."""
+    pairs = tuple(Pair(pair.input, pair.input) for pair in task.pairs)
+    return Task(task.category, "copy", pairs)
+
+
+def measure_way(study: Study, task: Task) -> dict[str, Any]:
+    """The main scores of one direction, with each answer's correctness."""
+    result = evaluate_task(study.model, task, study.settings)
+    return {**result.to_dict(), "right": _right(task, result)}
+
+
+def _right(task: Task, result: TaskResult) -> dict[str, list[bool]]:
+    pairs = {pair.input.strip(): pair for pair in task.pairs}
+    return {
+        measure: [
+            is_correct(task.category, pairs[example.query.strip()], getattr(example, measure))
+            for example in result.examples
+        ]
+        for measure in ("icl", "task_vector")
+    }
+
+
+def split_by_direction(value: dict[str, Any], forward: set[str]) -> dict[str, Any]:
+    """Scores of the mixed task by the direction of the query.
+
+    Args:
+      value: what `measure_way` gives for the mix.
+      forward: stripped inputs of the forward task; any other query goes backward.
+    """
+    way = np.array([e["query"].strip() in forward for e in value["examples"]], bool)
+    by_way = {
+        name: {
+            measure: vars(accuracy(np.array(value["right"][measure])[mask]))
+            for measure in ("icl", "task_vector")
+        }
+        for name, mask in (("forward", way), ("backward", ~way))
+        if mask.any()
+    }
+    return {**value, "by_direction": by_way}
+
+
+def section(result: dict[str, Any]) -> Section:
+    """What mixing the two directions costs the prompt, and what it costs the vector."""
+    rows, fails, sentences = [], [], []
+    for name, ways in result["pairs"].items():
+        row = [text(name.replace("_", " / ", 1) if name in SOURCES else name)]
+        for way in ("forward", "backward", "both"):
+            value = ways.get(way)
+            row += [score(value and value["icl"]), score(value and value["task_vector"])]
+        if both := ways.get("both"):
+            row += [
+                score(both["by_direction"].get(way, {}).get("task_vector"))
+                for way in ("forward", "backward")
+            ]
+            row.append(number(both["icl"]["accuracy"] - both["task_vector"]["accuracy"]))
+            if both["icl"]["low"] > both["task_vector"]["high"]:
+                fails.append(name)
+            sentences.append(
+                f"{name}: {both['icl']['accuracy']:.2f} to {both['task_vector']['accuracy']:.2f}"
+            )
+        else:
+            row += [number(None)] * 3
+        rows.append(row)
+    mixed = [name for name, ways in result["pairs"].items() if "both" in ways]
+    words = [
+        f"With both directions in one prompt, {result['model']} loses"
+        f" {len(fails)} of {len(mixed)} pairs when the prompt is replaced by its vector"
+        " (95 % intervals apart)" + (f": {', '.join(fails)}." if fails else "."),
+        f"ICL to task vector, both ways mixed: {'; '.join(sentences)}." if sentences else "",
+        *result["notes"],
+    ]
+    return Section(
+        "Can one vector hold a task and its inverse?",
+        [sentence for sentence in words if sentence],
+        [
+            Table(
+                "Accuracy on test, each direction alone and both mixed",
+                [
+                    "pair",
+                    "forward: ICL",
+                    "vector",
+                    "backward: ICL",
+                    "vector",
+                    "both: ICL",
+                    "vector",
+                    "vector, forward queries",
+                    "vector, backward queries",
+                    "lost when mixed",
+                ],
+                rows,
+            )
+        ],
+        {NAME: "ICL (green) and task vector (blue): forward, backward, and both ways mixed."},
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Grouped bars."""
+    from experiments import figures
+
+    pairs = result["pairs"]
+    if not pairs:
+        return {}
+    figure, panels = figures.canvas(max(7.0, 2.1 * len(pairs)), 3.6, 1, len(pairs), sharey=True)
+    for axis, (name, ways) in zip(panels, pairs.items(), strict=True):
+        for x, way in enumerate(ways):
+            for offset, measure, colour in (
+                (-0.2, "icl", "#3ca951"),
+                (0.2, "task_vector", "#4269d0"),
+            ):
+                value = ways[way][measure]
+                axis.bar(x + offset, value["accuracy"], 0.38, color=colour)
+                axis.plot(
+                    [x + offset] * 2,
+                    [value["low"], value["high"]],
+                    color=figures.ink(),
+                    lw=0.8,
+                    alpha=0.7,
+                )
+        axis.set_xticks(range(len(ways)), list(ways), rotation=30)
+        axis.set(ylim=(0, 1.02))
+        axis.set_title(name.replace("_", "/"), fontsize=9)
+    panels[0].set_ylabel("accuracy on test")
+    panels[0].bar(0, 0, color="#3ca951", label="ICL")
+    panels[0].bar(0, 0, color="#4269d0", label="task vector")
+    figure.legend(loc="outside lower center", ncols=2)
+    return {NAME: figure}
+
+
+if __name__ == "__main__":
+    studies.define_flags()
+    studies.run_main(__name__)

@@ -1,0 +1,208 @@
+"""Models side by side: best layer against depth, averages (paper, Figures 3 and 4).
+
+    python -m experiments.cross_models --results=results/smollm2-135m-instruct,results/llama-7b
+
+Reads main_results.json of each directory and computes nothing with a model. Our models stand
+beside the seven of the paper. Best layer: the peak of the mean dev curve over tasks whose best
+exceeds 0.75. Averages: over tasks where ICL beats the baseline by 0.20 or more.
+
+Writes cross_models.json and cross_models_depth, cross_models_averages (.png/.svg) under --out.
+Expected: seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import command
+from experiments import study as studies
+from experiments.section import Section, Table, number, show, text
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.published import published
+
+NAME = "cross_models"
+MEASURES = ("baseline", "task_vector", "icl")
+
+
+def compare(directories: Sequence[Path]) -> dict[str, Any]:
+    """What the main results of several models, and the published ones, say side by side.
+
+    Raises:
+      TaskVecError: a directory without main_results.json.
+    """
+    models = {}
+    for directory in directories:
+        path = directory / "main_results.json"
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TaskVecError(
+                f"{path}: cannot be read ({error}); run experiments.main_results first"
+            ) from None
+        good, curves = result["curve_of_good_tasks"], result["tasks"].values()
+        mean_all = np.mean([task["dev_accuracy_by_layer"] for task in curves], axis=0)
+        averages = result["averages_where_icl_gains"]
+        models[result["model"]] = {
+            "num_layers": result["num_layers"],
+            "num_tasks": len(result["tasks"]),
+            "curve": good["mean"] or mean_all.tolist(),
+            "curve_tasks": len(good["tasks"]) or len(result["tasks"]),
+            "peak_layer": result["common_layer"]
+            if good["peak_layer"] is None
+            else good["peak_layer"],
+            "averages": {name: averages[name] for name in MEASURES},
+            "averages_tasks": len(averages["tasks"]),
+            "ours": True,
+        }
+    facts = published()
+    for name, curve in facts["mean_accuracy_by_layer_figure3"].items():
+        averages = facts["averages"][name]["figure4_filter_icl_minus_baseline_ge_0.20"]
+        models[f"{name} (paper)"] = {
+            "num_layers": curve["num_layers"],
+            "num_tasks": 18,
+            "curve": curve["mean"],
+            "curve_tasks": curve.get("n_tasks"),
+            "peak_layer": curve["peak_layer_0based_block_output"],
+            "averages": {measure: averages[measure] for measure in MEASURES},
+            "averages_tasks": averages["n_tasks"],
+            "ours": False,
+        }
+    return {"experiment": NAME, "models": models, "published_source": facts["source"]}
+
+
+def section(result: dict[str, Any]) -> Section:
+    """Depth and averages, model by model."""
+    models = result["models"]
+    ours = {name: model for name, model in models.items() if model["ours"]}
+    theirs = [_depth(model) for model in models.values() if not model["ours"]]
+    words = [
+        "; ".join(
+            f"{name} peaks at {_depth(model):.0%} of its depth"
+            f" (layer {model['peak_layer']} of 0–{model['num_layers'] - 1})"
+            for name, model in ours.items()
+        )
+        + f"; the paper's seven models at {min(theirs):.0%} to {max(theirs):.0%}."
+    ]
+    rows = [
+        [
+            text(name, "good" if model["ours"] else ""),
+            number(model["num_layers"], 0),
+            number(model["peak_layer"], 0),
+            number(_depth(model)),
+            *(number(model["averages"][measure]) for measure in MEASURES),
+            number(model["averages_tasks"], 0),
+            number(_recovered(model)),
+        ]
+        for name, model in models.items()
+    ]
+    return Section(
+        "How do models compare?",
+        words,
+        [
+            Table(
+                "Peak of the mean curve, and averages over tasks where ICL gains 0.20 or more",
+                [
+                    "model",
+                    "layers",
+                    "peak layer",
+                    "peak / depth",
+                    "zero-shot",
+                    "task vector",
+                    "ICL",
+                    "tasks",
+                    "share of ICL's gain",
+                ],
+                rows,
+            )
+        ],
+        {
+            "cross_models_depth": "Mean dev accuracy by layer, layers as a share of depth; thick"
+            " lines are ours, thin ones the paper's (four of them read off its figure).",
+            "cross_models_averages": "Averages per model over tasks where ICL beats the baseline"
+            " by 0.20 or more.",
+        },
+    )
+
+
+def _depth(model: dict[str, Any]) -> float:
+    return (model["peak_layer"] + 1) / model["num_layers"]
+
+
+def _recovered(model: dict[str, Any]) -> float | None:
+    zero, vector, icl = (model["averages"][measure] for measure in MEASURES)
+    return None if icl is None or icl == zero else (vector - zero) / (icl - zero)
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Curves over depth, and bars of averages."""
+    from experiments import figures
+
+    models = result["models"]
+    depth, (axes,) = figures.canvas(8.5, 4.6)
+    for i, (name, model) in enumerate(models.items()):
+        curve = np.array([np.nan if v is None else v for v in model["curve"]], float)
+        axes.plot(
+            np.arange(1, len(curve) + 1) / len(curve),
+            curve,
+            color=figures.COLOURS[i % len(figures.COLOURS)],
+            linewidth=2.6 if model["ours"] else 1.0,
+            marker="o" if model["ours"] else None,
+            markersize=3,
+            alpha=1.0 if model["ours"] else 0.8,
+            label=name,
+        )
+    axes.set(
+        xlabel="depth (layer / number of layers)",
+        ylabel="mean dev accuracy",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
+    axes.set_title("Where in its depth each model takes a task vector")
+    axes.legend()
+    bars, (axes,) = figures.canvas(max(7.0, 1.15 * len(models)), 4.2)
+    colours = {"baseline": "#b9bec6", "task_vector": "#4269d0", "icl": "#3ca951"}
+    titles = {"baseline": "zero-shot", "task_vector": "task vector", "icl": "ICL"}
+    for k, (measure, colour) in enumerate(colours.items()):
+        heights = [model["averages"][measure] or 0.0 for model in models.values()]
+        places = np.arange(len(models)) + 0.27 * (k - 1)
+        axes.bar(places, heights, 0.25, color=colour, label=titles[measure])
+        for x, height in zip(places, heights, strict=True):
+            axes.text(x, height + 0.01, f"{height:.2f}", ha="center", fontsize=6)
+    labels = [
+        f"{name.replace(' (paper)', '')}\n{'paper, ' if not model['ours'] else ''}"
+        f"{model['averages_tasks']} tasks"
+        for name, model in models.items()
+    ]
+    axes.set_xticks(range(len(models)), labels, fontsize=7)
+    axes.set(ylim=(0, 1.05), ylabel="mean accuracy")
+    axes.set_title("Averages over tasks where ICL gains 0.20 or more")
+    bars.legend(loc="outside lower center", ncols=3)
+    return {"cross_models_depth": depth, "cross_models_averages": bars}
+
+
+def write(directories: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Writes the comparison and its figures."""
+    result = compare(directories)
+    command.write_json(out / f"{NAME}.json", result)
+    studies.draw_all(sys.modules[__name__], result, out)
+    return result
+
+
+def main() -> None:
+    """Compares the directories the flags name."""
+    out = command.prepare_out(flags.FLAGS.out or "results")
+    show(section(write([Path(path) for path in flags.FLAGS.results], out)))
+    command.console.print(f"wrote {out / NAME}.json and its figures", markup=False)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("results", None, "directories of results, one a model", required=True)
+    flags.DEFINE_string("out", None, "directory for the comparison; results when left out")
+    command.run(main)

@@ -1,0 +1,146 @@
+"""The journal: finished units of work, kept as they finish, so that no run computes one twice.
+
+A unit is named by everything that decides its value: model, task, seed, settings, machine kind.
+Its value is one line of journal.jsonl, appended and synced before the next unit starts; arrays go
+to arrays/<name>.npy, written whole or not at all. kill -9 can therefore lose the unit under way
+and nothing else: at most the last line is torn, and a torn line is cut off when the journal opens.
+
+A line is {"unit": sha256 of what, "what": {...}, "value": ..., "crc": of the three before}.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvec_jax.errors import TaskVecError
+
+What = Mapping[str, Any]
+
+
+class Journal:
+    """Finished units under one directory; one process at a time may hold it.
+
+    Attributes:
+      computed: units computed by this process, rather than found.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "journal.jsonl"
+        self.computed = 0
+        self._arrays = directory / "arrays"
+        try:
+            self._file = open(self.path, "a+b")  # noqa: SIM115 (held for the life of the process)
+        except OSError as error:
+            raise TaskVecError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
+            ) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise TaskVecError(
+                f"{self.path}: another run is writing it; wait for it, or choose another --out"
+            ) from None
+        self._values = self._load()
+
+    def close(self) -> None:
+        """Lets another process have it."""
+        self._file.close()
+
+    def unit(self, what: What, compute: Callable[[], Any]) -> Any:
+        """The value of a unit: found, or computed now and kept.
+
+        Args:
+          what: everything that decides the value, as plain JSON values.
+          compute: gives plain JSON values.
+
+        Returns:
+          The value after a round trip through JSON, so that found and computed ones are alike.
+        """
+        name = unit_name(what)
+        if name not in self._values:
+            value = compute()
+            self._append(name, what, value)
+            self._values[name] = json.loads(_dump(value))
+            self.computed += 1
+        return self._values[name]
+
+    def array(self, what: What, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """The array of a unit: found, or computed now and kept."""
+        path = self._array_path(what)
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError):
+            array = compute()
+            self.keep_array(what, array)
+            self.computed += 1
+            return array
+
+    def keep_array(self, what: What, array: np.ndarray) -> None:
+        """Keeps an array that came along with other work, for `array` to find."""
+        self._arrays.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        path = self._array_path(what)
+        scratch = path.with_name(f".{path.name}.part")
+        with open(scratch, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+
+    def _array_path(self, what: What) -> Path:
+        return self._arrays / f"{unit_name(what)[:32]}.npy"
+
+    def _append(self, name: str, what: What, value: Any) -> None:
+        body = {"unit": name, "what": dict(what), "value": value}
+        line = _dump({**body, "crc": zlib.crc32(_dump(body).encode())}) + "\n"
+        self._file.write(line.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _load(self) -> dict[str, Any]:
+        """Reads whole lines; whatever follows the last whole one is cut off."""
+        values: dict[str, Any] = {}
+        self._file.seek(0)
+        good = 0
+        for line in self._file.read().splitlines(keepends=True):
+            entry = _parse(line)
+            if entry is None:
+                break
+            values[entry["unit"]] = entry["value"]
+            good += len(line)
+        self._file.truncate(good)
+        self._file.seek(good)
+        return values
+
+
+def unit_name(what: What) -> str:
+    """sha256 of a unit's description."""
+    return hashlib.sha256(_dump(dict(what)).encode()).hexdigest()
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line, or None if the line is torn or altered."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+        crc = entry.pop("crc")
+    except (ValueError, KeyError, AttributeError):
+        return None
+    return entry if zlib.crc32(_dump(entry).encode()) == crc else None

@@ -1,0 +1,434 @@
+"""The main table: zero-shot, task vector and in-context learning, with controls (paper, Table 1,
+Figures 3 and 4, Table 6).
+
+    python -m experiments.main_results
+    python -m experiments.main_results --model=PATH --num_prompts=200
+
+For every task: the layer is chosen on dev, scores are on test, 95 % intervals are Wilson's, and
+beside them stand the published value (where the paper ran the model), six controls, and the score
+of one layer for all tasks. A task whose score does not beat its controls is said so in words; the
+rule is `taskvec_jax.controls.judge_controls`.
+
+Writes main_results.json, main_results.png/.svg and accuracy_by_layer.png/.svg under --out.
+Expected on the default model at the paper's settings: see README (2 cores, about 4 minutes).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments import study as studies
+from experiments.section import Cell, Section, Table, number, score, text
+from experiments.study import Study
+from taskvec_jax.controls import CONTROLS, judge_controls
+from taskvec_jax.evaluation import accuracy, best_layer
+from taskvec_jax.published import published, published_means, published_name, published_scores
+
+NAME = "main_results"
+GOOD_TASK = 0.75  # tasks whose best dev accuracy exceeds this make the paper's curve by layer
+ICL_GAIN = 0.20  # tasks where ICL beats the baseline by this make the paper's averages
+MEASURES = ("baseline", "task_vector", "icl")
+CONTROL_TITLES = {
+    "majority_class": "majority",
+    "copy_input": "copy",
+    "last_layer_replay": "replay",
+    "other_task": "other θ",
+    "random_vector": "random",
+    "shuffled_labels": "shuffled",
+}
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Evaluates every task and puts the table together."""
+    tasks = {}
+    with studies.command.progress_bar() as bar:
+        row = bar.add_task("prompts", total=4 * study.settings.num_prompts * len(study.tasks))
+        study.advance = lambda prompts: bar.advance(row, prompts)
+        for i, task in enumerate(study.tasks):
+            bar.update(row, description=task.name)
+            tasks[task.name] = study.main(task)
+            bar.update(row, completed=4 * study.settings.num_prompts * (i + 1))
+        study.advance = lambda prompts: None
+    return study.result(NAME, study.settings, assemble(study.model.name, tasks))
+
+
+def assemble(model: str, tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What follows from the tasks' scores: verdicts, one layer for all, means, published values.
+
+    Args:
+      tasks: `ControlledResult.to_dict` of each.
+    """
+    curves = np.array([task["dev_accuracy_by_layer"] for task in tasks.values()])  # [tasks, L]
+    common = best_layer(curves.mean(axis=0))
+    name = published_name(model)
+    full = {}
+    for task_name, task in tasks.items():
+        verdict = judge_controls(task)
+        full[task_name] = {
+            **task,
+            "common_layer": _at_layer(task, common),
+            "beats_controls": verdict.beats,
+            "best_control": verdict.best_control,
+            "verdict": verdict.words,
+            "published": published_scores(name).get(task_name),
+            "published_mean_of_7_models": published_means().get(task_name),
+        }
+    return {
+        "tasks": full,
+        "common_layer": common,
+        "num_layers": int(curves.shape[1]),
+        "published_model": name,
+        "published_source": published()["source"],
+        "mean": _means(full),
+        "averages_where_icl_gains": averages_where_icl_gains(full),
+        "curve_of_good_tasks": curve_of_good_tasks(tasks),
+        "beating": [name for name, task in full.items() if task["beats_controls"]],
+    }
+
+
+def _at_layer(task: dict[str, Any], layer: int) -> dict[str, Any]:
+    n = task["task_vector"]["n"]
+    correct = round(task["test_accuracy_by_layer"][layer] * n)
+    scored = accuracy(np.arange(n) < correct)
+    return {"accuracy": scored.accuracy, "low": scored.low, "high": scored.high, "n": n}
+
+
+def _means(tasks: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    def mean(values: list[Any]) -> float | None:
+        present = [value["accuracy"] for value in values if value]
+        return float(np.mean(present)) if present else None
+
+    measures = (*MEASURES, "icl_strict", "task_vector_strict", "common_layer")
+    names = (*measures, "icl_shuffled_labels")
+    means = {name: mean([task[name] for task in tasks.values()]) for name in names}
+    for control in CONTROLS:
+        means[control] = mean([task["controls"][control] for task in tasks.values()])
+    return means
+
+
+def averages_where_icl_gains(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Means over the tasks where ICL beats the baseline by 0.20 or more (paper, Figure 4)."""
+    gains = [
+        name
+        for name, task in tasks.items()
+        # 0.20 as the paper's two digits mean it: 0.3 - 0.1 is a hair below 0.2 in binary
+        if task["icl"]["accuracy"] - task["baseline"]["accuracy"] >= ICL_GAIN - 1e-9
+    ]
+    means = {
+        measure: float(np.mean([tasks[name][measure]["accuracy"] for name in gains]))
+        if gains
+        else None
+        for measure in MEASURES
+    }
+    return {"tasks": gains, **means}
+
+
+def curve_of_good_tasks(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread by layer over tasks whose best dev accuracy exceeds 0.75 (Figure 3)."""
+    good = [name for name, task in tasks.items() if max(task["dev_accuracy_by_layer"]) > GOOD_TASK]
+    curves = np.array([tasks[name]["dev_accuracy_by_layer"] for name in good])
+    return {
+        "tasks": good,
+        "mean": curves.mean(axis=0).tolist() if good else None,
+        "std": curves.std(axis=0).tolist() if good else None,
+        "peak_layer": best_layer(curves.mean(axis=0)) if good else None,
+    }
+
+
+def section(result: dict[str, Any]) -> Section:
+    """The table and what it says."""
+    tasks, mean = result["tasks"], result["mean"]
+    beating, count = result["beating"], len(tasks)
+    last = result["num_layers"] - 1
+    gained = (mean["task_vector"] - mean["baseline"]) / max(1e-9, mean["icl"] - mean["baseline"])
+    words = [
+        f"On {result['model']} one vector lifts zero-shot accuracy from {mean['baseline']:.2f} to"
+        f" {mean['task_vector']:.2f}, where five-shot prompting reaches {mean['icl']:.2f}"
+        f" ({count} tasks): {gained:.0%} of what in-context learning adds.".replace(
+            "five-shot", f"{result['settings']['num_demonstrations']}-shot"
+        ),
+        f"{len(beating)} of {count} task vectors beat every control: the low end of their 95 %"
+        " interval is above the best of zero-shot, majority class, copying, last-layer replay,"
+        " another task's theta, a random vector and shuffled labels."
+        + (
+            " Not shown for: " + ", ".join(name for name in tasks if name not in beating) + "."
+            if len(beating) < count
+            else ""
+        ),
+        f"One layer for all tasks (layer {result['common_layer']} of 0–{last}) scores"
+        f" {mean['common_layer']:.2f} instead of {mean['task_vector']:.2f} with each task's own.",
+    ]
+    where = result["published_model"]
+    published_title = f"paper: {where}" if where else "paper: mean of 7 models"
+    if where:
+        theirs = [task["published"]["task_vector"] for task in tasks.values() if task["published"]]
+        words.append(
+            f"The paper reports {np.mean(theirs):.2f} for the task vector on {where}"
+            f" ({len(theirs)} of these tasks)."
+        )
+    return Section(
+        "Does one vector carry the task?",
+        words,
+        [
+            _scores_table(
+                tasks, published_title, "published" if where else "published_mean_of_7_models"
+            ),
+            _controls_table(tasks),
+            _strict_table(tasks),
+            _worst_table(tasks),
+        ],
+        {
+            "main_results": "Zero-shot, task vector and in-context accuracy on test with 95 %"
+            " intervals. The tick is the best control; hollow diamonds are the published"
+            f" task-vector scores ({where or 'mean of the seven published models'}).",
+            "accuracy_by_layer": "Dev accuracy with theta injected after each layer. Thin lines"
+            " are tasks; the band is one standard deviation over the tasks whose best exceeds"
+            f" {GOOD_TASK} (the paper's rule).",
+        },
+    )
+
+
+def _name(name: str) -> Cell:
+    return text(name)
+
+
+def _scores_table(tasks: dict[str, Any], published_title: str, key: str) -> Table:
+    rows = []
+    for name, task in tasks.items():
+        theirs = task[key] or {}
+        best = task["best_control"]
+        height = task["baseline"] if best == "baseline" else task["controls"][best]
+        rows.append(
+            [
+                _name(name),
+                score(task["baseline"]),
+                score(task["task_vector"], "good" if task["beats_controls"] else "bad"),
+                score(task["icl"]),
+                score(height),
+                text(
+                    "beats controls" if task["beats_controls"] else "not shown",
+                    "good" if task["beats_controls"] else "bad",
+                    task["verdict"],
+                ),
+                Cell(str(task["best_layer"]), task["best_layer"]),
+                score(task["common_layer"]),
+                *(number(theirs.get(measure)) for measure in MEASURES),
+            ]
+        )
+    return Table(
+        "Accuracy on test (own layer chosen on dev); intervals are 95 % Wilson",
+        [
+            "task",
+            "zero-shot",
+            "task vector",
+            "ICL",
+            "best control",
+            "verdict",
+            "layer",
+            "one layer for all",
+            f"{published_title}: zero-shot",
+            "task vector",
+            "ICL",
+        ],
+        rows,
+    )
+
+
+def _controls_table(tasks: dict[str, Any]) -> Table:
+    rows = [
+        [
+            _name(name),
+            score(task["task_vector"], "good" if task["beats_controls"] else "bad"),
+            score(task["baseline"]),
+            *(score(task["controls"][control]) for control in CONTROLS),
+            score(task["icl_shuffled_labels"]),
+            text(task["verdict"], "good" if task["beats_controls"] else "bad"),
+        ]
+        for name, task in tasks.items()
+    ]
+    return Table(
+        "Controls, on the same test prompts by the same rule",
+        [
+            "task",
+            "task vector",
+            "zero-shot",
+            *CONTROL_TITLES.values(),
+            "ICL, shuffled labels",
+            "in words",
+        ],
+        rows,
+    )
+
+
+def _strict_table(tasks: dict[str, Any]) -> Table:
+    rows = [
+        [
+            _name(name),
+            score(task["task_vector"]),
+            score(task["task_vector_strict"]),
+            score(task["icl"]),
+            score(task["icl_strict"]),
+            Cell(f"{task['num_pairs']} of {task['num_all_pairs']}", task["num_pairs"]),
+            text("␣x-> ␣y" if task["leading_space"] else "x->y"),
+            text("; ".join(task["warnings"]), "bad" if task["warnings"] else ""),
+        ]
+        for name, task in tasks.items()
+    ]
+    return Table(
+        "The strict rule (the first token of an accepted answer), and what the tokenizer kept",
+        [
+            "task",
+            "task vector",
+            "strict",
+            "ICL",
+            "ICL strict",
+            "pairs kept",
+            "form",
+            "warnings",
+        ],
+        rows,
+    )
+
+
+def _worst_table(tasks: dict[str, Any]) -> Table:
+    """The tasks in order of how far the vector falls behind ICL, and examples of how it fails."""
+    order = sorted(
+        tasks,
+        key=lambda name: tasks[name]["task_vector"]["accuracy"] - tasks[name]["icl"]["accuracy"],
+    )
+    rows = []
+    for name in order:
+        wrong = [e for e in tasks[name]["examples"] if e["task_vector"] != e["answer"].strip()]
+        # Those that ICL gets right say most about the vector.
+        wrong.sort(key=lambda e: e["icl"] != e["answer"].strip())
+        rows += [
+            [
+                _name(name),
+                text(e["query"].strip()),
+                text(e["answer"].strip()),
+                text(e["icl"] or "(nothing)"),
+                text(e["task_vector"] or "(nothing)"),
+            ]
+            for e in wrong[:4]
+        ]
+    return Table(
+        "Worst examples: up to four a task where the vector's answer is not the first accepted one",
+        ["task", "query", "answer", "ICL says", "with the task vector"],
+        rows,
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Bars with intervals, and accuracy by layer."""
+    return {"main_results": _draw_bars(result), "accuracy_by_layer": _draw_layers(result)}
+
+
+def _draw_bars(result: dict[str, Any]) -> Any:
+    from experiments import figures
+
+    tasks = result["tasks"]
+    figure, (axes,) = figures.canvas(9, 0.42 * len(tasks) + 1.6)
+    place = np.arange(len(tasks))[::-1]
+    colours = {"baseline": "#b9bec6", "task_vector": "#4269d0", "icl": "#3ca951"}
+    titles = {"baseline": "zero-shot", "task_vector": "task vector", "icl": "ICL"}
+    for k, measure in enumerate(("baseline", "task_vector", "icl")):
+        values = [task[measure] for task in tasks.values()]
+        share = np.array([value["accuracy"] for value in values])
+        spread = np.abs(np.array([[v["low"], v["high"]] for v in values]).T - share)
+        axes.barh(
+            place + 0.27 * (1 - k), share, 0.25, color=colours[measure], label=titles[measure]
+        )
+        axes.errorbar(
+            share,
+            place + 0.27 * (1 - k),
+            xerr=spread,
+            fmt="none",
+            ecolor=figures.ink(),
+            elinewidth=0.7,
+            alpha=0.6,
+        )
+    for y, task in zip(place, tasks.values(), strict=True):
+        best = task["best_control"]
+        height = (task["baseline"] if best == "baseline" else task["controls"][best])["accuracy"]
+        axes.plot([height, height], [y - 0.42, y + 0.42], color="#ff725c", linewidth=2)
+        theirs = task["published"] or task["published_mean_of_7_models"]
+        if theirs:
+            axes.plot(
+                theirs["task_vector"], y, "D", markersize=5, fillstyle="none", color=figures.ink()
+            )
+    axes.plot([], [], color="#ff725c", linewidth=2, label="best control")
+    where = result["published_model"] or "mean of 7 models"
+    axes.plot(
+        [], [], "D", fillstyle="none", color=figures.ink(), label=f"paper's task vector ({where})"
+    )
+    axes.set_yticks(
+        place,
+        [
+            figures.short(name) + ("" if task["beats_controls"] else " ✗")
+            for name, task in tasks.items()
+        ],
+    )
+    axes.set(xlim=(0, 1.02), ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test")
+    axes.set_title(
+        f"{result['model']}: one vector against the whole prompt (✗: not above controls)"
+    )
+    figure.legend(loc="outside lower center", ncols=5)
+    return figure
+
+
+def _draw_layers(result: dict[str, Any]) -> Any:
+    from experiments import figures
+
+    tasks, good = result["tasks"], result["curve_of_good_tasks"]
+    figure, (axes,) = figures.canvas(8.5, 4.8)
+    layers = np.arange(result["num_layers"])
+    shown = set()
+    for name, task in tasks.items():
+        category = figures.category(name)
+        axes.plot(
+            layers,
+            task["dev_accuracy_by_layer"],
+            color=figures.colour_of(category),
+            linewidth=0.9,
+            alpha=0.55,
+            label=None if category in shown else category,
+        )
+        shown.add(category)
+    everything = np.mean([task["dev_accuracy_by_layer"] for task in tasks.values()], axis=0)
+    axes.plot(layers, everything, "--", color=figures.ink(), label=f"mean of {len(tasks)}")
+    if good["mean"]:
+        mean, std = np.array(good["mean"]), np.array(good["std"])
+        axes.fill_between(layers, mean - std, mean + std, color=figures.ink(), alpha=0.1, lw=0)
+        axes.plot(
+            layers,
+            mean,
+            color=figures.ink(),
+            linewidth=2.4,
+            label=f"mean of {len(good['tasks'])} tasks above {GOOD_TASK}, ± 1 sd",
+        )
+        peak = good["peak_layer"]
+        axes.annotate(
+            f"layer {peak}: {mean[peak]:.2f}",
+            (peak, mean[peak]),
+            xytext=(8, 8),
+            textcoords="offset points",
+            fontsize=9,
+            fontweight="bold",
+        )
+        axes.plot(peak, mean[peak], "o", color=figures.ink())
+    axes.set(
+        xlabel="layer after which θ is read and written (0-based)",
+        ylabel="dev accuracy with θ injected",
+        xlim=(0, max(1, len(layers) - 1)),
+        ylim=(-0.02, 1.02),
+    )
+    axes.set_title(f"{result['model']}: where the task vector works")
+    axes.legend(loc="upper left", ncols=2)
+    return figure
+
+
+if __name__ == "__main__":
+    studies.define_flags()
+    studies.run_main(__name__)

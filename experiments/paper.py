@@ -1,0 +1,94 @@
+"""The whole paper in one command.
+
+    python -m experiments.paper
+    python -m experiments.paper --model=llama-7b,pythia-2.8b --num_prompts=100
+
+Runs every experiment on every model of --model, one after the other; what two of them need is
+computed once. Writes results/<model>/*.json, their figures as PNG and SVG, and report.html, one
+self-contained page. With several models also results/cross_models.json and a page for all of them.
+Stopped at any moment, the same command goes on where it was: finished work is found in the journal.
+
+Expected on the default model at the paper's settings: see README (2 cores, about 15 minutes).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import (
+    bijections,
+    conflicting_tasks,
+    cross_models,
+    dose,
+    main_results,
+    patch_map,
+    portability,
+    report,
+    task_geometry,
+    vocabulary_projection,
+)
+from experiments import study as studies
+from experiments.command import FLAGS, console, prepare_out, run
+from taskvec_jax.errors import TaskVecError
+
+MODULES = (
+    main_results,
+    conflicting_tasks,
+    task_geometry,
+    vocabulary_projection,
+    bijections,
+    dose,
+    patch_map,
+    portability,
+)
+
+
+def main() -> None:
+    """Runs everything the flags ask for."""
+    names = FLAGS.model.split(",")
+    stems = [Path(name).name for name in names]
+    if len(set(stems)) != len(stems):
+        raise TaskVecError(f"two models of --model={FLAGS.model} would share results/{stems[0]}")
+    several = len(names) > 1
+    top = Path(FLAGS.out or "results")
+    directories = []
+    for name, stem in zip(names, stems, strict=True):
+        FLAGS.model = name
+        out = top / stem if several or not FLAGS.out else top
+        directories.append(prepare_out(str(out)))
+        run_model(directories[-1])
+    if several:
+        cross_models.write(directories, top)
+        path = report.write(directories, top, top)
+        console.print(f"wrote {path}", markup=False)
+
+
+def run_model(out: Path) -> None:
+    """Every experiment on one model, then its page."""
+    started = time.monotonic()
+    study = studies.study_from_flags(out=out)
+    try:
+        for module in MODULES:
+            console.rule(module.__name__.removeprefix("experiments."))
+            studies.finish(study, module)
+        cross_models.write([out], out)
+        path = report.write([out], out, out)
+    finally:
+        study.journal.close()
+    console.print(
+        f"wrote {path} in {time.monotonic() - started:.0f} s;"
+        f" {study.journal.computed} units were computed, the others were there",
+        markup=False,
+    )
+
+
+if __name__ == "__main__":
+    studies.define_flags()
+    conflicting_tasks.define_flags()
+    task_geometry.define_flags()
+    patch_map.define_flags()
+    flags.FLAGS["model"].help = "one model, or several with commas between"
+    run(main)

@@ -1,0 +1,298 @@
+"""Where the task can be read and where it can be written: layer x position (beyond the paper).
+
+    python -m experiments.patch_map
+    python -m experiments.patch_map --patches="arrow:arrow,last answer:arrow"
+
+Two maps. By position: the residual stream is read after each layer at one place of a prompt with a
+dummy query, and written after the same layer at a place of the zero-shot query; --patches lists
+the places as read:write. By layer: theta is read after each of several layers and written after
+every layer, both at the arrow. Places: `prefix` (the token before the query), `query first`,
+`query last`, `arrow`; to read only, `last arrow` and `last answer` of the last demonstration.
+Besides accuracy, KL in nats of the full prompt's next-token distribution from the patched one.
+Runs on up to 10 prompts of one task of each category unless --tasks names others.
+
+Writes patch_map.json and patch_map_positions, patch_map_layers (.png/.svg) under --out.
+Expected on the default model at the paper's settings: see README (2 cores, about 3 minutes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import study as studies
+from experiments.dose import TASKS
+from experiments.section import Section, Table, number, text
+from experiments.study import Study
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Judge, Settings, draw_prompts, read_theta
+from taskvec_jax.patching import read_states, write_states
+from taskvec_jax.prompts import PREFIX, SEPARATOR, fit
+from taskvec_jax.sweep import sweep_layers
+from taskvec_jax.tasks import Task
+from taskvec_jax.tokenizer import ARROW, PAD, Tokenizer
+
+NAME = "patch_map"
+WRITE_PLACES = ("prefix", "query first", "query last", "arrow")
+READ_PLACES = (*WRITE_PLACES, "last arrow", "last answer")
+PATCHES = (
+    "prefix:prefix",
+    "query last:query last",
+    "arrow:arrow",
+    "last arrow:arrow",
+    "last answer:arrow",
+)
+MOST_PROMPTS = 10
+READ_LAYERS = 10  # layers of the second map's rows
+
+
+def define_flags() -> None:
+    """--patches."""
+    flags.DEFINE_list("patches", list(PATCHES), "patch map: places as read:write, with commas")
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Both maps, task by task."""
+    patches = [parse_patch(patch) for patch in flags.FLAGS.patches]
+    settings = dataclasses.replace(
+        study.settings, num_prompts=min(MOST_PROMPTS, study.settings.num_prompts)
+    )
+    tasks = studies.chosen_tasks(study, TASKS)
+    results: dict[str, dict[str, Any]] = {}
+    with study.bar("patch map", len(tasks) * (len(patches) + 1)) as begin:
+        for task in tasks:
+            by_position = {}
+            for read, write in patches:
+                begin(f"{task.name}, {read} to {write}")
+                by_position[f"{read}:{write}"] = study.unit(
+                    f"{NAME}/positions",
+                    task,
+                    settings,
+                    lambda task=task, read=read, write=write: map_positions(
+                        study, task, settings, read, write
+                    ),
+                    read=read,
+                    write=write,
+                )
+            begin(f"{task.name}, layer to layer")
+            by_layer = study.unit(
+                f"{NAME}/layers",
+                task,
+                settings,
+                lambda task=task: map_layers(study, task, settings),
+                rows=READ_LAYERS,
+            )
+            results[task.name] = {"positions": by_position, "layers": by_layer}
+    return study.result(
+        NAME,
+        settings,
+        {"tasks": results, "num_layers": study.model.config.num_layers},
+    )
+
+
+def parse_patch(patch: str) -> tuple[str, str]:
+    """`read:write` -> its two places.
+
+    Raises:
+      TaskVecError: a place there is not.
+    """
+    read, _, write = patch.strip().partition(":")
+    for place, allowed in ((read, READ_PLACES), (write, WRITE_PLACES)):
+        if place not in allowed:
+            raise TaskVecError(
+                f"--patches: {patch!r} has no place {place!r}; allowed: {', '.join(allowed)}"
+            )
+    return read, write
+
+
+def find_place(tokenizer: Tokenizer, text: str, place: str) -> int:
+    """The token index of a place in a prompt or a zero-shot query.
+
+    A place is where the token stands that holds a certain character: tokens may straddle.
+
+    Raises:
+      TaskVecError: the text has no demonstration to look for.
+    """
+    start = text.rfind(SEPARATOR) + 1  # of the query's line
+    query = start + len(PREFIX)
+    while text[query] == " ":  # a leading space belongs to the word after it
+        query += 1
+    if place in ("last arrow", "last answer") and not start:
+        raise TaskVecError(f"there is no {place} in {text!r}: it shows no demonstration")
+    characters = {
+        "prefix": start + len(PREFIX) - 1,
+        "query first": query,
+        "query last": len(text) - len(ARROW) - 1,
+        "arrow": len(text) - 1,
+        "last arrow": text.rfind(ARROW, 0, start) + len(ARROW) - 1 if start else 0,
+        "last answer": start - 2,
+    }
+    at = characters[place]
+    spans = [span for _, _, span in tokenizer.pieces(text)]
+    return next(i for i, (first, stop) in enumerate(spans) if first <= at < stop)
+
+
+def map_positions(
+    study: Study, task: Task, settings: Settings, read: str, write: str
+) -> dict[str, Any]:
+    """Accuracy and KL by layer for one read place and one write place, the layer the same."""
+    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
+    prompts = draw_prompts(judge.fitted, settings, "test")
+    tokenizer = model.tokenizer
+    sources = [p.dummies()[0] for p in prompts]
+    tokens, _ = _pad(tokenizer, sources)
+    places = np.array([[find_place(tokenizer, s, read)] for s in sources])
+    states, _ = read_states(model.decoder, model.params, tokens, places)  # [B, 1, L, D]
+    whole, ends = _pad(tokenizer, [p.icl() for p in prompts])
+    _, wanted = read_states(model.decoder, model.params, whole, ends[:, None])
+    queries = [p.zero_shot() for p in prompts]
+    tokens, last = _pad(tokenizer, queries)
+    targets = np.array([find_place(tokenizer, q, write) for q in queries])
+    num_layers = model.config.num_layers
+    patched = write_states(
+        model.decoder,
+        model.params,
+        tokens,
+        last,
+        wanted,
+        np.arange(num_layers),
+        np.repeat(targets[:, None], num_layers, axis=1),
+        states[:, 0],
+    )
+    return {
+        "accuracy": judge.correct(prompts, patched.tokens).mean(axis=0).tolist(),
+        "kl": np.round(patched.divergence.astype(float).mean(axis=0), 5).tolist(),
+    }
+
+
+def _pad(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As `Tokenizer.pad`, to a multiple of 4 tokens, to keep compiled shapes few."""
+    tokens, last = tokenizer.pad(tokenizer.encode_all(texts))
+    return np.pad(tokens, ((0, 0), (0, -tokens.shape[1] % 4)), constant_values=PAD), last
+
+
+def map_layers(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
+    """Accuracy of theta read after one layer (row) and written after another (column)."""
+    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
+    prompts = draw_prompts(judge.fitted, settings, "test")
+    theta = read_theta(model, prompts, settings.batch_size)  # [N, L, D]
+    queries = model.tokenizer.encode_all([p.zero_shot() for p in prompts])
+    num_layers = theta.shape[1]
+    rows = sorted(set(np.linspace(0, num_layers - 1, READ_LAYERS).round().astype(int).tolist()))
+    grid = []
+    for layer in rows:
+        everywhere = np.repeat(theta[:, layer : layer + 1], num_layers, axis=1)
+        said = sweep_layers(model, queries, everywhere, settings.batch_size).tokens
+        grid.append(judge.correct(prompts, said[:, 1:]).mean(axis=0).tolist())
+    return {"read_layers": rows, "accuracy": grid}
+
+
+def section(result: dict[str, Any]) -> Section:
+    """The best place, and the best pair of layers."""
+    rows, sentences = [], []
+    for name, task in result["tasks"].items():
+        for patch, value in task["positions"].items():
+            best = int(np.argmax(value["accuracy"]))
+            nearest = int(np.argmin(value["kl"]))
+            read, write = patch.split(":")
+            rows.append(
+                [
+                    text(name),
+                    text(read),
+                    text(write),
+                    number(value["accuracy"][best]),
+                    number(best, 0),
+                    number(value["kl"][nearest]),
+                    number(nearest, 0),
+                ]
+            )
+        grid = np.array(task["layers"]["accuracy"])
+        row, column = np.unravel_index(grid.argmax(), grid.shape)
+        sentences.append(
+            f"{name}: read after {task['layers']['read_layers'][row]}, written after {column}:"
+            f" {grid.max():.2f}"
+        )
+    means = {
+        patch: float(
+            np.mean([max(t["positions"][patch]["accuracy"]) for t in result["tasks"].values()])
+        )
+        for patch in next(iter(result["tasks"].values()))["positions"]
+    }
+    best = max(means, key=lambda patch: means[patch])
+    words = [
+        f"The task travels best read at “{best.split(':')[0]}” and written at"
+        f" “{best.split(':')[1]}” ({means[best]:.2f} at each task's best layer, mean of"
+        f" {len(result['tasks'])} tasks on {result['settings']['num_prompts']} prompts); next: "
+        + ", ".join(
+            f"{patch} {value:.2f}"
+            for patch, value in sorted(means.items(), key=lambda item: -item[1])[1:4]
+        )
+        + ". The layer is chosen on the prompts it is scored on, so these are upper ends.",
+        f"Read and written after different layers: {'; '.join(sentences)}.",
+    ]
+    return Section(
+        "Where can the task be read, and where written?",
+        words,
+        [
+            Table(
+                "Best layer of each read and write place",
+                [
+                    "task",
+                    "read at",
+                    "written at",
+                    "best accuracy",
+                    "layer",
+                    "lowest KL (nats)",
+                    "layer of it",
+                ],
+                rows,
+            )
+        ],
+        {
+            "patch_map_positions": "Accuracy (above) and KL from the full prompt's prediction"
+            " (below), by layer and place: read:write.",
+            "patch_map_layers": "Accuracy when theta is read after the layer of the row and written"
+            " after that of the column, both at the arrow.",
+        },
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """A column of maps for each task."""
+    from experiments import figures
+
+    tasks = result["tasks"]
+    layers = [str(layer) for layer in range(result["num_layers"])]
+    width = 4.4 * len(tasks) + 1
+    figure, panels = figures.canvas(width, 5.6, 2, len(tasks), sharey=True)
+    worst = max(max(v["kl"]) for task in tasks.values() for v in task["positions"].values())
+    for column, (name, task) in enumerate(tasks.items()):
+        for row, key in enumerate(("accuracy", "kl")):
+            axis = panels[row * len(tasks) + column]
+            figures.heat_map(
+                axis,
+                [value[key] for value in task["positions"].values()],
+                list(task["positions"]),
+                layers,
+                high=1.0 if key == "accuracy" else worst,
+                label="accuracy" if key == "accuracy" else "KL, nats",
+                colours="viridis" if key == "accuracy" else "viridis_r",
+            )
+            axis.set_title(figures.short(name) if row == 0 else "")
+            axis.set_xlabel("layer" if row else "")
+    grids, axes = figures.canvas(width, 3.2, 1, len(tasks))
+    for axis, (name, task) in zip(axes, tasks.items(), strict=True):
+        rows = [str(layer) for layer in task["layers"]["read_layers"]]
+        figures.heat_map(axis, task["layers"]["accuracy"], rows, layers, label="accuracy")
+        axis.set(xlabel="written after layer", ylabel="read after layer")
+        axis.set_title(figures.short(name))
+    return {"patch_map_positions": figure, "patch_map_layers": grids}
+
+
+if __name__ == "__main__":
+    studies.define_flags()
+    define_flags()
+    studies.run_main(__name__)

@@ -1,0 +1,229 @@
+"""One page for everything: rebuilt from the JSON files of results alone.
+
+    python -m experiments.report --results=results/smollm2-135m-instruct
+    python -m experiments.report --results=results/llama-7b,results/pythia-2.8b --out=results
+
+Writes report.html under --out (the directory itself for one model): a headline in words, tables
+that sort and filter, every figure in light and dark, worst examples, and for each number the
+command, versions and hashes behind it. The page holds all it needs: no script, style, font or
+image comes from anywhere else, and its content policy forbids it.
+Expected: seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from absl import flags
+from markupsafe import Markup
+
+from experiments import command
+from experiments.command import console
+from experiments.section import Cell, Section, Table
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.published import published
+
+EXPERIMENTS = (
+    "main_results",
+    "conflicting_tasks",
+    "task_geometry",
+    "vocabulary_projection",
+    "bijections",
+    "dose",
+    "patch_map",
+    "portability",
+)
+CROSS = "cross_models"
+TEMPLATE = Path(__file__).parent / "report.html.j2"
+LONG_TEXT = 40
+
+
+def module_of(name: str) -> Any:
+    """The module of an experiment."""
+    return importlib.import_module(f"experiments.{name}")
+
+
+def build(directories: Sequence[Path], cross: Path | None = None) -> str:
+    """The page for some directories of results.
+
+    Args:
+      cross: directory of cross_models.json, if there is one.
+
+    Raises:
+      TaskVecError: a directory without results, or a file that is not one.
+    """
+    articles: list[dict[str, Any]] = []
+    for i, directory in enumerate(directories):
+        names = [name for name in EXPERIMENTS if (directory / f"{name}.json").exists()]
+        if not names:
+            raise TaskVecError(
+                f"{directory}: no results; expected {EXPERIMENTS[0]}.json and others, which"
+                " experiments.paper writes"
+            )
+        parts = [_part(directory, name, f"{i}-") for name in names]
+        articles.append({"model": parts[0]["result"]["model"], "parts": parts})
+    first = [article["parts"][0]["section"].words for article in articles]
+    title = "Task vectors: " + ", ".join(article["model"] for article in articles)
+    several = len(articles) > 1
+    if cross is not None and (cross / f"{CROSS}.json").exists():
+        side_by_side = {"model": "", "parts": [_part(cross, CROSS, "")]}
+        articles.insert(0 if several else 1, side_by_side)
+    lead = [] if several else first[0][1:3]
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    results = ",".join(map(str, directories))
+    return template.render(
+        title=title,
+        several=several,
+        headline=" ".join(words[0] for words in first),
+        lead=lead,
+        articles=articles,
+        show_table=show_table,
+        source=published()["source"]["paper"],
+        rebuild=f"python -m experiments.report --results={shlex.quote(results)}",
+    )
+
+
+def _part(directory: Path, name: str, prefix: str) -> dict[str, Any]:
+    path = directory / f"{name}.json"
+    module = module_of(name)
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        section: Section = module.section(result)
+        figures = _figures(module, result, section.captions)
+    except OSError as error:
+        raise TaskVecError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise TaskVecError(
+            f"{path}: not a result of experiments.{name} of this version"
+            f" ({type(error).__name__}: {error}); run the experiment again"
+        ) from None
+    provenance = result.get("provenance")
+    return {
+        "id": f"{prefix}{name.replace('_', '-')}",
+        "result": result,
+        "section": section,
+        "figures": figures,
+        "provenance": provenance,
+        "facts": _facts(result) if provenance else [],
+    }
+
+
+def _figures(module: Any, result: Any, captions: Mapping[str, str]) -> list[dict[str, Any]]:
+    from experiments import figures  # matplotlib is slow to import
+
+    drawn: dict[str, dict[str, Any]] = {}
+    for name in ("light", "dark"):
+        with figures.theme(name):
+            for stem, figure in module.draw_figures(result).items():
+                image = base64.b64encode(figures.render(figure, "svg")).decode()
+                entry = drawn.setdefault(stem, {"stem": stem, "caption": captions.get(stem, stem)})
+                entry["width"] = round(100 * figure.get_figwidth())
+                entry[name] = f"data:image/svg+xml;base64,{image}"
+                figures.plt.close(figure)
+    return list(drawn.values())
+
+
+def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    provenance, settings = result["provenance"], dict(result["settings"])
+    tasks = settings.pop("tasks", [])
+    device = provenance["device"]
+    return [
+        ("model", str(result["model"])),
+        ("weights sha256", provenance["weights_sha256"]),
+        ("tokenizer sha256", provenance["tokenizer_sha256"]),
+        ("dtype", f"{provenance['dtype']}, matmul precision {provenance['matmul_precision']}"),
+        ("device", f"{device['count']} x {device['kind']} ({device['platform']})"),
+        ("seconds", f"{provenance['seconds']} (units found in the journal cost none)"),
+        ("settings", ", ".join(f"{k}={v}" for k, v in settings.items() if v not in (None, {}))),
+        ("tasks", ", ".join(tasks)),
+        ("versions", ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())),
+    ]
+
+
+def show_table(table: Table, named: bool) -> Markup:
+    """A table as HTML, with its filter.
+
+    Args:
+      named: show the caption; a folded table shows it already.
+    """
+    words = [any(row[i].value is None for row in table.rows) for i in range(len(table.columns))]
+    head = "".join(
+        f'<th scope="col" aria-sort="none"{_class(["words"] if is_words else [])}>'
+        f'<button type="button">{html.escape(column)}</button></th>'
+        for column, is_words in zip(table.columns, words, strict=True)
+    )
+    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in table.rows)
+    title = f"<b>{html.escape(table.caption)}</b>" if named else ""
+    label = html.escape(f"filter: {table.caption}", quote=True)
+    return Markup(
+        f'<div class="sheet"><div class="filter">{title}'
+        f'<input type="search" placeholder="filter rows" aria-label="{label}"><output></output>'
+        f'</div><div class="scroll" tabindex="0" role="group" aria-label="{label}">'
+        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
+        "</div></div>"
+    )
+
+
+def _cell(cell: Cell) -> str:
+    classes = [cell.tone] if cell.tone else []
+    if cell.value is None:
+        classes.append("words")
+        if len(cell.text) > LONG_TEXT:
+            classes.append("long")
+    value = "" if cell.value is None else f' data-value="{cell.value:.6g}"'
+    tip, small = "", ""
+    if cell.note and cell.value is None:
+        tip = f' title="{html.escape(cell.note, quote=True)}"'
+    elif cell.note:
+        small = f"<small>{html.escape(cell.note)}</small>"
+    words = html.escape(cell.text).replace("_", "_<wbr>")
+    return f"<td{_class(classes)}{value}{tip}>{words}{small}</td>"
+
+
+def _class(names: list[str]) -> str:
+    return f' class="{" ".join(names)}"' if names else ""
+
+
+def write(directories: Sequence[Path], out: Path, cross: Path | None = None) -> Path:
+    """Writes report.html whole or not at all."""
+    page = build(directories, cross)
+    path = out / "report.html"
+    handle, scratch = tempfile.mkstemp(prefix=".report.", dir=out)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write(page)
+    os.chmod(scratch, 0o644)
+    os.replace(scratch, path)
+    return path
+
+
+def main() -> None:
+    """Builds the page the flags ask for."""
+    directories = [Path(path) for path in flags.FLAGS.results]
+    default = directories[0] if len(directories) == 1 else Path("results")
+    out = command.prepare_out(flags.FLAGS.out or str(default))
+    console.print(f"wrote {write(directories, out, out)}", markup=False)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list(
+        "results", ["results/smollm2-135m-instruct"], "directories of results, one a model"
+    )
+    flags.DEFINE_string("out", None, "where report.html goes; the directory of a single model")
+    command.run(main)

@@ -1,0 +1,99 @@
+"""What an experiment has to say: words and tables, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.command import console
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+      text: what is read.
+      value: what it sorts by; the text itself when None.
+      tone: "", "good", "bad" or "quiet".
+      note: a longer explanation.
+    """
+
+    text: str
+    value: float | None = None
+    tone: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table; every row has a cell for each column."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One experiment on the page.
+
+    Attributes:
+      title: what was asked.
+      words: what was found, in sentences; the first is the headline.
+      tables: the numbers; the first is shown open.
+      captions: a sentence for each figure, by its file stem.
+    """
+
+    title: str
+    words: Sequence[str]
+    tables: Sequence[Table] = ()
+    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def text(value: str, tone: str = "", note: str = "") -> Cell:
+    """A cell of words."""
+    return Cell(value, None, tone, note)
+
+
+def number(value: float | None, digits: int = 2, tone: str = "") -> Cell:
+    """A cell of one number; a dash for None."""
+    if value is None:
+        return Cell("–", -1.0, "quiet")
+    return Cell(f"{value:.{digits}f}", float(value), tone)
+
+
+def score(value: Mapping[str, Any] | None, tone: str = "") -> Cell:
+    """A share with its 95 % interval; a dash for None."""
+    if value is None:
+        return Cell("–", -1.0, "quiet")
+    span = f"{value['low']:.2f}–{value['high']:.2f}"
+    return Cell(
+        f"{value['accuracy']:.2f}",
+        float(value["accuracy"]),
+        tone,
+        f"{span}, n = {value['n']}",
+    )
+
+
+def show(section: Section) -> None:
+    """Prints the first table and the words."""
+    if section.tables:
+        for i, line in enumerate(lines(section.tables[0])):
+            console.print(line, markup=False, style="bold" if i == 0 else None)
+    for sentence in section.words:
+        console.print(sentence, markup=False)
+
+
+def lines(table: Table) -> list[str]:
+    """A table as lines of aligned text: the first column to the left, the others to the right."""
+    grid = [list(table.columns), *([cell.text for cell in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  ".join(
+            word.ljust(width) if i == 0 else word.rjust(width)
+            for i, (word, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in grid
+    ]

@@ -1,0 +1,325 @@
+"""A study: one model, some tasks, settings, and the journal that finished units go to.
+
+Experiments are functions of a study; what two of them need (a task's main scores, thetas) is a
+method here, so that whichever runs first pays for it and the others find it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import command
+from experiments.command import FLAGS, console
+from experiments.fingerprint import fingerprint
+from experiments.journal import Journal
+from experiments.section import show
+from taskvec_jax.controls import evaluate_with_controls
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import (
+    Judge,
+    Settings,
+    best_layer,
+    check_injection,
+    draw_prompts,
+    read_theta,
+    sweep_dev,
+)
+from taskvec_jax.loading import Model
+from taskvec_jax.prompts import fit
+from taskvec_jax.tasks import Task
+
+FEWER_DEMONSTRATIONS = 4  # what the paper shows in conflicting tasks and geometry
+
+
+@dataclasses.dataclass
+class Study:
+    """What an experiment runs on.
+
+    Attributes:
+      model: in memory.
+      tasks: those the run asks for.
+      available: all tasks of the run's registry; controls borrow thetas from them.
+      settings: of the main experiment.
+      short_settings: the same with 4 demonstrations, unless the user chose a number.
+      out: directory of results.
+      journal: finished units.
+      named: the tasks were named one by one, not taken because they are there.
+      record: where the tasks come from and which were left out, for the result files.
+      started: when the experiment under way began.
+      advance: called with the number of prompts just finished, while a task is evaluated.
+    """
+
+    model: Model
+    tasks: list[Task]
+    available: list[Task]
+    settings: Settings
+    short_settings: Settings
+    out: Path
+    journal: Journal
+    named: bool = False
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    advance: Callable[[int], None] = lambda steps: None
+
+    def what(
+        self,
+        experiment: str,
+        task: Task | None,
+        settings: Settings,
+        compute: Callable[..., Any],
+        **more: Any,
+    ) -> Any:
+        """The name of a unit: everything that decides its value."""
+        device = jax.devices()[0]
+        return {
+            "experiment": experiment,
+            "code": fingerprint(compute),
+            "model": self.model.weights_sha256,
+            "tokenizer": self.model.tokenizer.sha256,
+            "config": self.model.config.to_dict(),
+            "device": [device.platform, device.device_kind],
+            "matmul_precision": command.matmul_precision(),
+            "task": task and {"name": task.name, "sha256": task_sha256(task)},
+            "settings": dataclasses.asdict(settings),
+            **more,
+        }
+
+    def unit(
+        self,
+        experiment: str,
+        task: Task | None,
+        settings: Settings,
+        compute: Callable[[], Any],
+        **more: Any,
+    ) -> Any:
+        """A journalled value; `more` is what else decides it."""
+        return self.journal.unit(self.what(experiment, task, settings, compute, **more), compute)
+
+    def main(self, task: Task) -> dict[str, Any]:
+        """Baseline, ICL, task vector and controls of a task (`ControlledResult.to_dict`)."""
+        lenders = [[other.name, task_sha256(other)] for other in self.available if other != task]
+
+        def compute() -> dict[str, Any]:
+            result, measured = evaluate_with_controls(
+                self.model, task, self.available, self.settings, self.advance
+            )
+            self.journal.keep_array(self._theta_unit(task, self.settings), measured.theta)
+            return result.to_dict()
+
+        return self.unit("main", task, self.settings, compute, lenders=lenders)
+
+    def theta(self, task: Task, settings: Settings) -> np.ndarray:
+        """Theta of every test prompt: float32 [N, L, D]."""
+
+        def compute() -> np.ndarray:
+            prompts = draw_prompts(fit(task, self.model.tokenizer), settings, "test")
+            return read_theta(self.model, prompts, settings.batch_size)
+
+        return self.journal.array(self._theta_unit(task, settings), compute)
+
+    def layer(self, task: Task, settings: Settings) -> int:
+        """The layer chosen on dev; found with the main scores when these settings are theirs."""
+        if settings == self.settings:
+            return int(self.main(task)["best_layer"])
+
+        def compute() -> int:
+            judge = Judge(self.model, fit(task, self.model.tokenizer))
+            dev = draw_prompts(judge.fitted, settings, "dev")
+            theta = read_theta(self.model, dev, settings.batch_size)
+            return best_layer(sweep_dev(judge, dev, theta, settings.batch_size)[1])
+
+        return int(self.unit("layer", task, settings, compute))
+
+    def common_layer(self) -> int:
+        """One layer for all tasks: argmax of the mean dev curve, ties to the lowest."""
+        curves = [self.main(task)["dev_accuracy_by_layer"] for task in self.tasks]
+        return best_layer(np.mean(curves, axis=0))
+
+    def _theta_unit(self, task: Task, settings: Settings) -> Any:
+        return self.what("theta", task, settings, self.theta)
+
+    def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Any:
+        """The content of an experiment's JSON file."""
+        return {
+            "experiment": experiment,
+            "model": self.model.name,
+            "settings": {
+                **dataclasses.asdict(settings),
+                "tasks": [task.name for task in self.tasks],
+                **self.record,
+            },
+            "provenance": command.provenance(
+                self.model, settings.seed, time.monotonic() - self.started
+            ),
+            **payload,
+        }
+
+    @contextlib.contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
+        """A progress bar over units; what it yields is called with each unit's name, before it."""
+        with command.progress_bar() as bar:
+            row = bar.add_task(title, total=total)
+            begun = 0
+
+            def begin(name: str) -> None:
+                nonlocal begun
+                bar.update(row, description=f"{title}: {name}", completed=begun)
+                begun += 1
+
+            yield begin
+
+
+def task_sha256(task: Task) -> str:
+    """Hash of a task's content."""
+    content = json.dumps([task.category, task.short_name, task.pairs], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def chosen_tasks(study: Study, wanted: Sequence[str]) -> list[Task]:
+    """The tasks for an experiment that is too slow for all: those named by --tasks, else few."""
+    return study.tasks if study.named else some_of_each(study.tasks, wanted)
+
+
+def some_of_each(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
+    """The tasks an experiment that is too slow for all of them runs on.
+
+    Args:
+      wanted: names; those that are not among the tasks give way to the first of each category.
+    """
+    chosen = [task for task in tasks if task.name in wanted]
+    covered = {task.category for task in chosen}
+    for task in tasks:
+        if task.category not in covered:
+            covered.add(task.category)
+            chosen.append(task)
+    return chosen
+
+
+def define_flags() -> None:
+    """All flags a study needs."""
+    command.define_model_flags()
+    command.define_prompt_flags()
+    flags.DEFINE_string("out", None, "directory for results; results/<model> when left out")
+
+
+def study_from_flags(model: Model | None = None, out: Path | None = None) -> Study:
+    """Loads the model and opens the journal that the flags ask for.
+
+    Raises:
+      TaskVecError: flags that do not fit, or a model whose writes and reads do not agree.
+    """
+    settings = command.settings_from_flags()
+    asked, available = command.tasks_from_flags(), command.available_tasks_from_flags()
+    out = out or command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
+    journal = Journal(out)
+    model = model or command.model_from_flags()
+    chosen = FLAGS["num_demonstrations"].present
+    short = settings.num_demonstrations if chosen else FEWER_DEMONSTRATIONS
+    tasks, left_out = fitting_tasks(model, asked, settings, must_fit=bool(FLAGS.tasks))
+    study = Study(
+        model=model,
+        tasks=tasks,
+        available=available,
+        settings=settings,
+        short_settings=dataclasses.replace(settings, num_demonstrations=short),
+        out=out,
+        journal=journal,
+        named=bool(FLAGS.tasks),
+        record={
+            "task_data": FLAGS.task_data,
+            "task_file": FLAGS.task_file,
+            "left_out": left_out,
+        },
+    )
+    difference = check_injection(model, settings.batch_size)
+    console.print(
+        f"{model.name}: own residual re-injected after each layer: top logit moves by"
+        f" {difference:.1e} at most"
+    )
+    return study
+
+
+def fitting_tasks(
+    model: Model, tasks: Sequence[Task], settings: Settings, must_fit: bool
+) -> tuple[list[Task], dict[str, str]]:
+    """The tasks that this tokenizer and these settings can pose, checked before any costs time.
+
+    Args:
+      must_fit: the tasks were named one by one, so one that does not fit is an error.
+
+    Returns:
+      The tasks, and why the others were left out, by name.
+
+    Raises:
+      TaskVecError: a named task does not fit, or none does.
+    """
+    fitting, left_out, why = [], {}, TaskVecError("there is no task to run; name one with --tasks")
+    for task in tasks:
+        try:
+            fitted = fit(task, model.tokenizer)
+            draw_prompts(fitted, dataclasses.replace(settings, num_prompts=1), "test")
+        except TaskVecError as error:
+            if must_fit:
+                raise
+            why = error
+            left_out[task.name] = str(error)
+            console.print(f"left out: {error}", markup=False)
+        else:
+            fitting.append(task)
+    if not fitting:
+        raise why
+    return fitting, left_out
+
+
+def run_experiment(module: Any) -> None:
+    """The command line of one experiment.
+
+    Args:
+      module: has NAME, `run(study)` -> result, `draw_figures(result)` -> figures by file stem, and
+        `section(result)` -> `Section`.
+    """
+    study = study_from_flags()
+    try:
+        finish(study, module)
+    finally:
+        study.journal.close()
+
+
+def run_main(name: str) -> None:
+    """Runs the experiment whose module name (`__name__`) is given, as a command."""
+    command.run(lambda: run_experiment(sys.modules[name]))
+
+
+def finish(study: Study, module: Any) -> dict[str, Any]:
+    """Runs one experiment, writes its JSON and the figures drawn from it."""
+    study.started = time.monotonic()
+    result = module.run(study)
+    path = study.out / f"{module.NAME}.json"
+    command.write_json(path, result)
+    written = draw_all(module, result, study.out)
+    show(module.section(result))
+    console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)
+    return result
+
+
+def draw_all(module: Any, result: dict[str, Any], out: Path) -> list[Path]:
+    """Draws an experiment's figures from its result as PNG and SVG."""
+    from experiments import figures  # matplotlib is slow to import
+
+    written = []
+    with figures.theme("light"):
+        for stem, figure in module.draw_figures(result).items():
+            written += figures.save(figure, out / stem)
+    return written

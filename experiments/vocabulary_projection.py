@@ -1,0 +1,169 @@
+"""What a task vector says when it is read as a prediction (paper, Section 5.2, Tables 5 and 7).
+
+    python -m experiments.vocabulary_projection
+    python -m experiments.vocabulary_projection --tasks=knowledge_country_capital
+
+Theta averaged over the test prompts goes through the final norm and the unembedding, at the best
+layer + 0, 1, 2, 3, 4 (the paper: + 2). Of the top 100 tokens those of letters only are kept,
+without repeats, 20 of them. (The paper's code skips GPT-J's final norm; nothing is skipped here.)
+Beside it, layer by layer, the median rank of two gold words in each prompt's own theta: the answer
+of a dummy query, which is what theta was about to say, and the answer of the test query, which it
+has never seen.
+
+Writes vocabulary_projection.json and vocabulary_projection.png/.svg under --out.
+Expected on the default model at the paper's settings: see README (2 cores, about 1 minute after
+main_results).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments import study as studies
+from experiments.section import Section, Table, number, text
+from experiments.study import Study
+from taskvec_jax.evaluation import Judge, draw_prompts
+from taskvec_jax.prompts import fit, render_query
+from taskvec_jax.published import published, published_name
+from taskvec_jax.tasks import Pair, Task
+from taskvec_jax.vocabulary import gold_ranks, top_words
+
+NAME = "vocabulary_projection"
+OFFSETS = (0, 1, 2, 3, 4)
+PAPER_OFFSET = 2
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Projects every task's theta."""
+    tasks = {}
+    with study.bar("vocabulary", len(study.tasks)) as begin:
+        for task in study.tasks:
+            begin(task.name)
+            layer = study.layer(task, study.settings)
+            tasks[task.name] = study.unit(
+                NAME,
+                task,
+                study.settings,
+                lambda task=task, layer=layer: project(study, task, layer),
+                layer=layer,
+            )
+    name = published_name(study.model.name)
+    theirs = published()["top_tokens"]["published_table"]
+    return study.result(
+        NAME,
+        study.settings,
+        {
+            "tasks": tasks,
+            "num_layers": study.model.config.num_layers,
+            "vocab_size": study.model.config.vocab_size,
+            "published_model": name if name in theirs else None,
+            "published": theirs,
+        },
+    )
+
+
+def project(study: Study, task: Task, layer: int) -> dict[str, Any]:
+    """Top words at best + 0..4, and median gold ranks by layer."""
+    theta = study.theta(task, study.settings)  # [N, L, D]
+    model, num_layers = study.model, theta.shape[1]
+    mean = theta.mean(axis=0)
+    layers = [layer + offset for offset in OFFSETS if layer + offset < num_layers]
+    judge = Judge(model, fit(task, model.tokenizer))
+    prompts = draw_prompts(judge.fitted, study.settings, "test")
+
+    def first(pair: Pair) -> int:
+        return model.tokenizer.continuation(render_query(pair.input), pair.output)[0]
+
+    gold = [[*map(first, p.dummy_queries), first(p.query)] for p in prompts]
+    ranks = gold_ranks(model, theta, gold)  # [N, L, dummies + 1]
+    return {
+        "best_layer": layer,
+        "layers": layers,
+        "words": top_words(model, mean[layers]),
+        "dummy_answer_rank": np.median(ranks[..., :-1].min(axis=-1), axis=0).tolist(),
+        "query_answer_rank": np.median(ranks[..., -1], axis=0).tolist(),
+    }
+
+
+def section(result: dict[str, Any]) -> Section:
+    """The words, task by task."""
+    tasks = result["tasks"]
+    last = np.array([task["dummy_answer_rank"][-1] for task in tasks.values()])
+    best = np.array([t["dummy_answer_rank"][t["best_layer"]] for t in tasks.values()])
+    words = [
+        f"Read as a prediction at its best layer, theta puts the answer of its own dummy query at"
+        f" rank {np.median(best):.0f} of {result['vocab_size']} (median over {len(tasks)} tasks);"
+        f" by the last layer at rank {np.median(last):.0f}.",
+        "A dummy answer that is high already at the best layer means that theta carries answers"
+        " beside the task: compare the last-layer replay among the controls.",
+    ]
+    rows = []
+    for name, task in tasks.items():
+        for layer, found in zip(task["layers"], task["words"], strict=True):
+            offset = layer - task["best_layer"]
+            rows.append(
+                [
+                    text(name),
+                    number(layer, 0, "good" if offset == PAPER_OFFSET else ""),
+                    number(offset, 0),
+                    text(", ".join(found)),
+                ]
+            )
+    theirs = [
+        [text(model), text(task), text(", ".join(found))]
+        for model, table in result["published"].items()
+        for task, found in table.items()
+    ]
+    return Section(
+        "What does theta say in words?",
+        words,
+        [
+            Table(
+                "Top words of the mean theta at the best layer + 0..4 (the paper shows + 2)",
+                ["task", "layer", "best +", "top words"],
+                rows,
+            ),
+            Table("The paper's Table 5", ["model", "task", "top words"], theirs),
+        ],
+        {
+            NAME: "Median rank of a gold word when each prompt's theta is read as a prediction, on"
+            " a logarithmic scale: the answer of a dummy query (left) and of the test query"
+            " (right). White rings mark the best layer."
+        },
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Two heat maps of gold-word rank: task x layer."""
+    from experiments import figures
+
+    tasks, layers = result["tasks"], result["num_layers"]
+    figure, axes = figures.canvas(14, 0.27 * len(tasks) + 1.8, 1, 2)
+    names = [figures.short(name) for name in tasks]
+    high = float(np.log10(result["vocab_size"]))
+    for axis, key, title in (
+        (axes[0], "dummy_answer_rank", "answer of a dummy query"),
+        (axes[1], "query_answer_rank", "answer of the test query"),
+    ):
+        grid = [np.log10(np.array(task[key]) + 1).tolist() for task in tasks.values()]
+        figures.heat_map(
+            axis,
+            grid,
+            names,
+            [str(layer) for layer in range(layers)],
+            high=high,
+            label="log10 (rank + 1)",
+            colours="viridis_r",
+        )
+        for row, task in enumerate(tasks.values()):
+            axis.plot(task["best_layer"], row, "o", fillstyle="none", color="white", markersize=7)
+        axis.set(xlabel="layer")
+        axis.set_title(title)
+    return {NAME: figure}
+
+
+if __name__ == "__main__":
+    studies.define_flags()
+    studies.run_main(__name__)

@@ -1,0 +1,223 @@
+"""Task files: pairs as the paper's code keeps them, and a researcher's own tasks in one file.
+
+A directory holds `category/name.json`, each `{input: output}` or a list of
+`{"input", "output", "accepted"}` (accepted is optional). A file of one's own tasks is
+
+* JSON: one object `{"category": ..., "name": ..., "pairs": ...}` or a list of them, pairs as
+  above; or
+* Python: a module with `TASKS`, a list of `Task`. It is run as code.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import traceback
+from pathlib import Path
+from typing import Any
+
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.tasks.located_json import LocatedDict, line_of, parse
+from taskvec_jax.tasks.task import Pair, Task
+
+PAIR_KEYS = {"input", "output", "accepted"}
+TASK_KEYS = {"category", "name", "pairs"}
+
+
+class Problems(list[str]):
+    """What is wrong with a file, each with its line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def add(self, line: int, message: str) -> None:
+        """Notes a problem; line 0 is left out."""
+        self.append(f"{self.path}:{line}: {message}" if line else f"{self.path}: {message}")
+
+
+def read_task_file(path: Path) -> Task:
+    """Reads `category/name.json`.
+
+    Raises:
+      TaskVecError: not such a file; inputs that repeat; empty strings.
+    """
+    problems = Problems(path)
+    raw = _parse(path, problems)
+    pairs = [] if problems else _pairs(raw, problems)
+    _raise_first(problems)
+    return Task(path.parent.name, path.stem, tuple(pairs))
+
+
+def read_own_tasks(path: Path) -> list[Task]:
+    """Reads a file of own tasks, JSON or Python by its name.
+
+    Raises:
+      TaskVecError: the first of `check_own_tasks`.
+    """
+    tasks, problems = check_own_tasks(path)
+    _raise_first(problems)
+    return tasks
+
+
+def check_own_tasks(path: Path) -> tuple[list[Task], list[str]]:
+    """Reads a file of own tasks and collects everything that is wrong with it.
+
+    Returns:
+      The tasks that are right, and one line for each problem.
+    """
+    problems = Problems(path)
+    if path.suffix == ".py":
+        found = _run(path, problems)
+    elif path.suffix == ".json":
+        found = _own_json(path, problems)
+    else:
+        problems.add(0, f"ends in {path.suffix or 'nothing'!r}; allowed: .json, .py")
+        found = []
+    if not found and not problems:
+        problems.add(0, "holds no task")
+    seen: set[str] = set()
+    for task in found:
+        if task.name in seen:
+            problems.add(0, f"task {task.name} is there twice")
+        seen.add(task.name)
+    return found, problems
+
+
+def _raise_first(problems: list[str]) -> None:
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise TaskVecError(problems[0] + more)
+
+
+def _parse(path: Path, problems: Problems) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.add(0, f"cannot be read ({error.strerror})")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        problems.add(line, f"is not UTF-8 ({error.reason})")
+    except json.JSONDecodeError as error:
+        problems.add(error.lineno, f"cannot be read as JSON: {error.msg} (column {error.colno})")
+    return None
+
+
+def _pairs(raw: Any, problems: Problems) -> list[Pair]:
+    if not isinstance(raw, dict | list) or not raw:
+        problems.add(
+            line_of(raw),
+            'pairs must be {input: output} or a list of {"input", "output"}, not empty',
+        )
+        return []
+    if isinstance(raw, LocatedDict):
+        entries = [(line_of(v), {"input": k, "output": v}) for k, v in raw.items()]
+        for key, line in raw.repeats:
+            problems.add(line, f"input {key!r} is there already")
+    else:
+        entries = [(line_of(entry), entry) for entry in raw]
+    pairs, seen = [], {}
+    for i, (line, entry) in enumerate(entries, start=1):
+        pair = _pair(entry, f"pair {i}", line, problems)
+        if pair is None:
+            continue
+        if pair.input in seen:
+            where = f" (line {seen[pair.input]})" if seen[pair.input] else ""
+            problems.add(line, f"pair {i}: input {pair.input!r} is there already{where}")
+        seen.setdefault(pair.input, line)
+        pairs.append(pair)
+    return pairs
+
+
+def _pair(entry: Any, which: str, line: int, problems: Problems) -> Pair | None:
+    if not isinstance(entry, dict):
+        problems.add(line, f"{which} is {entry!r}; it must be an object with input and output")
+        return None
+    if unknown := sorted(set(entry) - PAIR_KEYS):
+        problems.add(line, f"{which}: unknown keys {unknown}; allowed: input, output, accepted")
+        return None
+    accepted = entry.get("accepted", [])
+    if not isinstance(accepted, list):
+        problems.add(line, f"{which}: accepted is {accepted!r}; it must be a list of strings")
+        return None
+    for text in (entry.get("input"), entry.get("output"), *accepted):
+        if not isinstance(text, str) or not text.strip() or "\n" in text:
+            where = line_of(text) or line
+            problems.add(where, f"{which}: {text!r} must be a string of one line, not empty")
+            return None
+    return Pair(str(entry["input"]), str(entry["output"]), tuple(str(a) for a in accepted))
+
+
+def _own_json(path: Path, problems: Problems) -> list[Task]:
+    raw = _parse(path, problems)
+    if problems:
+        return []
+    tasks = []
+    for entry in raw if isinstance(raw, list) else [raw]:
+        line = line_of(entry)
+        if not isinstance(entry, dict) or set(entry) != TASK_KEYS:
+            got = sorted(entry) if isinstance(entry, dict) else entry
+            problems.add(
+                line, f'a task is an object {{"category", "name", "pairs"}}, this is {got!r}'
+            )
+            continue
+        before = len(problems)
+        for key in ("category", "name"):
+            if not isinstance(entry[key], str) or not entry[key].strip():
+                problems.add(line_of(entry[key]) or line, f"{key} must be a string, not empty")
+        pairs = _pairs(entry["pairs"], problems)
+        if len(problems) == before:
+            tasks.append(Task(str(entry["category"]), str(entry["name"]), tuple(pairs)))
+    return tasks
+
+
+def _run(path: Path, problems: Problems) -> list[Task]:
+    try:
+        found = runpy.run_path(str(path)).get("TASKS")
+    except SyntaxError as error:
+        problems.add(error.lineno or 0, f"not Python: {error.msg}")
+        return []
+    except OSError as error:
+        problems.add(0, f"cannot be read ({error.strerror})")
+        return []
+    except Exception as error:  # whatever the user's own code raises
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(path)
+        ]
+        line = (lines[-1] if lines else 0) or 0
+        problems.add(line, f"raised {type(error).__name__}: {error}".replace("\n", " "))
+        return []
+    if not isinstance(found, list | tuple) or not all(isinstance(t, Task) for t in found):
+        problems.add(0, "must define TASKS, a list of taskvec_jax.tasks.Task")
+        return []
+    source = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for task in found:
+        _check_task(task, source, problems)
+    return list(found)
+
+
+def _quoted_line(text: Any, source: list[str]) -> int:
+    """The first line of source that has a text in quotes; 0 when it is computed, not written."""
+    quoted = (f'"{text}"', f"'{text}'")
+    return next((i for i, line in enumerate(source, 1) if any(q in line for q in quoted)), 0)
+
+
+def _check_task(task: Task, source: list[str], problems: Problems) -> None:
+    seen: set[str] = set()
+    if not task.pairs:
+        problems.add(0, f"task {task.name} has no pairs")
+    for i, pair in enumerate(task.pairs, start=1):
+        which = f"task {task.name}, pair {i}"
+        if not isinstance(pair, Pair):
+            problems.add(0, f"{which} is {pair!r}; it must be a Pair")
+            continue
+        for text in (pair.input, pair.output, *pair.accepted):
+            if not isinstance(text, str) or not text.strip() or "\n" in text:
+                line = _quoted_line(text, source)
+                problems.add(line, f"{which}: {text!r} must be a string of one line, not empty")
+        if pair.input in seen:
+            line = _quoted_line(pair.input, source)
+            problems.add(line, f"{which}: input {pair.input!r} is there already")
+        seen.add(pair.input)

@@ -1,0 +1,151 @@
+"""Controls and the verdict over them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import LLAMA, model_of
+
+from taskvec_jax.controls import (
+    CONTROLS,
+    evaluate_with_controls,
+    judge_controls,
+    majority_answer,
+    other_prompts,
+    shuffle_labels,
+)
+from taskvec_jax.evaluation import Settings, evaluate_task
+from taskvec_jax.prompts import FittedTask, Prompt
+from taskvec_jax.tasks import TASKS, Pair, Task
+
+SMALL = Settings(num_prompts=4, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def random_model(tokenizer):
+    config = dataclasses.replace(LLAMA, vocab_size=tokenizer.vocab_size, max_length=512)
+    return model_of(config, tokenizer)
+
+
+def test_the_majority_answer_is_the_commonest_output_and_the_earliest_of_equals():
+    pairs = [Pair("1", " b"), Pair("2", "a"), Pair("3", "a"), Pair("4", "b"), Pair("5", "c")]
+    task = Task("own", "x", tuple(pairs))
+    assert majority_answer(FittedTask(task, tuple(pairs), False, 5)) == "b"
+
+
+def test_shuffled_labels_keep_inputs_and_outputs_but_no_output_in_its_place():
+    shown = tuple(Pair(f"x{i}", f"y{i}", ("z",)) for i in range(5))
+    prompt = Prompt(shown, Pair("q", "a"), (Pair("d", "e"),))
+    for seed in range(20):
+        shuffled = shuffle_labels(prompt, seed)
+        assert [p.input for p in shuffled.demonstrations] == [p.input for p in shown]
+        assert {p.output for p in shuffled.demonstrations} == {p.output for p in shown}
+        assert all(
+            a.output != b.output for a, b in zip(shuffled.demonstrations, shown, strict=True)
+        )
+        assert shuffled.query == prompt.query
+    assert shuffle_labels(prompt, 1) == shuffle_labels(prompt, 1)
+
+
+def test_a_lone_demonstration_takes_the_output_of_a_dummy_query():
+    prompt = Prompt((Pair("x", "y"),), Pair("q", "a"), (Pair("d", "e"),))
+    assert shuffle_labels(prompt, 0).demonstrations == (Pair("x", "e"),)
+
+
+def test_thetas_are_borrowed_from_every_other_task_in_turn(random_model):
+    tasks = [TASKS[f"algorithmic_{name}"] for name in ("to_upper", "to_lower", "next_letter")]
+    lent = other_prompts(random_model, tasks[0], tasks, SMALL)
+    assert len(lent) == 4
+    sources = [next(t.name for t in tasks[1:] if p.query in t.pairs) for p in lent]
+    assert sources == [tasks[1].name, tasks[2].name] * 2
+    assert other_prompts(random_model, tasks[0], tasks[:1], SMALL) == []
+
+
+def score(accuracy: float, low: float, high: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "low": low, "high": high, "n": 50}
+
+
+@pytest.mark.parametrize(
+    ("vector", "beats", "best", "word"),
+    [
+        (score(0.80, 0.67, 0.89), True, "last_layer_replay", "beats its controls"),
+        (score(0.62, 0.48, 0.74), False, "last_layer_replay", "not shown to beat"),
+        (score(0.50, 0.37, 0.63), False, "last_layer_replay", "does not beat"),
+        (score(0.30, 0.19, 0.44), False, "last_layer_replay", "does not beat"),
+    ],
+)
+def test_a_vector_beats_its_controls_when_its_low_end_is_above_the_best_of_them(
+    vector, beats, best, word
+):
+    controls: dict[str, object] = {name: score(0.1, 0, 0.2) for name in CONTROLS}
+    controls["last_layer_replay"] = score(0.5, 0.3, 0.7)
+    controls["other_task"] = None
+    verdict = judge_controls(
+        {"task_vector": vector, "baseline": score(0.2, 0, 0.4), "controls": controls}
+    )
+    assert verdict.beats is beats
+    assert verdict.best_control == best
+    assert word in verdict.words
+    assert "last-layer replay" in verdict.words
+
+
+def test_the_zero_shot_baseline_counts_as_a_control():
+    controls = {name: score(0.1, 0, 0.2) for name in CONTROLS}
+    verdict = judge_controls(
+        {
+            "task_vector": score(0.5, 0.4, 0.6),
+            "baseline": score(0.45, 0.3, 0.6),
+            "controls": controls,
+        }
+    )
+    assert not verdict.beats
+    assert verdict.best_control == "baseline"
+    assert "zero-shot" in verdict.words
+
+
+def test_the_controlled_run_gives_the_same_scores_as_the_plain_one(random_model):
+    task = TASKS["algorithmic_to_lower"]
+    plain = evaluate_task(random_model, task, SMALL)
+    steps = []
+    full, measured = evaluate_with_controls(
+        random_model, task, list(TASKS.values()), SMALL, steps.append
+    )
+    assert sum(steps) == 4 * SMALL.num_prompts
+    assert full.result == plain
+    assert measured.theta.shape == (4, LLAMA.num_layers, LLAMA.width)
+    assert list(full.controls) == list(CONTROLS)
+    assert full.controls["random_vector"] == plain.random_vector
+    assert full.test_accuracy_by_layer[plain.best_layer] == plain.task_vector.accuracy
+    replay = full.controls["last_layer_replay"]
+    assert replay
+    assert full.test_accuracy_by_layer[-1] == replay.accuracy
+    assert {"baseline", "controls", "test_accuracy_by_layer"} <= full.to_dict().keys()
+
+
+def test_majority_and_copy_are_what_their_names_say(random_model):
+    same = Task("own", "copy", tuple(Pair(c, c) for c in "abcdefghijklmnop"))
+    settings = dataclasses.replace(SMALL, num_demonstrations=2)
+    full, _ = evaluate_with_controls(random_model, same, [same], settings)
+    copy, majority = full.controls["copy_input"], full.controls["majority_class"]
+    assert copy
+    assert majority
+    assert copy.accuracy == 1.0
+    assert majority.accuracy <= 0.5
+    assert full.controls["other_task"] is None
+    assert full.majority_answer == "a"
+
+
+def test_replaying_the_last_layer_repeats_what_was_said_to_the_dummy_query(random_model):
+    """One dummy query: injected after the last block, its state gives its own next token."""
+    task = TASKS["algorithmic_to_upper"]
+    settings = dataclasses.replace(SMALL, num_dummy_queries=1)
+    _, measured = evaluate_with_controls(random_model, task, [task], settings)
+    from taskvec_jax.sweep import read_texts, sweep_layers
+
+    encode = random_model.tokenizer.encode_all
+    queries = encode([p.zero_shot() for p in measured.test])
+    swept = sweep_layers(random_model, queries, measured.theta, 4).tokens
+    said = read_texts(random_model, [encode(p.dummies()) for p in measured.test], 4)[1].tokens
+    np.testing.assert_array_equal(swept[:, -1], said[:, 0])

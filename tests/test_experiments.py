@@ -1,0 +1,195 @@
+"""The parts of experiments that can be worked by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import bijections, conflicting_tasks, dose, main_results, task_geometry
+from experiments.cross_models import compare
+from experiments.section import Table, lines, number, score, text
+from experiments.study import some_of_each, task_sha256
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Settings
+from taskvec_jax.prompts import FittedTask, fit
+from taskvec_jax.tasks import TASKS, Pair, Task
+
+
+def fitted(category: str, name: str, *pairs: Pair, leading_space: bool = False) -> FittedTask:
+    return FittedTask(Task(category, name, pairs), pairs, leading_space, len(pairs))
+
+
+def test_conflicting_queries_are_shared_ones_whose_answers_cannot_be_mistaken():
+    a = fitted(
+        "translation", "en_es", Pair(" sun", " sol"), Pair(" no", " no"), Pair(" cat", " gato")
+    )
+    b = fitted(
+        "translation",
+        "en_fr",
+        Pair("sun", "soleil"),
+        Pair("no", "non", ("no",)),
+        Pair("dog", "chien"),
+    )
+    assert conflicting_tasks.shared_queries(a, b) == [(Pair(" sun", " sol"), Pair("sun", "soleil"))]
+
+
+def test_conflicting_prompts_never_show_their_query(tokenizer):
+    a = fit(TASKS["algorithmic_next_letter"], tokenizer)
+    b = fit(TASKS["algorithmic_to_upper"], tokenizer)
+    of_a, of_b = conflicting_tasks.draw_pair_prompts(
+        a, b, Settings(num_prompts=5, num_demonstrations=4)
+    )
+    assert len(of_a) == len(of_b) == 10
+    for pa, pb in zip(of_a, of_b, strict=True):
+        assert pa.query.input == pb.query.input
+        assert pb.query.output == pb.query.input.upper()
+        for prompt in (pa, pb):
+            inputs = [p.input for p in (*prompt.demonstrations, *prompt.dummy_queries)]
+            assert len(inputs) == len({*inputs, prompt.query.input}) - 1 == 6
+
+
+def test_rates_of_a_b_and_neither_are_counted():
+    right_a = np.array([True, True, False, False])
+    right_b = np.array([False, True, True, False])
+    found = conflicting_tasks.rates(right_a, right_b)
+    assert [found[name]["accuracy"] for name in ("a", "b", "neither")] == [0.5, 0.5, 0.25]
+
+
+def test_the_papers_conflicting_pairs_have_their_published_rates():
+    rates = [conflicting_tasks._published(f"{a}-{b}") for a, b in conflicting_tasks.PAPER_PAIRS]
+    assert [r and r["tv_accuracy_patched"] for r in rates] == [0.77, 0.78, 0.74, 0.97, 0.07]
+    assert conflicting_tasks._published("own_x-own_y") is None
+
+
+def test_a_task_is_turned_round_and_both_ways_mixed():
+    task = Task("own", "x", (Pair("a", "1"), Pair("b", "2", ("1",)), Pair("2", "z")))
+    ways = bijections.directions("pair", task)
+    assert ways["forward"].pairs == task.pairs
+    assert ways["backward"].pairs == (
+        Pair("1", "a", ("b",)),
+        Pair("2", "b"),
+        Pair("z", "2"),
+    )
+    # "2" would have the answer z one way and b the other, so it is left out.
+    assert {pair.input for pair in ways["both"].pairs} == {"a", "b", "1", "z"}
+    assert len({pair.input for pair in ways["both"].pairs}) == len(ways["both"].pairs)
+
+
+def test_self_inverse_pairs_stay_once_in_the_mix():
+    task = Task("own", "x", (Pair("hot", "cold"), Pair("cold", "hot")))
+    assert set(bijections.directions("pair", task)["both"].pairs) == set(task.pairs)
+
+
+def test_mixed_scores_are_split_by_the_direction_of_the_query():
+    value = {
+        "examples": [{"query": q} for q in (" a", " b", " 1", " 2")],
+        "right": {"icl": [True, True, True, False], "task_vector": [True, False, False, False]},
+    }
+    split = bijections.split_by_direction(value, {"a", "b"})["by_direction"]
+    assert split["forward"]["icl"]["accuracy"] == 1.0
+    assert split["backward"]["icl"]["accuracy"] == 0.5
+    assert split["forward"]["task_vector"]["accuracy"] == 0.5
+    assert split["backward"]["task_vector"]["accuracy"] == 0.0
+
+
+def test_theta_is_averaged_round_a_circle():
+    theta = np.array([[0.0], [3.0], [6.0]])
+    np.testing.assert_allclose(dose.average_round(theta, 1), theta)
+    np.testing.assert_allclose(dose.average_round(theta, 2), [[1.5], [4.5], [3.0]])
+    np.testing.assert_allclose(dose.average_round(theta, 3), [[3.0]] * 3)
+
+
+def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) -> dict:
+    values = {"baseline": baseline, "task_vector": vector, "icl": icl}
+    return {
+        **{k: {"accuracy": v, "low": v, "high": v, "n": 10} for k, v in values.items()},
+        "dev_accuracy_by_layer": curve,
+    }
+
+
+def test_averages_are_over_tasks_where_icl_gains_a_fifth():
+    tasks = {
+        "a": task_scores(0.1, 0.5, 0.3, [0.0]),
+        "b": task_scores(0.5, 0.6, 0.6, [0.0]),
+        "c": task_scores(0.0, 0.3, 0.9, [0.0]),
+    }
+    found = main_results.averages_where_icl_gains(tasks)
+    assert found["tasks"] == ["a", "c"]
+    assert found["baseline"] == pytest.approx(0.05)
+    assert found["task_vector"] == pytest.approx(0.4)
+    assert found["icl"] == pytest.approx(0.6)
+    assert main_results.averages_where_icl_gains({"b": tasks["b"]})["icl"] is None
+
+
+def test_the_curve_is_over_tasks_above_three_quarters_with_its_spread():
+    tasks = {
+        "a": task_scores(0, 0, 0, [0.2, 1.0, 0.0]),
+        "b": task_scores(0, 0, 0, [0.4, 0.8, 0.8]),
+        "c": task_scores(0, 0, 0, [0.75, 0.0, 0.0]),
+    }
+    found = main_results.curve_of_good_tasks(tasks)
+    assert found["tasks"] == ["a", "b"]
+    np.testing.assert_allclose(found["mean"], [0.3, 0.9, 0.4])
+    np.testing.assert_allclose(found["std"], [0.1, 0.1, 0.4])
+    assert found["peak_layer"] == 1
+    assert main_results.curve_of_good_tasks({"c": tasks["c"]})["mean"] is None
+
+
+def test_geometry_of_thetas_on_two_axes_is_the_hand_computed_one():
+    """Task a along x, task b along y at layer 1; at layer 0 all along x."""
+    thetas = np.zeros((2, 3, 2, 4))
+    thetas[:, :, 0, 0] = 1.0
+    thetas[0, :, 1, 0] = [1.0, 2.0, 3.0]
+    thetas[1, :, 1, 1] = [1.0, 2.0, 3.0]
+    found = task_geometry.describe(["x_a", "y_b"], thetas, 1, seed=0)
+    assert found["within"]["mean"] == pytest.approx(0.0)
+    assert found["between"]["mean"] == pytest.approx(1.0)
+    assert found["mean_distance"] == [[0.0, 1.0], [1.0, 0.0]]
+    assert found["separability_by_layer"][1] == 1.0
+    assert found["chance"] == pytest.approx(2 / 5)
+    assert found["own_neighbour"] == [1.0, 1.0]
+    assert sum(found["within_histogram"]) == 6
+    assert sum(found["between_histogram"]) == 9
+    json.dumps(found, allow_nan=False)
+
+
+def test_few_tasks_are_those_wanted_or_the_first_of_a_category():
+    tasks = [Task(c, n, (Pair("a", "b"),)) for c, n in ("xp", "xq", "yp", "yq", "zp")]
+    assert [t.name for t in some_of_each(tasks, ["x_q", "y_p", "gone"])] == ["x_q", "y_p", "z_p"]
+
+
+def test_a_tasks_hash_follows_its_content():
+    task = Task("x", "y", (Pair("a", "b"),))
+    assert task_sha256(task) == task_sha256(Task("x", "y", (Pair("a", "b"),)))
+    assert task_sha256(task) != task_sha256(Task("x", "y", (Pair("a", "c"),)))
+
+
+def test_tables_line_up_as_text():
+    value = {"accuracy": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    table = Table(
+        "t", ["name", "score"], [[text("long name"), score(value)], [text("x"), number(None)]]
+    )
+    assert lines(table) == ["name       score", "long name   0.50", "x              –"]
+    assert score(value).note == "0.25–0.75, n = 8"
+
+
+def test_models_are_compared_by_the_share_of_their_depth(tmp_path):
+    tasks = {"a": task_scores(0.0, 0.8, 0.9, [0.1, 0.9, 0.2, 0.1])}
+    result = {
+        "model": "mine",
+        "tasks": tasks,
+        "num_layers": 4,
+        "common_layer": 1,
+        "curve_of_good_tasks": main_results.curve_of_good_tasks(tasks),
+        "averages_where_icl_gains": main_results.averages_where_icl_gains(tasks),
+    }
+    (tmp_path / "main_results.json").write_text(json.dumps(result))
+    models = compare([tmp_path])["models"]
+    assert models["mine"]["peak_layer"] == 1
+    assert models["mine"]["curve"] == [0.1, 0.9, 0.2, 0.1]
+    assert models["LLaMA 7B (paper)"]["peak_layer"] == 14
+    assert len(models) == 8
+    with pytest.raises(TaskVecError, match=r"run experiments\.main_results first"):
+        compare([tmp_path / "gone"])

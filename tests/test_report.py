@@ -1,0 +1,216 @@
+"""The whole paper on a tiny model, and its page in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from chromium import Browser, find_chromium
+from tiny_checkpoint import SMALL, run, save_tiny
+
+from experiments.report import EXPERIMENTS, build, show_table
+from experiments.section import Cell, Table, text
+from taskvec_jax.errors import TaskVecError
+
+TASKS = "algorithmic_to_upper,algorithmic_next_letter,linguistic_antonyms,knowledge_country_capital"
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tmp_path_factory, tokenizer) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory, tiny_path) -> Path:
+    """Results of experiments.paper."""
+    out = tmp_path_factory.mktemp("paper")
+    result = run("paper", f"--model={tiny_path}", f"--tasks={TASKS}", *SMALL, f"--out={out}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "report.html" in result.stdout
+    return out
+
+
+def test_the_paper_writes_every_result_figure_and_the_page(paper):
+    for name in EXPERIMENTS:
+        result = json.loads(
+            (paper / f"{name}.json").read_text(),
+            parse_constant=pytest.fail,
+        )
+        assert result["experiment"] == name
+        assert result["provenance"]["command"].startswith("python -m experiments.paper")
+    stems = {path.stem for path in paper.glob("*.png")}
+    assert stems == {path.stem for path in paper.glob("*.svg")}
+    assert {"main_results", "accuracy_by_layer", "conflicting_tasks", "cross_models_depth"} <= stems
+    assert not list(paper.glob(".*"))
+
+
+def test_main_results_hold_every_control_and_the_published_numbers(paper):
+    result = json.loads((paper / "main_results.json").read_text())
+    assert list(result["tasks"]) == TASKS.split(",")
+    for task in result["tasks"].values():
+        assert set(task["controls"]) == {
+            "majority_class",
+            "copy_input",
+            "last_layer_replay",
+            "other_task",
+            "random_vector",
+            "shuffled_labels",
+        }
+        assert isinstance(task["beats_controls"], bool)
+        assert task["verdict"]
+        assert task["published"] is None
+        assert 0 < task["published_mean_of_7_models"]["task_vector"] <= 1
+        assert task["common_layer"]["n"] == 2
+
+
+def test_the_page_is_rebuilt_from_json_alone(paper, tmp_path):
+    before = (paper / "report.html").read_bytes()
+    result = run("report", f"--results={paper}", f"--out={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    rebuilt = (tmp_path / "report.html").read_bytes()
+    # Without a comparison of models in --out that section is missing; all else is the same.
+    section = re.compile(
+        rb'<section id="main-results">.*?</section>|<section id="0-main.*?</section>', re.S
+    )
+    assert section.findall(before) == section.findall(rebuilt) != []
+    again = run("report", f"--results={paper}")
+    assert again.returncode == 0
+    assert (paper / "report.html").read_bytes() == before
+
+
+def test_the_page_refers_to_nothing_outside_itself(paper):
+    page = (paper / "report.html").read_text()
+    for attribute in re.findall(r'(?:src|href|srcset|action)="([^"]*)"', page):
+        assert attribute.startswith(("#", "data:")), attribute[:80]
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_texts_are_escaped():
+    table = Table("<b>", ["<i>"], [[text("<script>", note='"x"')], [Cell("1", 1.0, note="<u>")]])
+    shown = str(show_table(table, named=True))
+    assert "<script>" not in shown
+    assert "<u>" not in shown
+    assert "&lt;script&gt;" in shown
+
+
+def test_a_directory_without_results_is_refused(tmp_path):
+    with pytest.raises(TaskVecError, match="no results; expected main_results"):
+        build([tmp_path])
+    (tmp_path / "main_results.json").write_text("{}")
+    with pytest.raises(TaskVecError, match=r"not a result of experiments\.main_results"):
+        build([tmp_path])
+
+
+def test_a_second_run_computes_nothing_and_gives_the_same_bytes(paper, tiny_path):
+    before = {p.name: p.read_bytes() for p in paper.iterdir() if p.suffix in (".png", ".svg")}
+    flags = (f"--model={tiny_path}", f"--tasks={TASKS}", *SMALL, f"--out={paper}")
+    result = run("main_results", *flags, PYTHONHASHSEED="5")
+    assert result.returncode == 0, result.stderr
+    journal = (paper / "journal.jsonl").read_bytes()
+    result = run("conflicting_tasks", *flags, PYTHONHASHSEED="6")
+    assert result.returncode == 0, result.stderr
+    assert (paper / "journal.jsonl").read_bytes() == journal
+    assert {name: (paper / name).read_bytes() for name in before} == before
+
+
+def test_foreign_task_data_own_tasks_and_several_models_run_everything(
+    tmp_path, tiny_path, tokenizer
+):
+    """The original's layout: category/name.json, {input: output}."""
+    data = tmp_path / "data"
+    words = "red blue green black white brown grey pink gold silver cream orange".split()
+    for category, name in (("linguistic", "colours"), ("knowledge", "shades")):
+        (data / category).mkdir(parents=True)
+        pairs = dict(zip(words, words[1:] + words[:1], strict=True))
+        (data / category / f"{name}.json").write_text(json.dumps(pairs))
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from taskvec_jax.tasks import Pair, Task\n"
+        "TASKS = [Task('own', 'same', tuple(Pair(c, c) for c in 'abcdefghijklmnop'))]\n"
+    )
+    other = save_tiny(tmp_path / "tiny2", tokenizer, seed=1)
+    result = run(
+        "paper",
+        f"--model={tiny_path},{other}",
+        f"--task_data={data}",
+        f"--task_file={own}",
+        f"--out={tmp_path / 'out'}",
+        "--num_prompts=1",
+        "--batch_size=4",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in EXPERIMENTS:
+        for model in ("tiny", "tiny2"):
+            found = json.loads((tmp_path / "out" / model / f"{name}.json").read_text())
+            assert {"linguistic_colours", "knowledge_shades", "own_same"} <= set(
+                found["settings"]["tasks"]
+            )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "tiny2" in page
+    models = json.loads((tmp_path / "out" / "cross_models.json").read_text())["models"]
+    assert sum(model["ours"] for model in models.values()) == 2
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    binary = find_chromium()
+    if binary is None:
+        pytest.skip("no Chromium on this machine; .ci/run installs it")
+    browser = Browser(binary, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_the_page_without_a_complaint(paper, browser, width, theme, tmp_path):
+    browser.open(paper / "report.html", width, theme)
+    assert browser.complaints() == []
+    assert all(url.startswith(("file:", "data:")) for url in browser.requests())
+    # Nothing but tables and figures, each in its own frame, may be wider than the window.
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
+    assert browser.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+    image = browser.screenshot()
+    (tmp_path / "page.png").write_bytes(image)
+    pixels = matplotlib.image.imread(io.BytesIO(image))
+    assert pixels.shape[1] == width
+    ground = np.median(pixels[..., :3])
+    assert ground > 0.9 if theme == "light" else ground < 0.2
+    assert np.std(pixels[..., :3]) > 0.05  # there is ink
+
+
+COLUMN = """(() => {
+  const table = document.querySelector("table.sortable");
+  return [...table.tBodies[0].rows].filter(r => !r.hidden).map(r => r.cells[%d].textContent);
+})()"""
+
+
+def test_tables_sort_and_filter(paper, browser):
+    browser.open(paper / "report.html", 1280, "light")
+    names = browser.evaluate(COLUMN % 0)
+    assert [name.replace("\u200b", "") for name in names] == TASKS.split(",")
+    click = 'document.querySelector("table.sortable").tHead.querySelectorAll("button")[%d].click()'
+    browser.evaluate(click % 0)
+    assert browser.evaluate(COLUMN % 0) == sorted(names)
+    browser.evaluate(click % 0)
+    assert browser.evaluate(COLUMN % 0) == sorted(names, reverse=True)
+    browser.evaluate(click % 0)
+    assert browser.evaluate(COLUMN % 0) == names
+    browser.evaluate(click % 6)  # the layer: numbers, largest first
+    layers = [int(layer) for layer in browser.evaluate(COLUMN % 6)]
+    assert layers == sorted(layers, reverse=True)
+    type_in = """(() => { const input = document.querySelector(".filter input");
+      input.value = "%s"; input.dispatchEvent(new Event("input")); })()"""
+    browser.evaluate(type_in % "algorithmic UPPER")
+    assert browser.evaluate(COLUMN % 0) == ["algorithmic_to_upper"]
+    assert browser.evaluate('document.querySelector(".filter output").textContent') == "1 of 4 rows"
+    browser.evaluate(type_in % "")
+    assert len(browser.evaluate(COLUMN % 0)) == 4
+    assert browser.complaints() == []

@@ -1,0 +1,120 @@
+"""Own tasks: what is read, and what is wrong with a file, line by line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.tasks import Pair, read_own_tasks, registry, select
+from taskvec_jax.tasks.task_file import check_own_tasks
+
+GOOD = """[
+ {"category": "own", "name": "next",
+  "pairs": {"one": "two", "two": "three"}},
+ {"category": "knowledge", "name": "sea",
+  "pairs": [{"input": "Oslo", "output": "North Sea", "accepted": ["Skagerrak"]}]}
+]
+"""
+PYTHON = """from taskvec_jax.tasks import Pair, Task
+TASKS = [Task("own", "square", tuple(Pair(str(i), str(i * i)) for i in range(2, 9)))]
+"""
+
+
+def test_a_json_file_of_tasks_is_read(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(GOOD)
+    first, second = read_own_tasks(path)
+    assert first.name == "own_next"
+    assert first.pairs == (Pair("one", "two"), Pair("two", "three"))
+    assert type(first.pairs[0].input) is str
+    assert second.pairs == (Pair("Oslo", "North Sea", ("Skagerrak",)),)
+
+
+def test_a_python_file_of_tasks_joins_the_others(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(PYTHON)
+    assert "own_square" in registry(own=path)
+    (task,) = select(["own_square"], None, path)
+    assert task.pairs[0] == Pair("2", "4")
+    assert len(registry(own=path)) == 19
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (
+            '{"category": "own",\n "name": "x",\n "pairs": {"a": "b",}}',
+            ["3: cannot be read as JSON"],
+        ),
+        ('[\n{"category": "own", "name": "x"}]', ["2: a task is an object"]),
+        (
+            '{"category": "own", "name": "x", "pairs": {\n"a": "b",\n"a": "c",\n"d": ""}}',
+            ["3: input 'a' is there already", "4: pair 2: '' must be a string"],
+        ),
+        (
+            '{"category": "own", "name": "x", "pairs": [\n{"input": "a", "output": "b"},\n'
+            '{"input": "a", "output": "c"},\n{"input": "d", "out": "e"},\n7]}',
+            [
+                "3: pair 2: input 'a' is there already (line 2)",
+                "4: pair 3: unknown keys ['out']",
+                "pair 4 is 7",
+            ],
+        ),
+        (
+            '{"category": "", "name": "x",\n "pairs": []}',
+            ["1: category must be a string", "2: pairs must be"],
+        ),
+        ("[]", ["holds no task"]),
+    ],
+)
+def test_every_problem_of_a_json_file_is_named_with_its_line(tmp_path, text, problems):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    _, found = check_own_tasks(path)
+    assert len(found) == len(problems), found
+    for got, expected in zip(found, problems, strict=True):
+        assert got.startswith(str(path))
+        assert expected in got
+    with pytest.raises(TaskVecError) as error:
+        read_own_tasks(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x = 1\nTASKS = [\n", "2: not Python"),
+        ("x = 1\n\nTASKS = 1 / 0\n", "3: raised ZeroDivisionError: division by zero"),
+        ("tasks = []\n", "must define TASKS"),
+        (
+            "from taskvec_jax.tasks import Pair, Task\nTASKS = [Task('own', 'x', (\n"
+            "    Pair('a', 'b'),\n    Pair('c', ' '),\n))]\n",
+            "4: task own_x, pair 2: ' ' must be a string of one line",
+        ),
+    ],
+)
+def test_every_problem_of_a_python_file_is_named_with_its_line(tmp_path, text, problem):
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    _, found = check_own_tasks(path)
+    assert len(found) == 1
+    assert f"{path}:{problem}" in found[0] or problem in found[0]
+
+
+def test_other_endings_and_missing_files_are_refused(tmp_path):
+    with pytest.raises(TaskVecError, match=r"allowed: \.json, \.py"):
+        read_own_tasks(tmp_path / "mine.toml")
+    for name in ("gone.json", "gone.py"):
+        with pytest.raises(TaskVecError, match="cannot be read"):
+            read_own_tasks(tmp_path / name)
+
+
+def test_messages_of_the_originals_layout_have_lines_too(tmp_path):
+    from taskvec_jax.tasks import read_task_file
+
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps({"a": "b", "c": ""}, indent=1))
+    with pytest.raises(TaskVecError, match=r"bad\.json:3: pair 2"):
+        read_task_file(path)
