@@ -13,13 +13,15 @@ Expected: seconds.
 from __future__ import annotations
 
 import base64
+import dataclasses
+import functools
 import html
 import importlib
 import json
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ EXPERIMENTS = (
 CROSS = "cross_models"
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 LONG_TEXT = 40
+MANY_ROWS = 40  # a longer table scrolls in its own frame
+LEAD = 2  # sentences of the first section that open the page
 
 
 def module_of(name: str) -> Any:
@@ -78,7 +82,11 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
     if cross is not None and (cross / f"{CROSS}.json").exists():
         side_by_side = {"model": "", "parts": [_part(cross, CROSS, "")]}
         articles.insert(0 if several else 1, side_by_side)
-    lead = [] if several else first[0][1:3]
+    lead = []
+    if not several:  # the top of the page says it; once is enough
+        top = articles[0]["parts"][0]
+        lead, rest = first[0][1:LEAD], first[0][LEAD:]
+        top["section"] = dataclasses.replace(top["section"], words=rest)
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -104,9 +112,10 @@ def _part(directory: Path, name: str, prefix: str) -> dict[str, Any]:
     path = directory / f"{name}.json"
     module = module_of(name)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+        result = json.loads(content)
         section: Section = module.section(result)
-        figures = _figures(module, result, section.captions)
+        images = _images(name, content)
     except OSError as error:
         raise TaskVecError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -119,25 +128,29 @@ def _part(directory: Path, name: str, prefix: str) -> dict[str, Any]:
         "id": f"{prefix}{name.replace('_', '-')}",
         "result": result,
         "section": section,
-        "figures": figures,
+        "figures": [
+            {"stem": stem, "caption": section.captions.get(stem, stem), **image}
+            for stem, image in images.items()
+        ],
         "provenance": provenance,
         "facts": _facts(result) if provenance else [],
     }
 
 
-def _figures(module: Any, result: Any, captions: Mapping[str, str]) -> list[dict[str, Any]]:
+@functools.cache
+def _images(name: str, content: str) -> dict[str, dict[str, Any]]:
+    """An experiment's figures as data addresses, by stem: drawn once for all pages of a run."""
     from experiments import figures  # matplotlib is slow to import
 
     drawn: dict[str, dict[str, Any]] = {}
-    for name in ("light", "dark"):
-        with figures.theme(name):
-            for stem, figure in module.draw_figures(result).items():
+    for theme in ("light", "dark"):
+        with figures.theme(theme):
+            for stem, figure in module_of(name).draw_figures(json.loads(content)).items():
                 image = base64.b64encode(figures.render(figure, "svg")).decode()
-                entry = drawn.setdefault(stem, {"stem": stem, "caption": captions.get(stem, stem)})
-                entry["width"] = round(100 * figure.get_figwidth())
-                entry[name] = f"data:image/svg+xml;base64,{image}"
+                entry = drawn.setdefault(stem, {"width": round(100 * figure.get_figwidth())})
+                entry[theme] = f"data:image/svg+xml;base64,{image}"
                 figures.plt.close(figure)
-    return list(drawn.values())
+    return drawn
 
 
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -171,11 +184,12 @@ def show_table(table: Table, named: bool) -> Markup:
     )
     body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in table.rows)
     title = f"<b>{html.escape(table.caption)}</b>" if named else ""
+    tall = " tall" if len(table.rows) > MANY_ROWS else ""
     label = html.escape(f"filter: {table.caption}", quote=True)
     return Markup(
         f'<div class="sheet"><div class="filter">{title}'
         f'<input type="search" placeholder="filter rows" aria-label="{label}"><output></output>'
-        f'</div><div class="scroll" tabindex="0" role="group" aria-label="{label}">'
+        f'</div><div class="scroll{tall}" tabindex="0" role="group" aria-label="{label}">'
         f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
         "</div></div>"
     )

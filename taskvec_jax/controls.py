@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -205,37 +206,51 @@ class Verdict:
     """Whether a task vector beats its controls.
 
     Attributes:
-      beats: the low end of the task vector's 95 % interval is above every control's score.
+      beats: by the rule of `judge_controls`.
       best_control: the name of the highest control (`CONTROLS`, or "baseline").
+      margin: the low end of the difference's interval, the smallest over controls.
       words: the same for a reader.
     """
 
     beats: bool
     best_control: str
+    margin: float
     words: str
 
 
+def difference_low(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """The low end of the 95 % interval of a - b (Newcombe 1998, from two Wilson intervals).
+
+    Args:
+      a, b: two shares, each with `accuracy`, `low`, `high`.
+    """
+    below, above = a["accuracy"] - a["low"], b["high"] - b["accuracy"]
+    return a["accuracy"] - b["accuracy"] - math.hypot(below, above)
+
+
 def judge_controls(task: Mapping[str, Any]) -> Verdict:
-    """The rule: a task vector beats its controls when the LOW end of its 95 % interval is above
-    the score of the best of them, the zero-shot baseline included.
+    """The rule: a task vector beats its controls when, for EVERY one of them and for the
+    zero-shot baseline, the 95 % interval of the difference of the two scores is above zero.
 
     Args:
       task: what `ControlledResult.to_dict` wrote.
     """
-    scores = {name: value["accuracy"] for name, value in task["controls"].items() if value}
-    scores["baseline"] = task["baseline"]["accuracy"]
-    best = max(scores, key=lambda name: scores[name])
-    name = {"baseline": "the zero-shot baseline", **CONTROLS}[best]
-    vector, height = task["task_vector"], scores[best]
-    if vector["low"] > height:
-        return Verdict(True, best, f"beats its controls (best: {name}, {height:.2f})")
-    if vector["accuracy"] > height:
-        return Verdict(
-            False,
-            best,
-            f"not shown to beat its controls: above {name} ({height:.2f}), but {height:.2f} is"
-            f" inside its interval [{vector['low']:.2f}, {vector['high']:.2f}]",
+    vector = task["task_vector"]
+    scores = {name: value for name, value in task["controls"].items() if value}
+    scores["baseline"] = task["baseline"]
+    margins = {name: difference_low(vector, value) for name, value in scores.items()}
+    best = max(scores, key=lambda name: scores[name]["accuracy"])
+    closest = min(margins, key=lambda name: margins[name])
+    names = {"baseline": "the zero-shot baseline", **CONTROLS}
+    height, margin = scores[best]["accuracy"], margins[closest]
+    if margin > 0:
+        words = f"beats its controls (best: {names[best]}, {height:.2f})"
+    elif vector["accuracy"] > height:
+        words = (
+            f"not shown to beat its controls: above {names[closest]}"
+            f" ({scores[closest]['accuracy']:.2f}), but the 95 % interval of the difference goes"
+            f" down to {margin:+.2f}"
         )
-    return Verdict(
-        False, best, f"does not beat its controls: {name} scores {height:.2f}, no less than it"
-    )
+    else:
+        words = f"does not beat its controls: {names[best]} scores {height:.2f}, no less than it"
+    return Verdict(margin > 0, best, margin, words)

@@ -10,13 +10,14 @@ from conftest import LLAMA, model_of
 
 from taskvec_jax.controls import (
     CONTROLS,
+    difference_low,
     evaluate_with_controls,
     judge_controls,
     majority_answer,
     other_prompts,
     shuffle_labels,
 )
-from taskvec_jax.evaluation import Settings, evaluate_task
+from taskvec_jax.evaluation import Settings, accuracy, evaluate_task
 from taskvec_jax.prompts import FittedTask, Prompt
 from taskvec_jax.tasks import TASKS, Pair, Task
 
@@ -63,43 +64,49 @@ def test_thetas_are_borrowed_from_every_other_task_in_turn(random_model):
     assert other_prompts(random_model, tasks[0], tasks[:1], SMALL) == []
 
 
-def score(accuracy: float, low: float, high: float) -> dict[str, float]:
-    return {"accuracy": accuracy, "low": low, "high": high, "n": 50}
+def score(correct: int, n: int = 50) -> dict[str, float]:
+    return vars(accuracy(np.arange(n) < correct))
+
+
+def test_the_interval_of_a_difference_equals_a_hand_computed_one():
+    # .60 [.4618, .7239] less .34 [.2244, .4785]: .26 - sqrt(.1382^2 + .1385^2) = .26 - .1957
+    assert difference_low(score(30), score(17)) == pytest.approx(0.0643, abs=2e-4)
+    # .06 [.0206, .1622] less .02 [.0035, .1050]: .04 - sqrt(.0394^2 + .0850^2) = .04 - .0937
+    assert difference_low(score(3), score(1)) == pytest.approx(-0.0537, abs=2e-4)
+    assert difference_low(score(25), score(25)) < 0
 
 
 @pytest.mark.parametrize(
-    ("vector", "beats", "best", "word"),
+    ("correct", "beats", "word"),
     [
-        (score(0.80, 0.67, 0.89), True, "last_layer_replay", "beats its controls"),
-        (score(0.62, 0.48, 0.74), False, "last_layer_replay", "not shown to beat"),
-        (score(0.50, 0.37, 0.63), False, "last_layer_replay", "does not beat"),
-        (score(0.30, 0.19, 0.44), False, "last_layer_replay", "does not beat"),
+        (40, True, "beats its controls (best: last-layer replay, 0.50)"),
+        (31, False, "not shown to beat its controls: above last-layer replay (0.50)"),
+        (25, False, "does not beat its controls: last-layer replay scores 0.50"),
+        (12, False, "does not beat its controls: last-layer replay scores 0.50"),
     ],
 )
-def test_a_vector_beats_its_controls_when_its_low_end_is_above_the_best_of_them(
-    vector, beats, best, word
-):
-    controls: dict[str, object] = {name: score(0.1, 0, 0.2) for name in CONTROLS}
-    controls["last_layer_replay"] = score(0.5, 0.3, 0.7)
+def test_a_vector_beats_its_controls_when_every_difference_is_above_zero(correct, beats, word):
+    controls: dict[str, object] = {name: score(5) for name in CONTROLS}
+    controls["last_layer_replay"] = score(25)
     controls["other_task"] = None
-    verdict = judge_controls(
-        {"task_vector": vector, "baseline": score(0.2, 0, 0.4), "controls": controls}
-    )
+    task = {"task_vector": score(correct), "baseline": score(20, 100), "controls": controls}
+    verdict = judge_controls(task)
     assert verdict.beats is beats
-    assert verdict.best_control == best
+    assert verdict.beats == (verdict.margin > 0)
+    assert verdict.best_control == "last_layer_replay"
     assert word in verdict.words
-    assert "last-layer replay" in verdict.words
+
+
+def test_three_of_fifty_do_not_beat_one_of_fifty():
+    controls = {name: score(0) for name in CONTROLS} | {"copy_input": score(1)}
+    task = {"task_vector": score(3), "baseline": score(0, 100), "controls": controls}
+    assert not judge_controls(task).beats
 
 
 def test_the_zero_shot_baseline_counts_as_a_control():
-    controls = {name: score(0.1, 0, 0.2) for name in CONTROLS}
-    verdict = judge_controls(
-        {
-            "task_vector": score(0.5, 0.4, 0.6),
-            "baseline": score(0.45, 0.3, 0.6),
-            "controls": controls,
-        }
-    )
+    controls = {name: score(5) for name in CONTROLS}
+    task = {"task_vector": score(25), "baseline": score(45, 100), "controls": controls}
+    verdict = judge_controls(task)
     assert not verdict.beats
     assert verdict.best_control == "baseline"
     assert "zero-shot" in verdict.words

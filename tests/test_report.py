@@ -119,6 +119,22 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(paper, tiny_path
     assert {name: (paper / name).read_bytes() for name in before} == before
 
 
+def test_all_pairs_of_tasks_that_share_queries_conflict(tmp_path, tiny_path):
+    tasks = (
+        "algorithmic_to_upper,algorithmic_next_letter,algorithmic_prev_letter,algorithmic_to_lower"
+    )
+    flags = (f"--model={tiny_path}", f"--tasks={tasks}", *SMALL, f"--out={tmp_path}")
+    result = run("conflicting_tasks", "--all_pairs", *flags)
+    assert result.returncode == 0, result.stderr
+    pairs = json.loads((tmp_path / "conflicting_tasks.json").read_text())["pairs"]
+    assert len(pairs) == 6  # lower-case letters three ways; to_lower takes capitals
+    for pair in pairs.values():
+        assert pair["a"] != pair["b"]
+        for name in ("plain", "theta", "random"):
+            assert {"a", "b", "neither"} == set(pair[name])
+            assert pair[name]["a"]["n"] == 4
+
+
 def test_foreign_task_data_own_tasks_and_several_models_run_everything(
     tmp_path, tiny_path, tokenizer
 ):
