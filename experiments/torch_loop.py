@@ -1,0 +1,127 @@
+"""The paper's way in PyTorch, for the benchmark only: Hugging Face's model, one call a layer.
+
+The demonstrations run in full for every text; the zero-shot query's tokens before its last are
+cached, and each layer's injection is a call on the last token alone, with a hook that replaces the
+block's output.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from convert import export
+from taskvec_jax.loading import Model
+
+if TYPE_CHECKING:
+    from experiments.benchmark import Part
+
+
+class TorchLoop:
+    """Hugging Face's model around our weights."""
+
+    def __init__(self, model: Model) -> None:
+        from transformers import AutoModelForCausalLM
+
+        with tempfile.TemporaryDirectory() as directory:
+            export.export(model.config, model.params, model.tokenizer, Path(directory))
+            self.model: Any = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32
+            ).eval()
+        self.blocks: Any = (
+            self.model.model.layers if hasattr(self.model, "model") else self.model.gpt_neox.layers
+        )
+        self.pad = 0
+
+    def left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask [B, T], padded on the left as the paper's code does."""
+        length = max(map(len, rows))
+        tokens = [[self.pad] * (length - len(row)) + row for row in rows]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(tokens), torch.tensor(mask)
+
+    def read(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Residuals [B, L, D] at the last token and the next token [B]."""
+        tokens, mask = self.left_padded(rows)
+        kept: list[torch.Tensor] = []
+
+        def keep(module: Any, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            kept.append(hidden[:, -1])
+
+        hooks = [block.register_forward_hook(keep) for block in self.blocks]
+        logits = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        for hook in hooks:
+            hook.remove()
+        return torch.stack(kept, dim=1).numpy(), logits.argmax(-1).numpy()
+
+    def inject(self, rows: list[list[int]], theta: np.ndarray, layers: list[int]) -> np.ndarray:
+        """Next tokens [B, layers] with theta [B, L, D] injected, from one prefix cache."""
+        tokens, mask = self.left_padded(rows)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        length = tokens.shape[1]
+        cache: Any = None
+        if length > 1:
+            cache = self.model(
+                input_ids=tokens[:, :-1],
+                attention_mask=mask[:, :-1],
+                position_ids=positions[:, :-1],
+                use_cache=True,
+                logits_to_keep=1,
+            ).past_key_values
+        vectors = torch.from_numpy(theta)
+        answers = []
+        for layer in layers:
+
+            def replace(module: Any, args: Any, output: Any, layer: int = layer) -> Any:
+                if isinstance(output, tuple):
+                    return (vectors[:, layer][:, None], *output[1:])
+                return vectors[:, layer][:, None].expand_as(output)
+
+            hook = self.blocks[layer].register_forward_hook(replace)
+            logits = self.model(
+                input_ids=tokens[:, -1:],
+                attention_mask=mask,
+                position_ids=positions[:, -1:],
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).logits[:, -1]
+            hook.remove()
+            if cache is not None:
+                cache.crop(-1)
+            answers.append(logits.argmax(-1).numpy())
+        return np.stack(answers, axis=1)
+
+
+def run(loop: TorchLoop, part: Part, batch_size: int) -> tuple[Any, Any, Any, int]:
+    """One task: ICL answers [N], dev answers [N, L], test answers [N] and the layer they used."""
+    half, dummies = part.half, len(part.texts[0])
+    theta, icl, swept, test = [], [], [], []
+    with torch.no_grad():
+        for i in range(0, len(part.texts), batch_size):
+            rows = part.texts[i : i + batch_size]
+            read = [loop.read([row[d] for row in rows])[0] for d in range(dummies)]
+            theta.append(np.mean(read, axis=0))
+        for i in range(half, len(part.texts), batch_size):
+            icl.append(loop.read([row[-1] for row in part.texts[i : i + batch_size]])[1])
+        vectors = np.concatenate(theta)
+        every = list(range(vectors.shape[1]))
+        for i in range(0, half, batch_size):
+            rows = slice(i, min(half, i + batch_size))
+            swept.append(loop.inject(part.queries[rows], vectors[rows], every))
+        dev_answers = np.concatenate(swept)
+        layer = part.choose_layer(dev_answers)
+        for i in range(half, 2 * half, batch_size):
+            rows = slice(i, min(2 * half, i + batch_size))
+            test.append(loop.inject(part.queries[rows], vectors[rows], [layer])[:, 0])
+    return np.concatenate(icl), dev_answers, np.concatenate(test), layer

@@ -1,0 +1,253 @@
+"""Every known name has its published shape, says what it needs, and finds its weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hf
+import huggingface_hub
+import pytest
+import torch
+import transformers
+
+import convert
+from convert import hub
+from convert.export import FAMILIES
+from taskvec_jax import checkpoint, loading
+from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, NamedModel
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.loading import load_model
+from taskvec_jax.plan import (
+    describe,
+    parameter_count,
+    plan_lines,
+    share_bytes,
+    sweep_bytes,
+    weight_bytes,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = {  # parameters, from the models' own pages
+    "smollm2-135m-instruct": 134_515_008,
+    "llama-7b": 6_738_415_616,
+    "llama-13b": 13_015_864_320,
+    "llama-30b": 32_528_943_616,
+    "llama-65b": 65_285_660_672,
+    "open-llama-3b": 3_426_473_600,
+    "open-llama-7b": 6_738_415_616,
+    "open-llama-13b": 13_015_864_320,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "tinyllama-1.1b": 1_100_048_384,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "pythia-14m": 14_067_712,
+    "pythia-31m": 30_494_720,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-2.8b": 2_775_208_960,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "gpt-neox-20b": 20_554_567_680,
+    "gpt-j-6b": 6_050_882_784,
+}
+
+
+@pytest.mark.parametrize("name", NAMED_MODELS)
+def test_every_name_has_the_published_parameter_count(name: str) -> None:
+    assert parameter_count(NAMED_MODELS[name].config) == PUBLISHED[name.removesuffix("-deduped")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_transformers_counts_the_same_parameters(name: str) -> None:
+    """The config we would export, built by transformers without any memory."""
+    config = NAMED_MODELS[name].config
+    raw = FAMILIES[config.family].config_to_hf(config)
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**raw)
+        )
+    assert theirs.num_parameters() == parameter_count(config)
+
+
+def test_every_name_says_where_its_weights_are() -> None:
+    for name, model in NAMED_MODELS.items():
+        if name != DEFAULT_MODEL:
+            assert isinstance(model.source, str)
+            assert loading._HUB_NAME.fullmatch(model.source), name
+
+
+def test_llama_30b_on_the_machines_people_rent() -> None:
+    lines = plan_lines(*describe("llama-30b"))
+    verdicts = {line.split(":")[0]: line for line in lines if " x " in line.split(":")[0]}
+    assert "32,528,943,616 parameters" in lines[0]
+    assert "130.12 GB as float32, 65.06 GB as bfloat16" in lines[1]
+
+    def fits(mesh: str) -> list[bool]:
+        return ["DOES NOT FIT" not in part for part in verdicts[mesh].split("; ")]
+
+    assert fits("1 x 80 GB") == [False, True]
+    assert fits("4 x 80 GB") == [True, True]
+    assert fits("8 x 80 GB") == [True, True]
+    assert fits("8 x 16 GB") == [False, True]
+
+
+def test_shares_add_up_to_the_model_and_a_little_more() -> None:
+    for name in ("llama-7b", "llama-30b", "llama-2-70b", "pythia-12b", "gpt-j-6b"):
+        config = NAMED_MODELS[name].config
+        assert share_bytes(config, "bfloat16", 1) == weight_bytes(config, "bfloat16")
+        for devices in (2, 4, 8):
+            total = devices * share_bytes(config, "bfloat16", devices)
+            assert 1.0 <= total / weight_bytes(config, "bfloat16") < 1.01
+
+
+def test_a_sweep_needs_more_memory_with_more_prompts() -> None:
+    config = NAMED_MODELS[DEFAULT_MODEL].config
+    assert sweep_bytes(config, 100) == 2 * sweep_bytes(config, 50)
+
+
+def test_the_plan_of_a_directory_is_read_from_its_config(tmp_path: Path) -> None:
+    directory = hf.save(hf.random_model(hf.gptj()), tmp_path / "gptj")
+    (directory / "model.safetensors").unlink()
+    name, config = describe(str(directory))
+    assert (name, config.family, config.rope_dim) == ("gptj", "gptj", 6)
+    with pytest.raises(TaskVecError, match="no plan for 'ORG/NAME'"):
+        describe("ORG/NAME")
+
+
+@pytest.mark.parametrize("module", ["convert", "experiments.layer_sweep"])
+def test_every_command_plans_without_weights_and_network(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--model=llama-65b", "--plan"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TASKVEC_CHECKPOINTS": "/nowhere", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("llama-65b: 65,285,660,672 parameters")
+    assert "this machine" in done.stdout
+
+
+class FakeHub:
+    """The hub's two functions that we call, over a local directory."""
+
+    def __init__(self, files: Path, cached: bool) -> None:
+        self.files, self.cached = files, cached
+        self.asked: list[tuple[str, Any]] = []
+
+    def snapshot_download(self, repository: str, revision: str | None = None, **how: Any) -> str:
+        self.asked.append((repository, revision))
+        if how.get("local_files_only") and not self.cached:
+            raise FileNotFoundError("not in the cache")
+        if not how.get("local_files_only"):
+            assert "model.safetensors" in how["allow_patterns"]
+            assert "flax_model.msgpack" not in how["allow_patterns"]
+        return str(self.files)
+
+    def HfApi(self) -> FakeHub:  # noqa: N802 (the hub's name)
+        return self
+
+    def list_repo_files(self, repository: str, revision: str | None = None) -> list[str]:
+        self.asked.append((repository, revision))
+        if self.cached:
+            raise AssertionError("the network was asked for what is here")
+        return [path.name for path in self.files.iterdir()] + ["flax_model.msgpack", "README.md"]
+
+
+@pytest.fixture
+def fake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> FakeHub:
+    files = hf.save(hf.random_model(hf.neox()), tmp_path / "files")
+    made = FakeHub(files, cached=getattr(request, "param", False))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", made.HfApi)
+    monkeypatch.setenv("TASKVEC_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    return made
+
+
+@pytest.mark.parametrize("fake", [False, True], indirect=True)
+def test_a_model_of_the_hub_is_fetched_once_and_kept(fake: FakeHub) -> None:
+    model = load_model("SomeOrg/pythia-tiny", revision="step1000")
+    assert set(fake.asked) == {("SomeOrg/pythia-tiny", "step1000")}
+    kept = loading.checkpoint_path("SomeOrg/pythia-tiny", "step1000")
+    assert kept.name == "SomeOrg--pythia-tiny@step1000"
+    manifest = checkpoint.read_manifest(kept)
+    assert manifest["source"] == "SomeOrg/pythia-tiny"
+    assert manifest["revision"] == "step1000"
+    fake.asked.clear()
+    again = load_model("SomeOrg/pythia-tiny", revision="step1000")
+    assert fake.asked == []
+    assert again.weights_sha256 == model.weights_sha256
+
+
+def test_a_known_name_is_fetched_from_its_repository(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = convert.read_config(fake.files)
+    monkeypatch.setitem(NAMED_MODELS, "pythia-14m", NamedModel(config, "EleutherAI/pythia-14m"))
+    assert load_model("pythia-14m").config.family == "pythia"
+    assert fake.asked[0] == ("EleutherAI/pythia-14m", None)
+
+
+def test_weights_of_another_shape_than_the_registry_says_are_refused(fake: FakeHub) -> None:
+    with pytest.raises(TaskVecError, match=r"pythia-14m: the weights say .* the registry"):
+        load_model("pythia-14m")
+
+
+def test_without_a_network_the_way_out_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKVEC_CHECKPOINTS", str(tmp_path / "checkpoints"))
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("no route to host\nand much more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fails)
+    with pytest.raises(TaskVecError) as raised:
+        load_model("llama-7b")
+    message = str(raised.value)
+    assert "huggyllama/llama-7b is not on this machine and cannot be fetched" in message
+    assert "--model=PATH" in message
+    assert "\n" not in message
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_only_files_that_a_conversion_needs_are_fetched() -> None:
+    small = ["config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = ["model.safetensors.index.json"]
+    old = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"]
+    other = ["README.md", "original/consolidated.00.pth", "consolidated.safetensors", "tf_model.h5"]
+    assert hub.wanted_files(small + shards + index + old + other) == small + shards + index
+    assert hub.wanted_files(small + old + other) == small + old
+    assert hub.wanted_files(small + other) == []
+
+
+@pytest.mark.parametrize("revision", ["../escape", "", "a b"])
+def test_revisions_that_are_none_are_refused(revision: str) -> None:
+    with pytest.raises(TaskVecError, match="allowed are a branch, tag or commit"):
+        load_model("EleutherAI/pythia-70m", revision=revision)
+
+
+def test_a_revision_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    for name in (DEFAULT_MODEL, str(tmp_path)):
+        with pytest.raises(TaskVecError, match="allowed are a branch, tag or commit"):
+            load_model(name, revision="step1000")
