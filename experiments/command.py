@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -22,7 +23,7 @@ from taskvec_jax.config import DEFAULT_MODEL, DTYPES
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
-from taskvec_jax.plan import describe, plan_lines
+from taskvec_jax.plan import GB, describe, largest_batch, plan_lines
 from taskvec_jax.tasks import Task, registry, select
 
 FLAGS = flags.FLAGS
@@ -56,6 +57,9 @@ def define_prompt_flags() -> None:
     flags.DEFINE_integer(
         "batch_size", defaults.batch_size, "prompts a compiled call works on; changes no result"
     )
+    flags.DEFINE_float(
+        "memory_gb", None, "most memory to use; fewer prompts a call are taken to stay below it"
+    )
     flags.DEFINE_list("tasks", None, "names, separated by commas; all when left out")
     define_task_flags()
 
@@ -77,6 +81,20 @@ def settings_from_flags() -> Settings:
         seed=FLAGS.seed,
         batch_size=FLAGS.batch_size,
     )
+
+
+def within_memory(settings: Settings, model: Model) -> Settings:
+    """The settings with the largest batch, at most the one asked for, that --memory_gb allows.
+
+    Raises:
+      TaskVecError: not even one prompt at a time fits.
+    """
+    if FLAGS.memory_gb is None:
+        return settings
+    batch_size = largest_batch(model.config, FLAGS.memory_gb * GB, settings.batch_size)
+    if batch_size < settings.batch_size:
+        console.print(f"--memory_gb={FLAGS.memory_gb:g}: {batch_size} prompts a call")
+    return dataclasses.replace(settings, batch_size=batch_size)
 
 
 def tasks_from_flags(names: list[str] | None = None) -> list[Task]:

@@ -37,6 +37,7 @@ def main() -> None:
     out = command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
     started = time.monotonic()
     model = command.model_from_flags()
+    settings = command.within_memory(settings, model)
     console.print(work_line(model, tasks, settings))
     difference = check_injection(model, settings.batch_size)
     console.print(

@@ -225,6 +225,7 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
     out = out or command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
     journal = Journal(out)
     model = model or command.model_from_flags()
+    settings = command.within_memory(settings, model)
     chosen = FLAGS["num_demonstrations"].present
     short = settings.num_demonstrations if chosen else FEWER_DEMONSTRATIONS
     tasks, left_out = fitting_tasks(model, asked, settings, must_fit=bool(FLAGS.tasks))

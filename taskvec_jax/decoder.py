@@ -238,7 +238,7 @@ def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     Paths leave out the leading "params/": "layers/attn/query/kernel" and so on.
     """
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    abstract = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens)
+    abstract = jax.eval_shape(lambda t: Decoder(config).init(jax.random.key(0), t), tokens)
     return {path: leaf.shape for path, leaf in flatten(abstract).items()}
 
 

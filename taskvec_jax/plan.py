@@ -25,6 +25,7 @@ GB = 1e9
 MESHES = ((1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
 PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
 QUERY_TOKENS = 16  # of a zero-shot query
+RUNTIME_BYTES = 600_000_000  # of the interpreter, its libraries and the compiler, on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,25 @@ def sweep_bytes(config: DecoderConfig, batch_size: int = 50) -> int:
     read = program(PROMPT_TOKENS, 3) + 3 * batch_size * c.num_layers * c.width * wide
     inject = program(QUERY_TOKENS + c.num_layers, 1 + c.num_layers)
     return max(read, inject)
+
+
+def largest_batch(config: DecoderConfig, memory: float, batch_size: int) -> int:
+    """The most prompts a call, at most `batch_size`, whose sweep fits in `memory` bytes.
+
+    Raises:
+      TaskVecError: one prompt at a time does not fit.
+    """
+    fixed = weight_bytes(config, config.dtype)
+    if jax.default_backend() == "cpu":
+        fixed += RUNTIME_BYTES
+    while batch_size > 0 and fixed + sweep_bytes(config, batch_size) > memory:
+        batch_size -= 1
+    if batch_size < 1:
+        raise TaskVecError(
+            f"memory of {memory / GB:.2f} GB is too little: the weights and one prompt need"
+            f" {(fixed + sweep_bytes(config, 1)) / GB:.2f} GB; allow more, or use --dtype=bfloat16"
+        )
+    return batch_size
 
 
 def this_machine() -> Mesh:

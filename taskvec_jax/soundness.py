@@ -74,7 +74,7 @@ def check_model(name: str, decoder: Decoder, params: Params) -> None:
     tokens = np.arange(1, 1 + length, dtype=np.int32) * 7919 % config.vocab_size
     layer = config.num_layers // 2
     finite, size, own, other = map(
-        np.asarray, _look(config, params, np.stack([tokens, tokens]), jnp.int32(layer))
+        np.asarray, _look(config, params, np.stack([tokens, tokens]), np.int32(layer))
     )
     if not finite.all():
         first = int(np.argmin(finite))

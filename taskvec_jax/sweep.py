@@ -31,9 +31,10 @@ from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.loading import Model
 from taskvec_jax.tokenizer import PAD
 
-# Row lengths are rounded up, so that few shapes are compiled: trees to a multiple of 8, queries to
-# 4, 12, 20 ... tokens, because most zero-shot queries have 4.
-TREE_STEP = 8
+# Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a
+# multiple of 8, longer ones to a multiple of 16; queries to 4, 12, 20 ... tokens, because most
+# zero-shot queries have 4.
+TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 64, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
 NUM_GROUPS = 5  # of layers, in the wavefront
 
@@ -142,11 +143,7 @@ def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="config")
 def read_rows(
-    config: DecoderConfig,
-    params: Params,
-    tokens: jax.Array,
-    layout: Layout,
-    ends: jax.Array,
+    config: DecoderConfig, params: Params, rows: Rows
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Residual stream after every layer at the end of each branch.
 
@@ -154,16 +151,16 @@ def read_rows(
       residuals [B, R, L, D], answers int32 [B, R], their logits [B, R].
     """
     block = FAMILY_MODULES[config.family].Block(config)
-    sight = look(config, layout)
-    x = Decoder(config).apply(params, tokens, method="embed")
-    row = jnp.arange(tokens.shape[0])[:, None]
+    sight = look(config, Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches)))
+    x = Decoder(config).apply(params, rows.tokens, method="embed")
+    at = (jnp.arange(rows.tokens.shape[0])[:, None], rows.ends)
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = block.apply({"params": _layer(params, index)}, x, sight)
-        return x, x[row, ends]
+        return x, x[at]
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
-    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, x[row, ends]))
+    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, x[at]))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "births"))
@@ -270,10 +267,10 @@ def read_texts(
         np.empty((len(rows), reads), np.int32), np.empty((len(rows), reads), np.float32)
     )
     for chunk in _chunks(lengths, batch_size):
-        length = _round_up(max(lengths[i] for i in chunk), TREE_STEP)
+        longest = max(lengths[i] for i in chunk)
+        length = _round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
         planted = plant([rows[i] for i in _fill(chunk, batch_size)], length, reads)
-        layout = Layout(jnp.asarray(planted.positions), jnp.asarray(planted.branches))
-        read, tokens, logits = read_rows(config, model.params, planted.tokens, layout, planted.ends)
+        read, tokens, logits = read_rows(config, model.params, planted)
         residuals[chunk] = np.asarray(read)[: len(chunk)]
         answers.tokens[chunk] = np.asarray(tokens)[: len(chunk)]
         answers.logits[chunk] = np.asarray(logits)[: len(chunk)]

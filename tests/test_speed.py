@@ -1,0 +1,156 @@
+"""What makes the sweep fast is held by counting, never by a clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LLAMA
+
+from taskvec_jax import plan, sweep, work
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Settings, check_injection, evaluate_task
+from taskvec_jax.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_default_run_compiles_at_most_12_programs(default_model, monkeypatch):
+    """Every shape of the paper's 18 tasks, with the programs replaced by ones that only look."""
+    shapes = set()
+    c = default_model.config
+
+    def read_rows(config, params, planted):
+        shapes.add(("read", planted.tokens.shape, planted.ends.shape))
+        rows, reads = planted.ends.shape
+        blank = np.zeros((rows, reads), np.int32)
+        return np.zeros((rows, reads, c.num_layers, c.width), np.float32), blank, blank
+
+    def inject_rows(config, params, tokens, last, vectors, layers, births):
+        shapes.add(("inject", tokens.shape, vectors.shape, births))
+        blank = np.zeros((len(tokens), 1 + vectors.shape[1]), np.int32)
+        return blank, blank
+
+    monkeypatch.setattr(sweep, "read_rows", read_rows)
+    monkeypatch.setattr(sweep, "inject_rows", inject_rows)
+    check_injection(default_model, Settings().batch_size)
+    for task in TASKS.values():
+        evaluate_task(default_model, task, Settings())
+    loading = 1  # the look every model gets when it is loaded
+    assert len(shapes) + loading <= 12, sorted(map(str, shapes))
+
+
+COUNT = """
+import json, runpy, sys
+import jax
+events = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **_: events.append(name)
+)
+from taskvec_jax import sweep
+shapes = set()
+for name in ("read_rows", "inject_rows"):
+    def looked(*args, run=getattr(sweep, name), name=name):
+        tree = jax.tree.map(lambda x: getattr(x, "shape", x), args[2:])
+        shapes.add((name, str(tree)))
+        return run(*args)
+    setattr(sweep, name, looked)
+sys.argv = ["layer_sweep", *sys.argv[1:]]
+try:
+    runpy.run_module("experiments.layer_sweep", run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print(json.dumps([len(shapes), sum(name.endswith("backend_compile_duration") for name in events)]))
+"""
+
+
+def test_nothing_compiles_beside_the_two_programs_and_the_look_at_the_model(
+    tmp_path, default_model
+):
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            COUNT,
+            "--num_prompts=4",
+            "--batch_size=4",
+            "--tasks=algorithmic_to_upper,translation_fr_en",
+            f"--out={tmp_path / 'out'}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TASKVEC_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    shapes, compiled = json.loads(result.stdout.splitlines()[-1])
+    assert shapes >= 4
+    assert compiled <= shapes + 1
+
+
+BOUNDED = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "experiments.layer_sweep", *sys.argv[1:]], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_CHILDREN"), reason="needs Unix accounting")
+def test_peak_memory_stays_below_the_flag(tmp_path, default_model):
+    bound = 1.3
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            BOUNDED,
+            f"--memory_gb={bound}",
+            "--num_prompts=12",
+            "--tasks=algorithmic_list_first",
+            f"--out={tmp_path}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert "prompts a call" in result.stdout
+    assert int(result.stdout.splitlines()[-1]) <= bound * 1e9
+
+
+def test_the_batch_shrinks_with_the_memory_and_too_little_is_refused():
+    sizes = [plan.largest_batch(LLAMA, memory * 1e9, 50) for memory in (0.602, 0.61, 4)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 50
+    assert sizes[-1] == 50
+    with pytest.raises(TaskVecError, match="one prompt need"):
+        plan.largest_batch(LLAMA, 1e6, 50)
+
+
+def test_counted_work_equals_counting_by_hand():
+    c = LLAMA  # D 42, H 6, G 3, K 14, F 53, V 131, L 5
+    per_token = 2 * (42 * 84 + 2 * 42 * 42 + 84 * 42 + 3 * 42 * 53)
+    assert work.layer_flops(c) == per_token
+    assert work.answer_flops(c) == 2 * 42 * 131
+    # Two texts of 3 and 4 tokens that share 2: 2 + 1 + 2 tokens; keys seen 1 + 2, 3, 3 + 4.
+    texts = [[1, 2, 3], [1, 2, 4, 5]]
+    want = 5 * (5 * per_token + 4 * (1 + 2 + 3 + 3 + 4) * 84) + 1 * 2 * 42 * 131
+    assert work.reading_flops(c, texts, 1) == want
+    # A query of 2 tokens, copies after layers 0 and 3: 4 + 1 layer steps, each seeing 2 keys.
+    want = 5 * (2 * per_token + 4 * 3 * 84) + 5 * (per_token + 4 * 2 * 84) + 3 * 2 * 42 * 131
+    assert work.injection_flops(c, 2, [0, 3]) == want
+
+
+def test_copies_run_through_little_more_than_half_of_all_layers():
+    for depth in (10, 30, 60):
+        births = sweep.wavefront_births(depth)
+        starts = [0, *(end for end, _ in births)]
+        steps = sum(alive * (end - a) for a, (end, alive) in zip(starts, births, strict=False))
+        assert steps <= 0.62 * depth * depth
