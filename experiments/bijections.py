@@ -8,7 +8,8 @@ of either. A prompt can show which way to go by the query itself; one vector wri
 has to carry both directions. Dong et al. 2025 (arXiv 2506.09048) predict and report that it cannot.
 
 Writes bijections.json and bijections.png/.svg under --out.
-Expected on the default model at the paper's settings: see README (2 cores, about 2 minutes).
+Expected on the default model at the paper's settings: one direction ICL .65, vector .60; both ways
+ICL .31, vector .24 (4 minutes on 2 shared cores).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ the paper's, with the translation pair that fails there; --all_pairs takes every
 tasks that share at least 20 queries.
 
 Writes conflicting_tasks.json and conflicting_tasks.png/.svg under --out.
-Expected on the default model at the paper's settings: see README (2 cores, about 1 minute).
+Expected on the default model at the paper's settings: to_upper written into next_letter .96,
+gerund into past .81, the others not (1 minute on 2 cores).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ of one layer for all tasks. A task whose score does not beat its controls is sai
 rule is `taskvec_jax.controls.judge_controls`.
 
 Writes main_results.json, main_results.png/.svg and accuracy_by_layer.png/.svg under --out.
-Expected on the default model at the paper's settings: see README (2 cores, about 4 minutes).
+Expected on the default model at the paper's settings: zero-shot .06, task vector .44, ICL .53, 6 of
+18 beat every control (19 minutes on 2 cores shared with other work).
 """
 
 from __future__ import annotations

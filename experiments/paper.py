@@ -8,7 +8,8 @@ computed once. Writes results/<model>/*.json, their figures as PNG and SVG, and 
 self-contained page. With several models also results/cross_models.json and a page for all of them.
 Stopped at any moment, the same command goes on where it was: finished work is found in the journal.
 
-Expected on the default model at the paper's settings: see README (2 cores, about 15 minutes).
+Expected on the default model at the paper's settings: the numbers of each experiment's own header
+(41 minutes on 2 cores shared with two other sessions).
 """
 
 from __future__ import annotations

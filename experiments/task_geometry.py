@@ -11,8 +11,8 @@ neighbour is of their own task.
 
 Writes task_geometry.json and the figures task_geometry_map, task_geometry_distances and
 task_geometry_layers (.png/.svg) under --out.
-Expected on the default model at the paper's settings: see README (2 cores, about 2 minutes after
-main_results).
+Expected on the default model at the paper's settings: 94 % of nearest neighbours are of the same
+task at layer 20 (80 seconds on 2 cores after main_results).
 """
 
 from __future__ import annotations

@@ -156,6 +156,7 @@ def test_foreign_task_data_own_tasks_and_several_models_run_everything(
         f"--model={tiny_path},{other}",
         f"--task_data={data}",
         f"--task_file={own}",
+        "--tasks=linguistic_colours,knowledge_shades,own_same",
         f"--out={tmp_path / 'out'}",
         "--num_prompts=1",
         "--batch_size=4",
