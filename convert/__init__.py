@@ -96,8 +96,8 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         tokenizer = tokenizers.from_meta_directory(path)
     else:
         raise TaskVecError(
-            f"{path}: no model here; expected a Hugging Face directory (config.json and weights),"
-            " a .gguf file, or Meta's params.json with consolidated.*.pth"
+            f"{path}: no model here; expected a directory with config.json and weights (Hugging"
+            " Face), a .gguf file, or Meta's params.json with consolidated.*.pth"
         )
     _check_tokenizer(tokenizer, config, str(path))
     tied = family.tied if table is family.hf else None

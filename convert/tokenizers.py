@@ -5,6 +5,7 @@ The only module that touches `transformers`, and only for Hugging Face directori
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def from_directory(directory: Path) -> tokenizers.Tokenizer:
     """
     if (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file():
         return from_sentencepiece(directory / "tokenizer.model", _adds_bos(directory))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not here
     from transformers import AutoTokenizer  # slow to import, needed by this source only
 
     try:

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params, leaf_shapes, unflatten
+from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tokenizer import Tokenizer
 
@@ -183,6 +183,18 @@ def save(
             ) from None
 
 
+def _check_shapes(saved: dict[str, Any], config: DecoderConfig) -> None:
+    """What is there is what the config asks for, said before anything is read."""
+    wanted = leaf_shapes(config)
+    wrong = [
+        f"{name} is {saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
+        for name in sorted(wanted.keys() | saved.keys())
+        if wanted.get(name) != (None if name not in saved else tuple(saved[name]))
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong[:6]))
+
+
 def _handler(sizes: Sequence[int]) -> Any:
     """Orbax's handler of trees, held to little memory beside the leaves of these sizes.
 
@@ -253,6 +265,10 @@ def restore(path: Path, dtype: str | None = None) -> Checkpoint:
     )
     with ocp.Checkpointer(_handler(sizes)) as checkpointer:
         try:
+            saved = checkpointer.metadata((path / "params").absolute()).item_metadata.tree
+            _check_shapes(
+                {name: leaf.shape for name, leaf in flatten({"params": saved}).items()}, config
+            )
             params = checkpointer.restore((path / "params").absolute(), arguments)
         except Exception as error:  # Orbax raises many kinds for a damaged directory
             reason = str(error).strip().splitlines()[0][:200]

@@ -210,6 +210,11 @@ def run_ours(model: Model, tokens: np.ndarray) -> Run:
 
 
 def assert_same(ours: Run, theirs: Run, tolerance: float = 1e-4) -> None:
-    for layer, (a, b) in enumerate(zip(ours.residuals, theirs.residuals, strict=True)):
-        np.testing.assert_allclose(a, b, tolerance, tolerance, err_msg=f"layer {layer}")
-    np.testing.assert_allclose(ours.logits, theirs.logits, tolerance, tolerance, err_msg="logits")
+    """The relative part is of the largest value of a position: a sum of large numbers that comes
+    out small carries their rounding."""
+    places = [f"layer {layer}" for layer in range(len(theirs.residuals))]
+    pairs = [*zip(places, ours.residuals, theirs.residuals, strict=True)]
+    for place, a, b in [*pairs, ("logits", ours.logits, theirs.logits)]:
+        allowed = tolerance * (1 + np.abs(b).max(axis=-1, keepdims=True))
+        worst = (np.abs(a - b) / allowed).max()
+        assert worst <= 1, f"{place}: {worst:.2f} times the difference allowed"
