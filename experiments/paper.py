@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -74,7 +75,7 @@ def run_model(out: Path) -> None:
     try:
         for module in MODULES:
             console.rule(module.__name__.removeprefix("experiments."))
-            studies.finish(study, module)
+            run_or_leave_out(study, module)
         cross_models.write([out], out)
         path = report.write([out], out, out)
     finally:
@@ -84,6 +85,22 @@ def run_model(out: Path) -> None:
         f" {study.journal.computed} units were computed, the others were there",
         markup=False,
     )
+
+
+def run_or_leave_out(study: studies.Study, module: Any) -> None:
+    """Runs one experiment; one that cannot be run on so little does not stop the others.
+
+    Raises:
+      TaskVecError: the main results cannot be had, so nothing can.
+    """
+    try:
+        studies.finish(study, module)
+    except TaskVecError as error:
+        if module is main_results:
+            raise
+        # What an earlier run with other settings left there must not pass for this one's.
+        (study.out / f"{module.NAME}.json").unlink(missing_ok=True)
+        console.print(f"left out: {error}", markup=False)
 
 
 if __name__ == "__main__":

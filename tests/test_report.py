@@ -107,6 +107,19 @@ def test_a_directory_without_results_is_refused(tmp_path):
         build([tmp_path])
 
 
+def test_an_experiment_that_cannot_be_run_is_left_out_and_leaves_nothing_stale(tmp_path, tiny_path):
+    """Three thetas are too few for geometry; all else runs."""
+    (tmp_path / "task_geometry.json").write_text("{}")
+    tasks = "algorithmic_to_upper,algorithmic_to_lower,algorithmic_next_letter"
+    flags = (f"--model={tiny_path}", f"--tasks={tasks}", "--num_prompts=1", "--batch_size=4")
+    result = run("paper", *flags, f"--out={tmp_path}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "left out: geometry needs at least 4 thetas" in result.stdout
+    assert not (tmp_path / "task_geometry.json").exists()
+    assert (tmp_path / "portability.json").exists()
+    assert "report.html" in result.stdout
+
+
 def test_a_second_run_computes_nothing_and_gives_the_same_bytes(paper, tiny_path):
     before = {p.name: p.read_bytes() for p in paper.iterdir() if p.suffix in (".png", ".svg")}
     flags = (f"--model={tiny_path}", f"--tasks={TASKS}", *SMALL, f"--out={paper}")
@@ -158,7 +171,7 @@ def test_foreign_task_data_own_tasks_and_several_models_run_everything(
         f"--task_file={own}",
         "--tasks=linguistic_colours,knowledge_shades,own_same",
         f"--out={tmp_path / 'out'}",
-        "--num_prompts=1",
+        "--num_prompts=2",
         "--batch_size=4",
     )
     assert result.returncode == 0, result.stdout + result.stderr
