@@ -55,7 +55,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.define_model_flags()
+    command.define_model_flags(None)
     flags.DEFINE_string(
         "out", None, "directory of the converted model; checkpoints/<name> when left out"
     )

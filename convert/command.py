@@ -1,10 +1,10 @@
-"""What the commands of `convert` share: flags, a progress bar, errors in one line."""
+"""What every command line shares: flags of the model, a progress bar, errors in one line."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from absl import app, flags, logging
 from rich.console import Console
@@ -15,11 +15,12 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Progress as Report
 
 FLAGS = flags.FLAGS
+T = TypeVar("T")
 console = Console(highlight=False, soft_wrap=True)
 
 
-def define_model_flags() -> None:
-    """--model, --revision and --dtype."""
+def define_model_flags(dtype: str | None) -> None:
+    """--model, --revision and --dtype, which is `dtype` when left out (None: as the source is)."""
     flags.DEFINE_string(
         "model",
         DEFAULT_MODEL,
@@ -27,26 +28,31 @@ def define_model_flags() -> None:
         " .gguf file, Meta's consolidated.*.pth or converted model",
     )
     flags.DEFINE_string("revision", None, "branch, tag or commit on the hub, such as step1000")
-    flags.DEFINE_enum(
-        "dtype", None, list(DTYPES), "of the parameters; as the source has them when left out"
-    )
+    as_source = "" if dtype else "; as the source has them when left out"
+    flags.DEFINE_enum("dtype", dtype, list(DTYPES), f"of the parameters{as_source}")
 
 
-def reporting(work: Callable[[Report], None]) -> None:
-    """Does a piece of work behind a progress bar."""
-    columns = (
+def progress_bar() -> Progress:
+    """The house's progress bar; rows printed through its console stay above it."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
+        console=console,
+        transient=True,
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        row = bar.add_task(FLAGS.model, total=1)
+
+
+def reporting(work: Callable[[Report], T]) -> T:
+    """Does a piece of work on the model behind a progress bar, and gives its result."""
+    with progress_bar() as bar:
+        row = bar.add_task(f"loading {FLAGS.model}", total=1)
 
         def report(what: str, done: int, total: int) -> None:
             bar.update(row, description=f"{what} {FLAGS.model}", completed=done, total=total)
 
-        work(report)
+        return work(report)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -69,6 +69,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.define_model_flags()
+    command.define_model_flags(None)
     flags.DEFINE_string("out", None, "directory to write", required=True)
     command.run(main)

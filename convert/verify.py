@@ -423,6 +423,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.define_model_flags()
+    command.define_model_flags(None)
     flags.DEFINE_bool("make_goldens", False, "write the numbers of Hugging Face, for maintainers")
     command.run(main)

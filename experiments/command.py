@@ -1,4 +1,4 @@
-"""What every command line shares: flags, errors, the compilation cache, results on disk."""
+"""What every experiment shares: flags, the compilation cache, results on disk."""
 
 from __future__ import annotations
 
@@ -10,36 +10,27 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-from absl import app, flags, logging
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from absl import flags
 
-from taskvec_jax.config import DEFAULT_MODEL, DTYPES
+from convert import command
+from convert.command import FLAGS, console, progress_bar
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.plan import GB, describe, largest_batch, plan_lines
 from taskvec_jax.tasks import Task, registry, select
 
-FLAGS = flags.FLAGS
-console = Console(highlight=False, soft_wrap=True)
+__all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and what follows
 
 
 def define_model_flags() -> None:
     """--model, --revision, --dtype and --plan."""
-    flags.DEFINE_string(
-        "model",
-        DEFAULT_MODEL,
-        "a known name, ORG/NAME of the Hugging Face hub, or the path of a Hugging Face directory,"
-        " .gguf file, Meta's consolidated.*.pth or converted model",
-    )
-    flags.DEFINE_string("revision", None, "branch, tag or commit on the hub, such as step1000")
-    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
+    command.define_model_flags("float32")
     flags.DEFINE_bool("plan", False, "say what the model needs and where it fits, and do nothing")
 
 
@@ -112,27 +103,11 @@ def _task_paths() -> tuple[Path | None, Path | None]:
     return data, own
 
 
-def progress_bar() -> Progress:
-    """The house's progress bar; rows printed through its console stay above it."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-
-
 def model_from_flags() -> Model:
     """Loads the model the flags ask for, behind a progress bar."""
-    with progress_bar() as bar:
-        row = bar.add_task(f"loading {FLAGS.model}", total=1)
-
-        def update(what: str, done: int, total: int) -> None:
-            bar.update(row, description=f"{what} {FLAGS.model}", completed=done, total=total)
-
-        return load_model(FLAGS.model, FLAGS.dtype, update, FLAGS.revision)
+    return command.reporting(
+        lambda report: load_model(FLAGS.model, FLAGS.dtype, report, FLAGS.revision)
+    )
 
 
 def enable_compilation_cache() -> None:
@@ -148,40 +123,17 @@ def enable_compilation_cache() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command: parses flags, and turns bad input into one line and exit status 2."""
+    """Runs an experiment, or with --plan says what its model needs instead."""
 
-    def parse(argv: Sequence[str]) -> list[str]:
-        try:
-            rest = flags.FLAGS(list(argv))
-        except flags.Error as error:
-            _refuse(f"{error}; --help lists the flags")
-        if len(rest) > 1:
-            _refuse(f"unexpected argument {rest[1]!r}; flags start with --, --help lists them")
-        return rest
-
-    def wrapped(argv: list[str]) -> None:
-        del argv
-        if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax and JAX speak at length below that
+    def planned() -> None:
+        if "plan" in FLAGS and FLAGS.plan:
+            for line in plan_lines(*describe(FLAGS.model)):
+                console.print(line, markup=False)
+            return
         enable_compilation_cache()
-        try:
-            if "plan" in FLAGS and FLAGS.plan:
-                for line in plan_lines(*describe(FLAGS.model)):
-                    console.print(line, markup=False)
-                return
-            main()
-        except TaskVecError as error:
-            _refuse(str(error))
-        except KeyboardInterrupt:
-            console.print("stopped")
-            sys.exit(130)
+        main()
 
-    app.run(wrapped, flags_parser=parse)
-
-
-def _refuse(message: str) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {message}", markup=False)
-    sys.exit(2)
+    command.run(planned)
 
 
 def prepare_out(path: str) -> Path:
