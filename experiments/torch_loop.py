@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 
 
 class TorchLoop:
-    """Hugging Face's model around our weights."""
+    """Hugging Face's model around our weights.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+      model: ours.
+      logits_to_keep: of how many last tokens logits are computed; 0: of every token, as the
+        paper's code does.
+    """
+
+    def __init__(self, model: Model, logits_to_keep: int) -> None:
         from transformers import AutoModelForCausalLM
 
         with tempfile.TemporaryDirectory() as directory:
@@ -36,6 +42,7 @@ class TorchLoop:
             self.model.model.layers if hasattr(self.model, "model") else self.model.gpt_neox.layers
         )
         self.pad = 0
+        self.logits_to_keep = logits_to_keep
 
     def left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and attention mask [B, T], padded on the left as the paper's code does."""
@@ -59,7 +66,7 @@ class TorchLoop:
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
-            logits_to_keep=1,
+            logits_to_keep=self.logits_to_keep,
         ).logits[:, -1]
         for hook in hooks:
             hook.remove()
@@ -77,7 +84,7 @@ class TorchLoop:
                 attention_mask=mask[:, :-1],
                 position_ids=positions[:, :-1],
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=self.logits_to_keep,
             ).past_key_values
         vectors = torch.from_numpy(theta)
         answers = []

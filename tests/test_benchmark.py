@@ -37,6 +37,7 @@ def test_every_step_gives_the_same_answers(result):
         "wavefront",
         "shared_demonstrations",
         "packed",
+        "torch_paper",
         "torch_loop",
     ]
     for name, stage in stages.items():
@@ -50,6 +51,8 @@ def test_the_headline_has_its_figures(result):
         "cold_seconds",
         "steady_fraction_of_gemm_peak",
         "speedup_over_layer_loop",
+        "speedup_over_torch_paper",
+        "cold_speedup_over_torch_paper",
         "speedup_over_torch_loop",
         "cold_speedup_over_torch_loop",
     }
