@@ -15,7 +15,7 @@ import tokenizers as hf_tokenizers
 
 from convert import gptj, llama, pythia, rules, tokenizers
 from convert.family import Family
-from convert.rules import Place, Source
+from convert.rules import Place, Share, Source
 from convert.sources import GGUFSource, MetaSource, open_weights, read_json
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
@@ -43,14 +43,14 @@ class Opened(NamedTuple):
       source: the tensors.
       files: what the source consists of.
       tokenizer: the model's own.
-      read: (place, progress) -> parameter tree; see `rules.to_tree`.
+      read: (place, progress, share) -> parameter tree; see `rules.to_tree`.
     """
 
     config: DecoderConfig
     source: Source
     files: list[Path]
     tokenizer: hf_tokenizers.Tokenizer
-    read: Callable[[Place, Callable[[int, int], None]], Params]
+    read: Callable[[Place, Callable[[int, int], None], Share], Params]
 
 
 class Converted(NamedTuple):
@@ -103,7 +103,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
     tied = family.tied if table is family.hf else None
     rules.check(table, config, source, family.ignored, tied)
 
-    def read(place: Place, progress: Callable[[int, int], None]) -> Params:
+    def read(place: Place, progress: Callable[[int, int], None], share: Share) -> Params:
         return rules.to_tree(
             table,
             config,
@@ -112,6 +112,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
             tied=tied,
             place=place,
             progress=progress,
+            share=share,
         )
 
     return Opened(config, source, source.files, tokenizer, read)
@@ -134,7 +135,7 @@ def convert(
       TaskVecError: the path holds no model, an unsupported one, or a damaged one.
     """
     opened = open_model(path, dtype)
-    return Converted(opened.config, opened.read(place, progress), opened.tokenizer)
+    return Converted(opened.config, opened.read(place, progress, rules.whole), opened.tokenizer)
 
 
 def read_config(path: Path) -> DecoderConfig:

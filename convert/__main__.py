@@ -19,7 +19,7 @@ import taskvec_jax.checkpoint as checkpoint
 from convert import command
 from convert.command import FLAGS, console
 from taskvec_jax.loading import checkpoint_path, convert_model, from_hub_or_wheel
-from taskvec_jax.plan import describe, plan_lines
+from taskvec_jax.plan import PLANNED_BATCH, describe, plan_lines
 
 
 def target() -> Path:
@@ -40,7 +40,12 @@ def main() -> None:
     out = target()
     command.reporting(
         lambda report: convert_model(
-            FLAGS.model, out, dtype=FLAGS.dtype, revision=FLAGS.revision, progress=report
+            FLAGS.model,
+            out,
+            dtype=FLAGS.dtype,
+            revision=FLAGS.revision,
+            progress=report,
+            mesh=command.mesh_from_flags(PLANNED_BATCH),
         )
     )
     manifest = checkpoint.read_manifest(out)

@@ -6,13 +6,17 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+import jax
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from taskvec_jax.config import DEFAULT_MODEL, DTYPES
+from taskvec_jax.config import DEFAULT_MODEL, DTYPES, DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Progress as Report
+from taskvec_jax.plan import choose_mesh, mesh_line
+from taskvec_jax.sharding import MeshShape, is_first_process, make_mesh, shape_of
 
 FLAGS = flags.FLAGS
 T = TypeVar("T")
@@ -30,6 +34,69 @@ def define_model_flags(dtype: str | None) -> None:
     flags.DEFINE_string("revision", None, "branch, tag or commit on the hub, such as step1000")
     as_source = "" if dtype else "; as the source has them when left out"
     flags.DEFINE_enum("dtype", dtype, list(DTYPES), f"of the parameters{as_source}")
+    flags.DEFINE_string(
+        "mesh",
+        None,
+        "data:N,model:M, devices that prompts and parameters are split over; when left out, all"
+        " devices are on data if the model fits one, else on model",
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT where process 0 of several listens; auto: ask the cluster (Slurm, TPU, ...)",
+    )
+    flags.DEFINE_integer("num_processes", None, "how many processes there are; see --coordinator")
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0; 0 prints and writes")
+
+
+def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:
+    """What --mesh asks for, or the choice for a config; said aloud where there is a choice.
+
+    Raises:
+      TaskVecError: --mesh cannot be read.
+    """
+    asked = MeshShape.parse(FLAGS.mesh) if FLAGS.mesh else None
+
+    def choose(config: DecoderConfig) -> Mesh | None:
+        if asked is None and jax.device_count() == 1:
+            return None
+        mesh = make_mesh(asked or choose_mesh(config, batch_size))
+        console.print(mesh_line(config, shape_of(mesh), batch_size), markup=False)
+        return mesh
+
+    return choose
+
+
+def join_processes() -> None:
+    """Becomes one of several processes if --coordinator says so, before any device is touched.
+
+    Raises:
+      TaskVecError: flags that do not go together, or the others cannot be reached.
+    """
+    if "coordinator" not in FLAGS:
+        return
+    where, count, index = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+    if where is None:
+        if count is not None or index is not None:
+            raise TaskVecError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        return
+    if where == "auto":
+        where = None
+    elif count is None or index is None or not 0 <= index < count:
+        raise TaskVecError(
+            f"--coordinator={where} with --num_processes={count} --process_id={index}: allowed are"
+            " a number of processes and an id from 0 below it, or --coordinator=auto alone"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(where, count, index)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise TaskVecError(
+            f"--coordinator={FLAGS.coordinator}: the processes did not meet ({reason}); start"
+            " --num_processes of them, with ids from 0, at the same time"
+        ) from None
+    console.quiet = not is_first_process()
 
 
 def progress_bar() -> Progress:
@@ -72,6 +139,7 @@ def run(main: Callable[[], None]) -> None:
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax and JAX speak at length below that
         try:
+            join_processes()
             main()
         except TaskVecError as error:
             _refuse(str(error))

@@ -26,6 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Split = Callable[[DecoderConfig, np.ndarray], tuple[np.ndarray, ...]]
 Join = Callable[..., np.ndarray]  # (config, *leaves) -> source tensor
 Place = Callable[[str, np.ndarray], Any]  # (leaf path, host array) -> the array that is kept
+Share = Callable[[str, tuple[int, ...]], tuple[slice, ...]]  # (leaf path, shape) -> what is wanted
 SHOWN_PROBLEMS = 12
 TILE = 256  # rows and columns copied together
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all ones: infinite, or not a number
@@ -67,6 +68,12 @@ class Source(Protocol):
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised where it is quantised."""
         ...
+
+
+def whole(path: str, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The `Share` of a process that wants everything."""
+    del path
+    return tuple(slice(0, n) for n in shape)
 
 
 def same(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
@@ -247,6 +254,7 @@ def to_tree(
     tied: tuple[str, str] | None = None,
     place: Place = lambda path, leaf: leaf,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    share: Share = whole,
 ) -> Params:
     """Reads a source into our parameter tree, one tensor at a time.
 
@@ -259,6 +267,7 @@ def to_tree(
       place: called with each leaf as soon as it is complete; what it returns is kept instead.
         The host needs room for one rule's leaves and one tensor if it moves them elsewhere.
       progress: called with (tensors done, tensors in all).
+      share: the box of each leaf that is filled, and given to `place`; layers are never split.
 
     Returns:
       {"params": nested dict of what `place` returned; NumPy arrays in `config.dtype` by default}.
@@ -271,17 +280,21 @@ def to_tree(
     wanted, dtype = wanted_leaves(config), jnp.dtype(config.dtype)
     leaves: dict[str, Any] = {}
     filling: dict[str, np.ndarray] = {}
+    boxes = {path: share(path, shape) for path, shape in wanted.items()}
     for done, step in enumerate(steps, start=1):
         rule, layer, name = step
         if not layer:  # the first layer, or no layers
-            filling = {path: aligned(wanted[path], dtype) for path in rule.leaves}
+            filling = {
+                path: aligned(tuple(s.stop - s.start for s in boxes[path]), dtype)
+                for path in rule.leaves
+            }
         tensor = source.read(name)
         _check_kind(source, name, tensor)
         if tied and config.tied_unembed and name == tied[1] and tied[0] in source.shapes():
             _check_tied(source, tied, tensor)
         for path, part in zip(rule.leaves, rule.split(config, tensor), strict=True):
             target = filling[path] if layer is None else filling[path][layer]
-            _cast(target, part)
+            _cast(target, part[boxes[path][layer is not None :]])
             _check_finite(source, name, tensor, target)
         del tensor
         if layer in (None, config.num_layers - 1):

@@ -22,9 +22,11 @@ from convert.command import FLAGS, console, progress_bar
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
-from taskvec_jax.plan import GB, describe, largest_batch, plan_lines
+from taskvec_jax.plan import GB, PLANNED_BATCH, describe, largest_batch, plan_lines
+from taskvec_jax.sharding import is_first_process, shape_of
 from taskvec_jax.tasks import Task, registry, select
 
+_scratch: list[tempfile.TemporaryDirectory[str]] = []  # lives as long as the process
 __all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and what follows
 
 
@@ -106,7 +108,13 @@ def _task_paths() -> tuple[Path | None, Path | None]:
 def model_from_flags() -> Model:
     """Loads the model the flags ask for, behind a progress bar."""
     return command.reporting(
-        lambda report: load_model(FLAGS.model, FLAGS.dtype, report, FLAGS.revision)
+        lambda report: load_model(
+            FLAGS.model,
+            FLAGS.dtype,
+            report,
+            FLAGS.revision,
+            command.mesh_from_flags(FLAGS.batch_size if "batch_size" in FLAGS else PLANNED_BATCH),
+        )
     )
 
 
@@ -139,9 +147,14 @@ def run(main: Callable[[], None]) -> None:
 def prepare_out(path: str) -> Path:
     """Creates the directory results go to, and proves that it can be written.
 
+    Of several processes only the first has it; each other has one of its own, gone when it ends.
+
     Raises:
       TaskVecError: it cannot.
     """
+    if not is_first_process():
+        _scratch.append(tempfile.TemporaryDirectory())
+        return Path(_scratch[-1].name)
     directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -185,6 +198,8 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "platform": device.platform,
             "kind": device.device_kind,
             "count": jax.device_count(),
+            "mesh": str(shape_of(model.mesh)),
+            "processes": jax.process_count(),
         },
         "dtype": model.config.dtype,
         "matmul_precision": matmul_precision(),

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sharding import from_first_process, is_first_process
 
 What = Mapping[str, Any]
 
@@ -78,8 +79,9 @@ class Journal:
     def array(self, what: What, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of a unit: found, or computed now and kept."""
         path = self._array_path(what)
+        kept = path.read_bytes() if path.exists() else b""
         try:
-            return np.load(path)
+            return np.load(io.BytesIO(from_first_process(kept)))
         except (OSError, ValueError, EOFError):
             array = compute()
             self.keep_array(what, array)
@@ -114,14 +116,16 @@ class Journal:
         values: dict[str, Any] = {}
         self._file.seek(0)
         good = 0
-        for line in self._file.read().splitlines(keepends=True):
+        # All processes must find the same units, or they would wait for one another for ever.
+        for line in from_first_process(self._file.read()).splitlines(keepends=True):
             entry = _parse(line)
             if entry is None:
                 break
             values[entry["unit"]] = entry["value"]
             good += len(line)
-        self._file.truncate(good)
-        self._file.seek(good)
+        if is_first_process():
+            self._file.truncate(good)
+            self._file.seek(good)
         return values
 
 

@@ -25,13 +25,16 @@ from typing import Any, NamedTuple, TextIO, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sharding import placement, share
 from taskvec_jax.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
+CHUNK_BYTES = 64_000_000  # of a leaf on disk, at most
 MARGIN = 20_000_000  # bytes beside the parameters: the tokenizer, indices
 SCRATCH = "partial."  # part of the name of directories that are not complete yet
 
@@ -171,7 +174,11 @@ def save(
             (made / "tokenizer").mkdir()
             tokenizer.save(made / "tokenizer" / "tokenizer.json")
             with ocp.Checkpointer(_handler(sizes)) as checkpointer:
-                arguments = ocp.args.PyTreeSave(params["params"])
+                # In chunks, so that a process with a part of a leaf need not read all of it.
+                chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
+                arguments = ocp.args.PyTreeSave(
+                    params["params"], save_args=jax.tree.map(lambda _: chunks, params["params"])
+                )
                 checkpointer.save((made / "params").absolute(), arguments)
             (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         except OSError as error:
@@ -239,8 +246,10 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         ) from None
 
 
-def restore(path: Path, dtype: str | None = None) -> Checkpoint:
-    """Reads a converted model, cast to `dtype` (as saved when None).
+def restore(path: Path, dtype: str | None = None, mesh: Mesh | None = None) -> Checkpoint:
+    """Reads a converted model, cast to `dtype` (as saved when None), straight to its shards.
+
+    Without a mesh, all of it to the first device.
 
     Raises:
       TaskVecError: no complete checkpoint there, or one whose arrays do not fit its config.
@@ -252,14 +261,18 @@ def restore(path: Path, dtype: str | None = None) -> Checkpoint:
         raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
     if dtype is not None:
         config = DecoderConfig.from_dict({**config.to_dict(), "dtype": dtype})
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = leaf_shapes(config)
+    shardings = placement(config, shapes, mesh)
     target = unflatten(
         {
-            leaf: jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype), sharding=sharding)
-            for leaf, shape in leaf_shapes(config).items()
+            leaf: jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype), sharding=shardings[leaf])
+            for leaf, shape in shapes.items()
         }
     )["params"]
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target)]
+    sizes = [  # of what this process reads
+        math.prod(s.stop - s.start for s in share(leaf.sharding, leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(target)
+    ]
     arguments = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
     )

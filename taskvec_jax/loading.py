@@ -15,15 +15,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from taskvec_jax import checkpoint
 from taskvec_jax.config import DTYPES, NAMED_MODELS, DecoderConfig, WheelFile
 from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sharding import fetch, placement, put_share, share
 from taskvec_jax.soundness import check_model
 from taskvec_jax.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
+MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
@@ -44,6 +47,7 @@ class Model:
       tokenizer: the model's own.
       config: shapes and dtype; the same as `decoder.config`.
       weights_sha256: hash over all parameters in the dtype they were converted to.
+      mesh: what parameters and prompts are split over; None: all is on one device.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Model:
     tokenizer: Tokenizer
     config: DecoderConfig
     weights_sha256: str
+    mesh: Mesh | None = None
 
 
 def checkpoints_directory() -> Path:
@@ -72,6 +77,7 @@ def load_model(
     dtype: str = "float32",
     progress: Progress = _silent,
     revision: str | None = None,
+    mesh: MeshChoice = None,
 ) -> Model:
     """Loads a model by name, or from any place that `convert` reads, or a converted model.
 
@@ -85,6 +91,8 @@ def load_model(
       dtype: of the parameters, one of `taskvec_jax.config.DTYPES`.
       progress: called as the work goes on.
       revision: branch, tag or commit on the hub (`step1000` of a Pythia); None: its default.
+      mesh: what parameters and prompts are split over (`sharding.make_mesh`), or a function of
+        the config that chooses; None: the first device has all.
 
     Raises:
       TaskVecError: an unknown name, a path without a model, an unsupported or damaged one.
@@ -94,20 +102,22 @@ def load_model(
     if from_hub_or_wheel(name, revision):
         path = checkpoint_path(name, revision)
         if not checkpoint.is_checkpoint(path):
-            convert_model(name, path, revision=revision, progress=progress)
+            convert_model(name, path, revision=revision, progress=progress, mesh=mesh)
     if checkpoint.is_checkpoint(path):
-        restored = checkpoint.restore(path, dtype)
+        saved = dataclasses.replace(checkpoint.read_config(path), dtype=dtype)
+        mesh = mesh(saved) if callable(mesh) else mesh
+        restored = checkpoint.restore(path, dtype, mesh)
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
         weights_sha256 = restored.manifest["weights_sha256"]
     else:
-        from convert import convert  # only when weights are not converted yet
+        from convert import open_model  # only when weights are not converted yet
 
-        converted = convert(
-            path, dtype, lambda done, total: progress("converting", done, total), to_device
-        )
-        config, params = converted.config, converted.params
-        tokenizer, weights_sha256 = Tokenizer(converted.tokenizer), hash_params(params)
-    model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256)
+        opened = open_model(path, dtype)
+        config = opened.config
+        mesh = mesh(config) if callable(mesh) else mesh
+        params = _read(opened, mesh, progress)
+        tokenizer, weights_sha256 = Tokenizer(opened.tokenizer), hash_params(params)
+    model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256, mesh)
     check_model(model.name, model.decoder, model.params)
     return model
 
@@ -158,6 +168,21 @@ def to_device(path: str, leaf: np.ndarray) -> jax.Array:
     return jax.device_put(leaf, jax.devices()[0])
 
 
+def _read(opened: Any, mesh: Mesh | None, progress: Progress) -> Params:
+    """Foreign weights (`convert.Opened`), straight to their devices.
+
+    The host has room for one rule's leaves and one tensor; of the leaves, for what the devices of
+    this process need.
+    """
+    shapes = leaf_shapes(opened.config)
+    shardings = placement(opened.config, shapes, mesh)
+    return opened.read(
+        lambda path, part: put_share(shardings[path], shapes[path], part),
+        lambda done, total: progress("converting", done, total),
+        lambda path, shape: share(shardings[path], shape),
+    )
+
+
 def hash_leaves(params: Params) -> dict[str, str]:
     """Path -> sha256 over the path, shape, dtype and bytes of each parameter."""
     return {path: _hash_leaf(path, leaf).hexdigest() for path, leaf in flatten(params).items()}
@@ -173,9 +198,12 @@ def hash_params(params: Params) -> str:
 
 def _hash_leaf(path: str, leaf: Any, digest: Any = None) -> Any:
     digest = hashlib.sha256() if digest is None else digest
-    array = np.ascontiguousarray(leaf)
-    digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
+    # One layer at a time where it lies on several devices, so that the host never has it whole.
+    split = path.startswith("layers/") and isinstance(leaf, jax.Array) and len(leaf.devices()) > 1
+    for part in leaf if split else [leaf]:
+        array = np.ascontiguousarray(fetch(part))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest
 
 
@@ -186,6 +214,7 @@ def convert_model(
     dtype: str | None = None,
     revision: str | None = None,
     progress: Progress = _silent,
+    mesh: MeshChoice = None,
 ) -> None:
     """Fetches a model if need be, converts it, and writes it to `out`, whole or not at all.
 
@@ -197,12 +226,18 @@ def convert_model(
       out: the directory to be written.
       dtype: of the parameters on disk; None: as the source has them, so that nothing is lost.
       progress: called as the work goes on.
+      mesh: what the parameters are split over while they are in memory, as for `load_model`.
 
     Raises:
       TaskVecError: no such model, an unsupported or damaged one, or no room to write it.
     """
     from convert import open_model  # only when weights are not converted yet
 
+    if jax.process_count() > 1:
+        raise TaskVecError(
+            f"{name_or_path}: is not converted yet, and one process converts; run python -m convert"
+            " in a single one first, to where all processes can read it"
+        )
     if dtype is not None:
         check_dtype(dtype)
     name = str(name_or_path)
@@ -228,10 +263,11 @@ def convert_model(
         if name in NAMED_MODELS:
             _check_registry(name, opened.config)
         checkpoint.check_room(out, opened.config)
-        params = opened.read(to_device, lambda done, total: progress("converting", done, total))
+        mesh = mesh(opened.config) if callable(mesh) else mesh
+        params = _read(opened, mesh, progress)
         progress("writing", 0, 1)
         manifest["files"] = {file.name: file.stat().st_size for file in opened.files}
-        with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
+        with ThreadPoolExecutor(1) as pool:  # hashing leaves Python's lock alone
             whole = pool.submit(hash_params, params)
             manifest["leaves_sha256"] = hash_leaves(params)
             manifest["weights_sha256"] = whole.result()

@@ -17,6 +17,7 @@ import numpy as np
 
 from taskvec_jax.decoder import Decoder, Override, Params
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sharding import fetch
 
 COPIES_AT_ONCE = 4  # bounds memory; changes no number beyond float noise
 
@@ -51,7 +52,7 @@ def read_states(
     """
     _check(positions, tokens.shape[1], "position")
     states, logits = _read(decoder, params, tokens, positions)
-    return np.asarray(states), np.asarray(logits)
+    return fetch(states), fetch(logits)
 
 
 class Patched(NamedTuple):
@@ -118,7 +119,7 @@ def write_states(
     _check(positions, tokens.shape[1], "position")
     _check(last, tokens.shape[1], "position")
     said, divergence = _write(decoder, params, tokens, last, wanted, layers, positions, vectors)
-    return Patched(np.asarray(said).T, np.asarray(divergence).T)
+    return Patched(fetch(said).T, fetch(divergence).T)
 
 
 def _check(values: np.ndarray, size: int, name: str) -> None:

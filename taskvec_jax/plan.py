@@ -18,11 +18,13 @@ from taskvec_jax import checkpoint
 from taskvec_jax.config import NAMED_MODELS, DecoderConfig
 from taskvec_jax.decoder import leaf_shapes
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sharding import MeshShape, share_numbers
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN_DTYPES = ("float32", "bfloat16")
 GB = 1e9
 MESHES = ((1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
+PLANNED_BATCH = 50  # prompts a call
 PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
 QUERY_TOKENS = 16  # of a zero-shot query
 RUNTIME_BYTES = 600_000_000  # of the interpreter, its libraries and the compiler, on a CPU
@@ -54,36 +56,38 @@ def weight_bytes(config: DecoderConfig, dtype: str) -> int:
 
 
 def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
-    """Bytes of the parameters that each of some devices holds.
+    """Bytes of the parameters that each of some devices along `model` holds.
 
-    A leaf is split along its first axis, layers aside, that the devices divide; one without such
-    an axis is held whole by each. LLaMA 30B's 52 heads do not divide among 8: its attention is
-    split along D there.
+    As `sharding.SPLITS` says. LLaMA 30B's 52 heads do not divide among 8: its attention is split
+    along D there.
     """
-    total = 0
-    for path, shape in leaf_shapes(config).items():
-        axes = shape[path.startswith("layers/") :]
-        split = any(axis % devices == 0 for axis in axes)
-        total += math.prod(shape) // (devices if split else 1)
-    return total * ITEM_BYTES[dtype]
+    return share_numbers(config, leaf_shapes(config), devices) * ITEM_BYTES[dtype]
 
 
-def sweep_bytes(config: DecoderConfig, batch_size: int = 50) -> int:
-    """An upper estimate of what a layer sweep needs beside the weights, on one device.
+def sweep_bytes(
+    config: DecoderConfig, batch_size: int = PLANNED_BATCH, mesh: MeshShape | None = None
+) -> int:
+    """An upper estimate of what a layer sweep needs beside the weights, on one device of a mesh.
 
     The larger of its two programs (see sweep.py): reading rows of demonstrations, or injecting L
     copies of the last token into rows of zero-shot queries. Counted for each: the residual stream
     twice, attention scores and weights, the MLP's hidden layer three times, logits once more than
     needed; and the residuals that are read.
     """
-    c, wide = config, ITEM_BYTES[config.stream_dtype]
+    c, wide, mesh = config, ITEM_BYTES[config.stream_dtype], mesh or MeshShape()
+    rows = -(-batch_size // mesh.data)
+
+    def part(size: int) -> int:
+        return size // mesh.model if size % mesh.model == 0 else size
+
+    heads, kv_heads = part(c.num_heads), part(c.num_kv_heads)
 
     def program(tokens: int, answers: int) -> int:
-        cells = 2 * tokens * c.width + 2 * c.num_heads * tokens**2 + 3 * tokens * c.mlp_width
-        cells += 3 * tokens * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-        return batch_size * (cells + 2 * answers * c.vocab_size) * wide
+        cells = 2 * tokens * c.width + 2 * heads * tokens**2 + 3 * tokens * part(c.mlp_width)
+        cells += 3 * tokens * (heads + 2 * kv_heads) * c.head_dim
+        return rows * (cells + 2 * answers * part(c.vocab_size)) * wide
 
-    read = program(PROMPT_TOKENS, 3) + 3 * batch_size * c.num_layers * c.width * wide
+    read = program(PROMPT_TOKENS, 3) + 3 * rows * c.num_layers * c.width * wide
     inject = program(QUERY_TOKENS + c.num_layers, 1 + c.num_layers)
     return max(read, inject)
 
@@ -105,6 +109,33 @@ def largest_batch(config: DecoderConfig, memory: float, batch_size: int) -> int:
             f" {(fixed + sweep_bytes(config, 1)) / GB:.2f} GB; allow more, or use --dtype=bfloat16"
         )
     return batch_size
+
+
+def device_bytes(config: DecoderConfig, dtype: str, batch_size: int, mesh: MeshShape) -> int:
+    """What each device of a mesh needs: its share of the parameters, and the sweep."""
+    return share_bytes(config, dtype, mesh.model) + sweep_bytes(config, batch_size, mesh)
+
+
+def choose_mesh(config: DecoderConfig, batch_size: int) -> MeshShape:
+    """All devices on `data` if the model fits one, else on `model`."""
+    devices = jax.device_count()
+    data = MeshShape(data=devices)
+    need = device_bytes(config, config.dtype, batch_size, data)
+    return data if need <= this_machine().device_bytes else MeshShape(model=devices)
+
+
+def mesh_line(config: DecoderConfig, mesh: MeshShape, batch_size: int) -> str:
+    """The mesh of a run and what each of its devices needs, for people."""
+    share, sweep = (
+        share_bytes(config, config.dtype, mesh.model),
+        sweep_bytes(config, batch_size, mesh),
+    )
+    have = this_machine().device_bytes
+    return (
+        f"mesh {mesh}: each device holds {share / GB:.2f} GB of {config.dtype} weights and"
+        f" {-(-batch_size // mesh.data)} of {batch_size} prompts, up to {sweep / GB:.2f} GB; it has"
+        f" {have / GB:.0f} GB" + ("" if share + sweep <= have else ", WHICH IS TOO LITTLE")
+    )
 
 
 def this_machine() -> Mesh:
@@ -138,7 +169,7 @@ def describe(name_or_path: str) -> tuple[str, DecoderConfig]:
     return path.name, read_config(path)
 
 
-def plan_lines(name: str, config: DecoderConfig, batch_size: int = 50) -> list[str]:
+def plan_lines(name: str, config: DecoderConfig, batch_size: int = PLANNED_BATCH) -> list[str]:
     """The plan, for people."""
     c = config
     lines = [
@@ -154,7 +185,7 @@ def plan_lines(name: str, config: DecoderConfig, batch_size: int = 50) -> list[s
     for mesh in meshes:
         cells = []
         for dtype in SHOWN_DTYPES:
-            need = share_bytes(c, dtype, mesh.devices) + sweep_bytes(c, batch_size)
+            need = device_bytes(c, dtype, batch_size, MeshShape(model=mesh.devices))
             verdict = "fits" if need <= mesh.device_bytes else "DOES NOT FIT"
             cells.append(f"{dtype} {need / GB:.2f} GB a device, {verdict}")
         memory = f"{mesh.devices} x {mesh.device_bytes / GB:.0f} GB"

@@ -16,6 +16,7 @@ import numpy as np
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Override, Params
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sharding import fetch
 
 NUM_TOKENS = 4
 # Logits of two runs that should agree, as a share of their own size.
@@ -74,7 +75,7 @@ def check_model(name: str, decoder: Decoder, params: Params) -> None:
     tokens = np.arange(1, 1 + length, dtype=np.int32) * 7919 % config.vocab_size
     layer = config.num_layers // 2
     finite, size, own, other = map(
-        np.asarray, _look(config, params, np.stack([tokens, tokens]), np.int32(layer))
+        fetch, _look(config, params, np.stack([tokens, tokens]), np.int32(layer))
     )
     if not finite.all():
         first = int(np.argmin(finite))

@@ -29,6 +29,7 @@ from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.loading import Model
+from taskvec_jax.sharding import fetch, put_rows, rows_for
 from taskvec_jax.tokenizer import PAD
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a
@@ -37,6 +38,7 @@ from taskvec_jax.tokenizer import PAD
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 64, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
 NUM_GROUPS = 5  # of layers, in the wavefront
+EVEN = 8
 
 
 class Rows(NamedTuple):
@@ -130,9 +132,11 @@ def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     In two steps, the best of each block and then inside the best block: XLA's argmax on CPU is
     scalar and costs as much as the unembedding, while a maximum over a short axis vectorises.
+    Up to `EVEN` devices that share the vocabulary get whole blocks, if that can be.
     """
     size = logits.shape[-1]
-    block = next(b for b in (128, 64, 32, 16, 8, 4, 2, 1) if size % b == 0)
+    sizes = [b for b in (128, 64, 32, 16, 8, 4, 2, 1) if size % b == 0]
+    block = next((b for b in sizes if size // b % EVEN == 0), sizes[0])
     blocks = logits.reshape(*logits.shape[:-1], size // block, block)
     highest = jnp.max(blocks, axis=-1)  # [..., V / block]
     which = jnp.argmax(highest, axis=-1)  # [...]
@@ -153,14 +157,17 @@ def read_rows(
     block = FAMILY_MODULES[config.family].Block(config)
     sight = look(config, Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches)))
     x = Decoder(config).apply(params, rows.tokens, method="embed")
-    at = (jnp.arange(rows.tokens.shape[0])[:, None], rows.ends)
+    ends = jnp.asarray(rows.ends)[..., None]
+
+    def at_ends(x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, R, D], each row in its own
+        return jnp.take_along_axis(x, ends, axis=1)
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = block.apply({"params": _layer(params, index)}, x, sight)
-        return x, x[at]
+        return x, at_ends(x)
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
-    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, x[at]))
+    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x)))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "births"))
@@ -218,7 +225,7 @@ def inject_rows(
 
         x, _ = jax.lax.scan(step, x, jnp.arange(start, stop))
         start = stop
-    plain = x[jnp.arange(rows), last][:, None]
+    plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
     return _answer(config, params, jnp.concatenate([plain, x[:, length:]], axis=1))
 
 
@@ -260,7 +267,7 @@ def read_texts(
       TaskVecError: the residual stream is not finite; the message names the first such layer.
     """
     config = model.config
-    reads = max(map(len, rows))
+    reads, batch_size = max(map(len, rows)), rows_for(model.mesh, batch_size)
     lengths = [tree_length(texts) for texts in rows]
     residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
     answers = Answers(
@@ -270,10 +277,10 @@ def read_texts(
         longest = max(lengths[i] for i in chunk)
         length = _round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
         planted = plant([rows[i] for i in _fill(chunk, batch_size)], length, reads)
-        read, tokens, logits = read_rows(config, model.params, planted)
-        residuals[chunk] = np.asarray(read)[: len(chunk)]
-        answers.tokens[chunk] = np.asarray(tokens)[: len(chunk)]
-        answers.logits[chunk] = np.asarray(logits)[: len(chunk)]
+        read, tokens, logits = read_rows(config, model.params, put_rows(model.mesh, planted))
+        residuals[chunk] = fetch(read)[: len(chunk)]
+        answers.tokens[chunk] = fetch(tokens)[: len(chunk)]
+        answers.logits[chunk] = fetch(logits)[: len(chunk)]
     check_finite(residuals)
     return residuals, answers
 
@@ -317,6 +324,7 @@ def inject_vectors(
       TaskVecError: a layer out of range, or vectors of another shape.
     """
     config, rows = model.config, len(queries)
+    batch_size = rows_for(model.mesh, batch_size)
     layers = np.broadcast_to(np.asarray(layers), (rows, vectors.shape[1])).astype(np.int32)
     if vectors.shape[::2] != (rows, config.width):
         raise TaskVecError(
@@ -338,11 +346,10 @@ def inject_vectors(
         for row, i in zip(tokens, filled, strict=True):
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
-        ids, logits = inject_rows(
-            config, model.params, tokens, last, vectors[filled], layers[filled], births
-        )
-        answers.tokens[chunk] = np.asarray(ids)[: len(chunk)]
-        answers.logits[chunk] = np.asarray(logits)[: len(chunk)]
+        inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
+        ids, logits = inject_rows(config, model.params, *inputs, births)
+        answers.tokens[chunk] = fetch(ids)[: len(chunk)]
+        answers.logits[chunk] = fetch(logits)[: len(chunk)]
     return answers
 
 

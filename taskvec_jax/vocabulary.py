@@ -15,6 +15,7 @@ import numpy as np
 
 from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.loading import Model
+from taskvec_jax.sharding import fetch
 
 NUM_TOKENS = 100  # the most likely tokens that words are picked from
 NUM_WORDS = 20
@@ -27,7 +28,7 @@ def _top_tokens(decoder: Decoder, params: Params, vectors: jax.Array) -> jax.Arr
 
 def top_words(model: Model, vectors: np.ndarray) -> list[list[str]]:
     """The words that each vector [N, D] points to, most likely first (see `keep_words`)."""
-    tokens = np.asarray(_top_tokens(model.decoder, model.params, vectors))
+    tokens = fetch(_top_tokens(model.decoder, model.params, vectors))
     return [keep_words(model.tokenizer.decode([int(t)]) for t in row) for row in tokens]
 
 
@@ -64,4 +65,4 @@ def gold_ranks(model: Model, vectors: np.ndarray, gold: Sequence[Sequence[int]])
     ranks = _ranks(
         model.decoder, model.params, np.moveaxis(vectors, 1, 0), np.asarray(gold, np.int32)
     )
-    return np.moveaxis(np.asarray(ranks), 0, 1)
+    return np.moveaxis(fetch(ranks), 0, 1)

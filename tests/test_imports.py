@@ -18,7 +18,7 @@ RANKS = [
         "taskvec_jax.geometry",
     ],
     ["taskvec_jax.tasks"],
-    ["taskvec_jax.layers", "taskvec_jax.prompts"],
+    ["taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
     ["taskvec_jax.decoder"],
     ["taskvec_jax.task_vectors", "taskvec_jax.checkpoint", "taskvec_jax.soundness"],

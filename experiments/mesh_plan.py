@@ -1,0 +1,133 @@
+"""Compiles the sweep for meshes this machine does not have, without weights, and checks the plan.
+
+    python -m experiments.mesh_plan
+    python -m experiments.mesh_plan --models=llama-65b --meshes=data:1,model:8;data:2,model:4
+
+Devices are simulated CPU devices. For each model and mesh: what the compiler says a device needs,
+what `--plan` says, and the collectives of a layer. Expected (2026-11-25, 2 cores, jax 0.10.2):
+the plan within 10 %; two all-reduces a layer for LLaMA and Pythia, fewer is not possible where
+attention and MLP are summed one after the other; about 20 s a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from convert import command
+from convert.command import FLAGS, console
+from taskvec_jax import plan, sweep
+from taskvec_jax.config import DTYPES, DecoderConfig
+from taskvec_jax.decoder import leaf_shapes, unflatten
+from taskvec_jax.plan import GB
+from taskvec_jax.sharding import DATA, MeshShape, make_mesh, placement, rows_for
+
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+class Program(NamedTuple):
+    """What a compiled program needs of each device.
+
+    Attributes:
+      loops: for each loop over layers, the collectives of one layer.
+      outside: the other collectives.
+      bytes: arguments, results and everything between.
+    """
+
+    loops: list[list[str]]
+    outside: list[str]
+    bytes: int
+
+
+def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[str, Program]:
+    """Both programs of a layer sweep, at the lengths of `plan.sweep_bytes`."""
+    c, rows = config, rows_for(mesh, batch_size)
+
+    def batch(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, PartitionSpec(DATA))
+        return jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(dtype), sharding=sharding)
+
+    shapes = leaf_shapes(c)
+    shardings = placement(c, shapes, mesh)
+    params = unflatten(
+        {
+            path: jax.ShapeDtypeStruct(shape, jnp.dtype(c.dtype), sharding=shardings[path])
+            for path, shape in shapes.items()
+        }
+    )
+    read_tokens = min(plan.PROMPT_TOKENS, c.max_length)
+    token = batch(read_tokens)
+    inject = (
+        batch(plan.QUERY_TOKENS),
+        batch(),
+        batch(c.num_layers, c.width, dtype="float32"),
+        batch(c.num_layers),
+    )
+    births = sweep.wavefront_births(c.num_layers)
+    lowered = {
+        "read": sweep.read_rows.lower(c, params, sweep.Rows(token, token, token, batch(3))),
+        "inject": sweep.inject_rows.lower(c, params, *inject, births),
+    }
+    return {name: _look(program.compile()) for name, program in lowered.items()}
+
+
+def _look(program: Any) -> Program:
+    memory = program.memory_analysis()
+    loops, outside = collectives(program.as_text() or "")
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Program(loops, outside, needed)
+
+
+def collectives(program: str) -> tuple[list[list[str]], list[str]]:
+    """Collectives in the text of a compiled program: of each loop's body, and of the rest."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in program.splitlines():
+        if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
+            name = start[1]
+        found.setdefault(name, []).extend(re.findall(rf" ({COLLECTIVES})(?:-start)?\(", line))
+    loops = sorted(set(re.findall(r"body=%?([\w.\-]+)", program)))
+    outside = [kind for name, kinds in found.items() if name not in loops for kind in kinds]
+    return [found[loop] for loop in loops], outside
+
+
+def main() -> None:
+    """Prints a line a model and mesh."""
+    meshes = [MeshShape.parse(text) for text in FLAGS.meshes.split(";")]
+    jax.config.update("jax_num_cpu_devices", max(shape.devices for shape in meshes))
+    jax.config.update("jax_platforms", "cpu")
+    for name in FLAGS.models:
+        for shape in meshes:
+            _, config = plan.describe(name)
+            config = dataclasses.replace(config, dtype=FLAGS.dtype)
+            started = time.monotonic()
+            programs = compile_sweep(config, make_mesh(shape), FLAGS.batch_size)
+            planned = plan.device_bytes(config, config.dtype, FLAGS.batch_size, shape)
+            needed = max(program.bytes for program in programs.values())
+            layer = max((max(p.loops, key=len) for p in programs.values()), key=len)
+            cells = ", ".join(f"{layer.count(kind)} {kind}" for kind in sorted(set(layer)))
+            console.print(
+                f"{name} {config.dtype} {shape}: compiler {needed / GB:.2f} GB a device (read"
+                f" {programs['read'].bytes / GB:.2f}, inject {programs['inject'].bytes / GB:.2f}),"
+                f" plan {planned / GB:.2f} GB ({planned / needed - 1:+.1%}); a layer:"
+                f" {cells or 'no collectives'}; {time.monotonic() - started:.0f} s",
+                markup=False,
+            )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list(
+        "models", ["llama-7b", "llama-13b", "llama-30b", "pythia-12b"], "names or paths"
+    )
+    flags.DEFINE_string("meshes", "data:1,model:8;data:2,model:4", "meshes, with ; between")
+    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
+    flags.DEFINE_integer("batch_size", plan.PLANNED_BATCH, "prompts a call")
+    command.run(main)

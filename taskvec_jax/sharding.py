@@ -1,0 +1,251 @@
+"""Many devices: a mesh from a flag, and which axis of which parameter lies on it.
+
+    mesh = make_mesh(MeshShape.parse("data:2,model:4"))
+    model = load_model("llama-7b", mesh=mesh)
+
+A mesh has two axes. Prompts are split over `data`; parameters over `model`, by `SPLITS`: heads,
+the MLP's hidden layer and the vocabulary, so that a layer needs one sum over the devices after
+attention and one after the MLP, and nothing else. XLA's partitioner does the rest: no program of
+ours names a collective.
+
+Letters: B rows, H heads, G key/value heads, K size of a head, D width, F MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.errors import TaskVecError
+
+DATA, MODEL = "data", "model"
+T = TypeVar("T")
+
+# Path of a leaf -> the axes that may lie on `model`, best first: counted from 0, the leading axis
+# of layers left out. The first one that the devices divide is taken; a leaf without one, and every
+# leaf that is not named (norms, biases of D numbers), is held whole by each device.
+SPLITS: dict[str, tuple[int, ...]] = {
+    "embed/embedding": (0, 1),  # [V, D]
+    "layers/attn/query/kernel": (1, 0),  # [D, H, K]
+    "layers/attn/query/bias": (0,),  # [H, K]
+    "layers/attn/key/kernel": (1, 0),  # [D, G, K]; see `split_axis`
+    "layers/attn/key/bias": (0,),  # [G, K]
+    "layers/attn/value/kernel": (1, 0),
+    "layers/attn/value/bias": (0,),
+    "layers/attn/out/kernel": (0, 2),  # [H, K, D]
+    "layers/mlp/gate/kernel": (1, 0),  # [D, F]
+    "layers/mlp/gate/bias": (0,),  # [F]
+    "layers/mlp/up/kernel": (1, 0),
+    "layers/mlp/up/bias": (0,),
+    "layers/mlp/down/kernel": (0, 1),  # [F, D]
+    "unembed/kernel": (1, 0),  # [D, V]
+    "unembed/bias": (0,),  # [V]
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How many devices lie along each axis.
+
+    Attributes:
+      data: prompts are split over these.
+      model: parameters are split over these.
+    """
+
+    data: int = 1
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.data, self.model) < 1:
+            raise TaskVecError(f"mesh {self}: each axis needs at least 1 device")
+
+    @property
+    def devices(self) -> int:
+        """How many there are in all."""
+        return self.data * self.model
+
+    def __str__(self) -> str:
+        return f"{DATA}:{self.data},{MODEL}:{self.model}"
+
+    @classmethod
+    def parse(cls, text: str) -> MeshShape:
+        """Reads `data:2,model:4`; an axis that is left out has one device.
+
+        Raises:
+          TaskVecError: anything else.
+        """
+        sizes: dict[str, int] = {}
+        for part in text.split(","):
+            name, _, size = (word.strip() for word in part.partition(":"))
+            if name not in (DATA, MODEL) or name in sizes or not size.isdecimal():
+                raise TaskVecError(
+                    f"mesh {text!r}: cannot read {part!r}; allowed: {DATA}:N,{MODEL}:M with whole"
+                    " numbers above 0, either one alone, or nothing"
+                )
+            sizes[name] = int(size)
+        return cls(**sizes)
+
+
+def make_mesh(shape: MeshShape) -> Mesh:
+    """The first devices there are, laid out; neighbours lie along `model`.
+
+    Raises:
+      TaskVecError: there are too few devices, or some of a process's are left out.
+    """
+    devices = jax.devices()
+    if shape.devices > len(devices) or (jax.process_count() > 1 and shape.devices < len(devices)):
+        few = ", ".join(
+            str(MeshShape(len(devices) // m, m))
+            for m in range(1, len(devices) + 1)
+            if len(devices) % m == 0
+        )
+        raise TaskVecError(
+            f"mesh {shape} is {shape.devices} devices, there are {len(devices)} in"
+            f" {jax.process_count()} process(es); all of them: {few}"
+        )
+    return jax.make_mesh(
+        (shape.data, shape.model),
+        (DATA, MODEL),
+        axis_types=(AxisType.Auto, AxisType.Auto),  # Explicit breaks einsums over split heads
+        devices=devices[: shape.devices],
+    )
+
+
+def shape_of(mesh: Mesh | None) -> MeshShape:
+    """Sizes of a mesh; one device when there is none."""
+    return MeshShape() if mesh is None else MeshShape(mesh.shape[DATA], mesh.shape[MODEL])
+
+
+def split_axis(
+    config: DecoderConfig, path: str, shape: tuple[int, ...], devices: int
+) -> int | None:
+    """Which axis of a leaf lies on `model`, or None if each device holds it whole.
+
+    Where the devices divide the heads but not the key/value heads, keys and values are held whole:
+    they are few, and every device needs all or most of them.
+
+    Args:
+      path: of the leaf, without "params/".
+      shape: of the leaf, with its layers.
+    """
+    if devices == 1:
+        return None
+    first = int(path.startswith("layers/"))
+    whole = config.num_heads % devices == 0 and config.num_kv_heads % devices != 0
+    if whole and path.startswith(("layers/attn/key/", "layers/attn/value/")):
+        return None
+    for axis in SPLITS.get(path, ()):
+        if shape[first + axis] % devices == 0:
+            return first + axis
+    return None
+
+
+def placement(
+    config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None
+) -> dict[str, Sharding]:
+    """Path -> where the leaf lies; all on the first device without a mesh."""
+    if mesh is None:
+        return dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    placed: dict[str, Sharding] = {}
+    for path, shape in shapes.items():
+        axis = split_axis(config, path, shape, mesh.shape[MODEL])
+        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, MODEL)
+        placed[path] = NamedSharding(mesh, spec)
+    return placed
+
+
+def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The smallest box of a leaf that holds all that this process's devices need of it."""
+    boxes = [
+        [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+        for index in sharding.addressable_devices_indices_map(shape).values()
+        if index is not None
+    ]
+    return tuple(
+        slice(min(box[i][0] for box in boxes), max(box[i][1] for box in boxes))
+        for i in range(len(shape))
+    )
+
+
+def put_share(sharding: Sharding, shape: tuple[int, ...], part: np.ndarray) -> jax.Array:
+    """Moves this process's `share` of a leaf to its devices.
+
+    On a single CPU device the memory of `part` is taken over.
+    """
+    if len(sharding.device_set) == 1:
+        return jax.device_put(part, sharding)
+    offsets = [s.start for s in share(sharding, shape)]
+
+    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+        return part[tuple(slice(a - o, b - o) for (a, b), o in zip(bounds, offsets, strict=True))]
+
+    return jax.make_array_from_callback(shape, sharding, of_device)
+
+
+def rows_for(mesh: Mesh | None, rows: int) -> int:
+    """`rows`, rounded up to what `data` divides."""
+    data = shape_of(mesh).data
+    return -(-rows // data) * data
+
+
+def put_rows(mesh: Mesh | None, tree: T) -> T:
+    """Splits arrays [B, ...] over `data`; each process moves its own rows only.
+
+    Args:
+      tree: host arrays, the same in every process; left alone without a mesh.
+    """
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec(DATA))
+
+    def put(rows: Any) -> jax.Array:
+        host = np.asarray(rows)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """An array on the host, whole, in every process; all processes must ask for it."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+def from_first_process(content: bytes) -> bytes:
+    """What the first process has; all processes must ask for it."""
+    if jax.process_count() == 1:
+        return content
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    if not size:
+        return b""
+    buffer = np.zeros(size, np.uint8)
+    if is_first_process():
+        buffer[:] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).astype(np.uint8).tobytes()
+
+
+def share_numbers(
+    config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], devices: int
+) -> int:
+    """How many numbers of all parameters each of some devices along `model` holds."""
+    return sum(
+        math.prod(shape) // (1 if split_axis(config, path, shape, devices) is None else devices)
+        for path, shape in shapes.items()
+    )

@@ -1,0 +1,144 @@
+"""What tests/test_sharding.py runs in a process of its own, because devices are simulated there.
+
+    python tests/mesh_cases.py          prints one JSON object: what was measured
+
+Every family on every (data, model) layout of 8 simulated CPU devices, against one device; the
+collectives of compiled programs; restored and converted shards.
+"""
+
+from __future__ import annotations
+
+import os
+
+DEVICES = 8
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = (  # what is looked at is decided before LLVM: let it be quick
+        f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
+        " --xla_llvm_disable_expensive_passes=true"
+    )
+
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from conftest import LLAMA, PYTHIA, random_params
+
+from experiments.mesh_plan import compile_sweep
+from taskvec_jax import loading, sharding, sweep
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.decoder import Decoder, flatten, unflatten
+from taskvec_jax.loading import Model
+from taskvec_jax.sharding import MeshShape
+
+MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
+_EVEN = {"vocab_size": 136, "mlp_width": 56, "num_layers": 2, "width": 40, "num_heads": 8}
+CONFIGS: dict[str, DecoderConfig] = {
+    "llama": dataclasses.replace(LLAMA, **_EVEN, num_kv_heads=8, tied_unembed=False),
+    # Fewer key/value heads than devices on some layouts.
+    "llama grouped": dataclasses.replace(LLAMA, **_EVEN, num_kv_heads=2),
+    # Like LLaMA 30B's 52 heads: nothing here but D is divided by 4, and the vocabulary by nothing.
+    "llama uneven": dataclasses.replace(
+        LLAMA, **_EVEN | {"num_heads": 6, "vocab_size": 131}, num_kv_heads=3
+    ),
+    "pythia": dataclasses.replace(PYTHIA, **_EVEN, num_kv_heads=8),
+    "gptj": dataclasses.replace(
+        PYTHIA, **_EVEN, num_kv_heads=8, family="gptj", attention_bias=False, unembed_bias=True
+    ),
+}
+ROWS, TOKENS = 8, 8
+
+
+def place(config: DecoderConfig, params: Any, mesh: Any) -> Any:
+    """Parameters on a mesh."""
+    leaves = flatten(params)
+    shardings = sharding.placement(config, {p: leaf.shape for p, leaf in leaves.items()}, mesh)
+    return unflatten({p: jax.device_put(leaf, shardings[p]) for p, leaf in leaves.items()})
+
+
+def measured(config: DecoderConfig, params: Any, mesh: Any) -> dict[str, np.ndarray]:
+    """Both programs of the sweep, on prompts that are the same everywhere."""
+    decoder = Decoder(config)
+    model = Model("m", decoder, place(config, params, mesh), None, config, "", mesh)  # type: ignore
+    rng = np.random.RandomState(1)
+    tokens = rng.randint(0, config.vocab_size, (ROWS, TOKENS)).astype(np.int32)
+    rows = [[text.tolist(), [*text.tolist()[:-2], 3]] for text in tokens]
+    residuals, answers = sweep.read_texts(model, rows, ROWS)
+    swept = sweep.sweep_layers(model, [text[:3].tolist() for text in tokens], residuals[:, 0], ROWS)
+    return {
+        "residuals": residuals,
+        "read tokens": answers.tokens,
+        "read logits": answers.logits,
+        "swept tokens": swept.tokens,
+        "swept logits": swept.logits,
+    }
+
+
+def difference(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+    """Largest difference, relative to the largest value; of tokens, how many differ."""
+    return {
+        name: float(np.sum(got[name] != want[name]))
+        if name.endswith("tokens")
+        else float(np.max(np.abs(got[name] - want[name])) / np.max(np.abs(want[name])))
+        for name in want
+    }
+
+
+def agreement() -> dict[str, dict[str, dict[str, float]]]:
+    """Config -> layout -> how far it is from one device."""
+    out: dict[str, dict[str, dict[str, float]]] = {}
+    for name, config in CONFIGS.items():
+        params = random_params(config)
+        alone = measured(config, params, None)
+        out[name] = {
+            str(shape): difference(measured(config, params, sharding.make_mesh(shape)), alone)
+            for shape in (MESHES if name != "llama uneven" else MESHES[-1:])
+        }
+    return out
+
+
+def layer_collectives() -> dict[str, dict[str, Any]]:
+    """Config -> layout -> the two programs' collectives."""
+    return {
+        f"{name} {shape}": {
+            kind: [program.loops, program.outside]
+            for kind, program in compile_sweep(
+                CONFIGS[name], sharding.make_mesh(shape), DEVICES
+            ).items()
+        }
+        for name, shape in (
+            ("llama", MeshShape(1, 8)),
+            ("llama", MeshShape(8, 1)),
+            ("llama grouped", MeshShape(2, 4)),
+            ("pythia", MeshShape(2, 4)),
+            ("gptj", MeshShape(4, 2)),
+        )
+    }
+
+
+def shards() -> dict[str, Any]:
+    """What is restored and converted straight to shards, against what was saved."""
+    out: dict[str, Any] = {}
+    config = CONFIGS["llama"]
+    params = random_params(config)
+    mesh = sharding.make_mesh(MeshShape(2, 4))
+    placed = place(config, params, mesh)
+    out["hash"] = [loading.hash_params(params), loading.hash_params(placed)]
+    out["share"] = [
+        sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed)),
+        sharding.share_numbers(config, {p: x.shape for p, x in flatten(params).items()}, 4) * 4,
+    ]
+    return out
+
+
+if __name__ == "__main__":
+    parts = {"agreement": agreement, "collectives": layer_collectives, "shards": shards}
+    found = {}
+    for name, part in parts.items():
+        started = time.monotonic()
+        found[name] = part()
+        print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+    print(json.dumps(found))
