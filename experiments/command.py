@@ -19,6 +19,7 @@ from absl import flags
 
 from convert import command
 from convert.command import FLAGS, console, progress_bar
+from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
@@ -29,8 +30,15 @@ __all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and wha
 
 
 def define_model_flags() -> None:
-    """--model, --revision, --dtype and --plan."""
+    """--model, --revision, --dtype, --weights and --plan."""
     command.define_model_flags("float32")
+    flags.DEFINE_enum(
+        "weights",
+        "whole",
+        list(WEIGHTS),
+        "int8 keeps the kernels of linear maps in one byte a number; --dtype is then that of all"
+        " else and of products",
+    )
     flags.DEFINE_bool("plan", False, "say what the model needs and where it fits, and do nothing")
 
 
@@ -106,7 +114,7 @@ def _task_paths() -> tuple[Path | None, Path | None]:
 def model_from_flags() -> Model:
     """Loads the model the flags ask for, behind a progress bar."""
     return command.reporting(
-        lambda report: load_model(FLAGS.model, FLAGS.dtype, report, FLAGS.revision)
+        lambda report: load_model(FLAGS.model, FLAGS.dtype, report, FLAGS.revision, FLAGS.weights)
     )
 
 
@@ -187,6 +195,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "count": jax.device_count(),
         },
         "dtype": model.config.dtype,
+        "weights": model.config.weights,
         "matmul_precision": matmul_precision(),
         "seed": seed,
         "weights_sha256": model.weights_sha256,

@@ -12,6 +12,7 @@ half of one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import json
@@ -27,8 +28,9 @@ import jax
 import jax.numpy as jnp
 
 from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
+from taskvec_jax.decoder import Params, flatten, leaf_shapes, leaf_types, unflatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -239,8 +241,11 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         ) from None
 
 
-def restore(path: Path, dtype: str | None = None) -> Checkpoint:
+def restore(path: Path, dtype: str | None = None, weights: str = "whole") -> Checkpoint:
     """Reads a converted model, cast to `dtype` (as saved when None).
+
+    With weights="int8" one parameter after the other is read and quantised, so that memory for
+    the int8 tree and the largest parameter is enough.
 
     Raises:
       TaskVecError: no complete checkpoint there, or one whose arrays do not fit its config.
@@ -255,21 +260,36 @@ def restore(path: Path, dtype: str | None = None) -> Checkpoint:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = unflatten(
         {
-            leaf: jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype), sharding=sharding)
-            for leaf, shape in leaf_shapes(config).items()
+            leaf: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding)
+            for leaf, of in leaf_types(config).items()
         }
     )["params"]
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target)]
-    arguments = ocp.args.PyTreeRestore(
-        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-    )
+
+    def arguments(target: Any, *, partial: bool) -> Any:
+        return ocp.args.PyTreeRestore(
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=partial,
+        )
+
     with ocp.Checkpointer(_handler(sizes)) as checkpointer:
         try:
             saved = checkpointer.metadata((path / "params").absolute()).item_metadata.tree
             _check_shapes(
                 {name: leaf.shape for name, leaf in flatten({"params": saved}).items()}, config
             )
-            params = checkpointer.restore((path / "params").absolute(), arguments)
+            place = (path / "params").absolute()
+            if weights == "whole":
+                params = checkpointer.restore(place, arguments(target, partial=False))
+            else:
+                leaves: dict[str, jax.Array] = {}
+                for name, leaf in flatten({"params": target}).items():
+                    one = unflatten({name: leaf})["params"]
+                    read = checkpointer.restore(place, arguments(one, partial=True))
+                    leaves |= quantise_leaf(name, flatten({"params": read})[name])
+                params = unflatten(leaves)["params"]
+                config = dataclasses.replace(config, weights=weights)
         except Exception as error:  # Orbax raises many kinds for a damaged directory
             reason = str(error).strip().splitlines()[0][:200]
             raise TaskVecError(

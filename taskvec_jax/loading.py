@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from taskvec_jax import checkpoint
-from taskvec_jax.config import DTYPES, NAMED_MODELS, DecoderConfig, WheelFile
-from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes
+from taskvec_jax.config import DTYPES, NAMED_MODELS, WEIGHTS, DecoderConfig, WheelFile
+from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.soundness import check_model
 from taskvec_jax.tokenizer import Tokenizer
 
@@ -72,6 +73,7 @@ def load_model(
     dtype: str = "float32",
     progress: Progress = _silent,
     revision: str | None = None,
+    weights: str = "whole",
 ) -> Model:
     """Loads a model by name, or from any place that `convert` reads, or a converted model.
 
@@ -85,27 +87,43 @@ def load_model(
       dtype: of the parameters, one of `taskvec_jax.config.DTYPES`.
       progress: called as the work goes on.
       revision: branch, tag or commit on the hub (`step1000` of a Pythia); None: its default.
+      weights: "whole", or "int8" to keep the kernels of linear maps in one byte a number while
+        products are in `dtype`; see quantisation.py.
 
     Raises:
       TaskVecError: an unknown name, a path without a model, an unsupported or damaged one.
     """
     check_dtype(dtype)
+    if weights not in WEIGHTS:
+        raise TaskVecError(f"weights is {weights!r}; allowed: {', '.join(WEIGHTS)}")
     name, path = str(name_or_path), Path(name_or_path)
     if from_hub_or_wheel(name, revision):
         path = checkpoint_path(name, revision)
         if not checkpoint.is_checkpoint(path):
             convert_model(name, path, revision=revision, progress=progress)
     if checkpoint.is_checkpoint(path):
-        restored = checkpoint.restore(path, dtype)
+        restored = checkpoint.restore(path, dtype, weights)
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
         weights_sha256 = restored.manifest["weights_sha256"]
     else:
         from convert import convert  # only when weights are not converted yet
 
+        scales: dict[str, jax.Array] = {}
+
+        def place(path: str, leaf: np.ndarray) -> jax.Array:
+            placed = to_device(path, leaf)
+            if weights == "whole":
+                return placed
+            made = quantise_leaf(path, placed)
+            placed = made.pop(path)
+            scales.update(made)
+            return placed
+
         converted = convert(
-            path, dtype, lambda done, total: progress("converting", done, total), to_device
+            path, dtype, lambda done, total: progress("converting", done, total), place
         )
-        config, params = converted.config, converted.params
+        config = dataclasses.replace(converted.config, weights=weights)
+        params = unflatten({**flatten(converted.params), **scales})
         tokenizer, weights_sha256 = Tokenizer(converted.tokenizer), hash_params(params)
     model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256)
     check_model(model.name, model.decoder, model.params)

@@ -16,13 +16,13 @@ import jax
 
 from taskvec_jax import checkpoint
 from taskvec_jax.config import NAMED_MODELS, DecoderConfig
-from taskvec_jax.decoder import leaf_shapes
+from taskvec_jax.decoder import leaf_shapes, leaf_types
 from taskvec_jax.errors import TaskVecError
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-SHOWN_DTYPES = ("float32", "bfloat16")
+SHOWN_DTYPES = ("float32", "bfloat16", "int8")  # int8: of the kernels, the rest in bfloat16
 GB = 1e9
-MESHES = ((1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
+MESHES = ((1, 16), (1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
 PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
 QUERY_TOKENS = 16  # of a zero-shot query
 RUNTIME_BYTES = 600_000_000  # of the interpreter, its libraries and the compiler, on a CPU
@@ -44,13 +44,21 @@ class Mesh:
 
 
 def parameter_count(config: DecoderConfig) -> int:
-    """How many numbers the model consists of; a tied unembedding counts once."""
-    return sum(math.prod(shape) for shape in leaf_shapes(config).values())
+    """How many numbers the model consists of; a tied unembedding counts once, scales do not."""
+    whole = dataclasses.replace(config, weights="whole")
+    return sum(math.prod(shape) for shape in leaf_shapes(whole).values())
+
+
+def in_precision(config: DecoderConfig, dtype: str) -> DecoderConfig:
+    """The config in a dtype; "int8" stands for int8 kernels with the rest in bfloat16."""
+    if dtype == "int8":
+        return dataclasses.replace(config, dtype="bfloat16", weights="int8")
+    return dataclasses.replace(config, dtype=dtype)
 
 
 def weight_bytes(config: DecoderConfig, dtype: str) -> int:
-    """Bytes of all parameters."""
-    return parameter_count(config) * ITEM_BYTES[dtype]
+    """Bytes of all parameters in a dtype (as in `in_precision`); int8 kernels stay int8."""
+    return share_bytes(config, dtype, 1)
 
 
 def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
@@ -61,11 +69,11 @@ def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
     split along D there.
     """
     total = 0
-    for path, shape in leaf_shapes(config).items():
-        axes = shape[path.startswith("layers/") :]
+    for path, leaf in leaf_types(in_precision(config, dtype)).items():
+        axes = leaf.shape[path.startswith("layers/") :]
         split = any(axis % devices == 0 for axis in axes)
-        total += math.prod(shape) // (devices if split else 1)
-    return total * ITEM_BYTES[dtype]
+        total += leaf.size // (devices if split else 1) * leaf.dtype.itemsize
+    return total
 
 
 def sweep_bytes(config: DecoderConfig, batch_size: int = 50) -> int:
@@ -85,7 +93,11 @@ def sweep_bytes(config: DecoderConfig, batch_size: int = 50) -> int:
 
     read = program(PROMPT_TOKENS, 3) + 3 * batch_size * c.num_layers * c.width * wide
     inject = program(QUERY_TOKENS + c.num_layers, 1 + c.num_layers)
-    return max(read, inject)
+    unpacked = 0
+    if c.weights == "int8":  # the kernels of one layer, as the product reads them
+        layer = [leaf for path, leaf in leaf_types(c).items() if path.startswith("layers/")]
+        unpacked = sum(leaf.size for leaf in layer) // c.num_layers * ITEM_BYTES[c.dtype]
+    return max(read, inject) + unpacked
 
 
 def largest_batch(config: DecoderConfig, memory: float, batch_size: int) -> int:
@@ -154,7 +166,8 @@ def plan_lines(name: str, config: DecoderConfig, batch_size: int = 50) -> list[s
     for mesh in meshes:
         cells = []
         for dtype in SHOWN_DTYPES:
-            need = share_bytes(c, dtype, mesh.devices) + sweep_bytes(c, batch_size)
+            beside = sweep_bytes(in_precision(c, dtype), batch_size)
+            need = share_bytes(c, dtype, mesh.devices) + beside
             verdict = "fits" if need <= mesh.device_bytes else "DOES NOT FIT"
             cells.append(f"{dtype} {need / GB:.2f} GB a device, {verdict}")
         memory = f"{mesh.devices} x {mesh.device_bytes / GB:.0f} GB"
