@@ -23,7 +23,14 @@ from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
-from taskvec_jax.plan import GB, describe, largest_batch, plan_lines
+from taskvec_jax.plan import (
+    GB,
+    describe,
+    largest_batch,
+    memory_to_use,
+    plan_lines,
+    weight_bytes,
+)
 from taskvec_jax.tasks import Task, registry, select
 
 __all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and what follows
@@ -57,7 +64,10 @@ def define_prompt_flags() -> None:
         "batch_size", defaults.batch_size, "prompts a compiled call works on; changes no result"
     )
     flags.DEFINE_float(
-        "memory_gb", None, "most memory to use; fewer prompts a call are taken to stay below it"
+        "memory_gb",
+        None,
+        "most memory to use, that of this machine when left out; fewer prompts a call are taken"
+        " to stay below it",
     )
     flags.DEFINE_list("tasks", None, "names, separated by commas; all when left out")
     define_task_flags()
@@ -83,16 +93,26 @@ def settings_from_flags() -> Settings:
 
 
 def within_memory(settings: Settings, model: Model) -> Settings:
-    """The settings with the largest batch, at most the one asked for, that --memory_gb allows.
+    """The settings with the largest batch, at most the one asked for, that fits.
+
+    What fits is counted by `plan.sweep_bytes` and held against --memory_gb, or the memory of this
+    machine without it.
 
     Raises:
-      TaskVecError: not even one prompt at a time fits.
+      TaskVecError: not even one prompt at a time fits in --memory_gb.
     """
-    if FLAGS.memory_gb is None:
-        return settings
-    batch_size = largest_batch(model.config, FLAGS.memory_gb * GB, settings.batch_size)
+    if FLAGS.memory_gb is not None:
+        limit, why = FLAGS.memory_gb * GB, f"--memory_gb={FLAGS.memory_gb:g}"
+        batch_size = largest_batch(model.config, limit, settings.batch_size)
+    else:
+        limit = memory_to_use(weight_bytes(model.config, model.config.dtype))
+        why = f"{limit / GB:.1f} GB to use here"
+        try:
+            batch_size = largest_batch(model.config, limit, settings.batch_size)
+        except TaskVecError:
+            batch_size = 1  # the count is an upper bound: one prompt may fit all the same
     if batch_size < settings.batch_size:
-        console.print(f"--memory_gb={FLAGS.memory_gb:g}: {batch_size} prompts a call")
+        console.print(f"{why}: {batch_size} prompts a call")
     return dataclasses.replace(settings, batch_size=batch_size)
 
 

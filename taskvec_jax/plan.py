@@ -7,6 +7,7 @@ Numbers come from the shapes alone; no weights and no network are touched.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -25,6 +26,8 @@ GB = 1e9
 MESHES = ((1, 16), (1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
 PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
 QUERY_TOKENS = 16  # of a zero-shot query
+SHARE = 0.9  # of an accelerator's memory that is planned with; the rest goes to its runtime
+FREE_SHARE = 0.7  # of a host's free memory that is planned with; others want some of it too
 RUNTIME_BYTES = 600_000_000  # of the interpreter, its libraries and the compiler, on a CPU
 
 
@@ -117,6 +120,28 @@ def largest_batch(config: DecoderConfig, memory: float, batch_size: int) -> int:
             f" {(fixed + sweep_bytes(config, 1)) / GB:.2f} GB; allow more, or use --dtype=bfloat16"
         )
     return batch_size
+
+
+def memory_to_use(held: int) -> float:
+    """Bytes a run may take on each device here, its weights included, when nobody says a number.
+
+    Args:
+      held: bytes of weights that this process holds already on each device.
+    """
+    devices = jax.local_devices()
+    if limit := (devices[0].memory_stats() or {}).get("bytes_limit"):
+        return SHARE * limit
+    free = _free_bytes()
+    return held + RUNTIME_BYTES + FREE_SHARE * free / len(devices)
+
+
+def _free_bytes() -> int:
+    """Memory of the host that can be had without swapping; a half of all where it is not told."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def this_machine() -> Mesh:
