@@ -250,7 +250,7 @@ def _fill(chunk: list[int], batch_size: int) -> list[int]:
 _fitting: dict[tuple[str, DecoderConfig], int] = {}
 
 
-def _out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+def _out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
