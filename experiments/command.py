@@ -19,10 +19,19 @@ from absl import flags
 
 from convert import command
 from convert.command import FLAGS, console, progress_bar
+from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.loading import Model, load_model
-from taskvec_jax.plan import GB, PLANNED_BATCH, describe, largest_batch, plan_lines
+from taskvec_jax.plan import (
+    GB,
+    PLANNED_BATCH,
+    describe,
+    largest_batch,
+    memory_to_use,
+    plan_lines,
+    share_bytes,
+)
 from taskvec_jax.sharding import is_first_process, shape_of
 from taskvec_jax.tasks import Task, registry, select
 
@@ -31,8 +40,15 @@ __all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and wha
 
 
 def define_model_flags() -> None:
-    """--model, --revision, --dtype and --plan."""
+    """--model, --revision, --dtype, --weights and --plan."""
     command.define_model_flags("float32")
+    flags.DEFINE_enum(
+        "weights",
+        "whole",
+        list(WEIGHTS),
+        "int8 keeps the kernels of linear maps in one byte a number; --dtype is then that of all"
+        " else and of products",
+    )
     flags.DEFINE_bool("plan", False, "say what the model needs and where it fits, and do nothing")
 
 
@@ -51,7 +67,10 @@ def define_prompt_flags() -> None:
         "batch_size", defaults.batch_size, "prompts a compiled call works on; changes no result"
     )
     flags.DEFINE_float(
-        "memory_gb", None, "most memory to use; fewer prompts a call are taken to stay below it"
+        "memory_gb",
+        None,
+        "most memory to use, that of this machine when left out; fewer prompts a call are taken"
+        " to stay below it",
     )
     flags.DEFINE_list("tasks", None, "names, separated by commas; all when left out")
     define_task_flags()
@@ -77,16 +96,27 @@ def settings_from_flags() -> Settings:
 
 
 def within_memory(settings: Settings, model: Model) -> Settings:
-    """The settings with the largest batch, at most the one asked for, that --memory_gb allows.
+    """The settings with the largest batch, at most the one asked for, that fits.
+
+    What fits is counted by `plan.sweep_bytes` and held against --memory_gb, or the memory of this
+    machine without it.
 
     Raises:
-      TaskVecError: not even one prompt at a time fits.
+      TaskVecError: not even one prompt at a time fits in --memory_gb.
     """
-    if FLAGS.memory_gb is None:
-        return settings
-    batch_size = largest_batch(model.config, FLAGS.memory_gb * GB, settings.batch_size)
+    config, mesh = model.config, shape_of(model.mesh)
+    if FLAGS.memory_gb is not None:
+        limit, why = FLAGS.memory_gb * GB, f"--memory_gb={FLAGS.memory_gb:g}"
+        batch_size = largest_batch(config, limit, settings.batch_size, mesh)
+    else:
+        limit = memory_to_use(share_bytes(config, config.dtype, mesh.model))
+        why = f"{limit / GB:.1f} GB to use here"
+        try:
+            batch_size = largest_batch(config, limit, settings.batch_size, mesh)
+        except TaskVecError:
+            batch_size = 1  # the count is an upper bound: one prompt may fit all the same
     if batch_size < settings.batch_size:
-        console.print(f"--memory_gb={FLAGS.memory_gb:g}: {batch_size} prompts a call")
+        console.print(f"{why}: {batch_size} prompts a call")
     return dataclasses.replace(settings, batch_size=batch_size)
 
 
@@ -114,6 +144,7 @@ def model_from_flags() -> Model:
             report,
             FLAGS.revision,
             command.mesh_from_flags(FLAGS.batch_size if "batch_size" in FLAGS else PLANNED_BATCH),
+            FLAGS.weights,
         )
     )
 
@@ -202,6 +233,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "processes": jax.process_count(),
         },
         "dtype": model.config.dtype,
+        "weights": model.config.weights,
         "matmul_precision": matmul_precision(),
         "seed": seed,
         "weights_sha256": model.weights_sha256,

@@ -22,9 +22,9 @@ from absl import flags
 
 from experiments import command
 from experiments.command import FLAGS, console
-from taskvec_jax.decoder import leaf_shapes
 from taskvec_jax.evaluation import Accuracy, Settings, TaskResult, check_injection, evaluate_task
 from taskvec_jax.loading import Model
+from taskvec_jax.plan import parameter_count, weight_bytes
 from taskvec_jax.tasks import Task
 
 HEADER = f"{'task':<38} {'baseline':^18} {'task vector':^18} {'ICL':^18} layer  random"
@@ -66,11 +66,11 @@ def main() -> None:
 def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
     """How large the model is, and how much there is to do."""
     config = model.config
-    count = sum(int(np.prod(shape)) for shape in leaf_shapes(config).values())
-    size = count * np.dtype(config.dtype if config.dtype != "bfloat16" else "uint16").itemsize
+    count, size = parameter_count(config), weight_bytes(config, config.dtype)
+    kernels = " with int8 kernels" if config.weights == "int8" else ""
     return (
         f"{model.name}: {config.num_layers} layers, width {config.width},"
-        f" {count / 1e6:.1f} M parameters, {size / 1e6:.0f} MB as {config.dtype};"
+        f" {count / 1e6:.1f} M parameters, {size / 1e6:.0f} MB as {config.dtype}{kernels};"
         f" {len(tasks)} tasks x {2 * settings.num_prompts} prompts,"
         f" theta from {settings.num_demonstrations} demonstrations"
         f" x {settings.num_dummy_queries} dummy queries"

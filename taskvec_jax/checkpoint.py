@@ -12,6 +12,7 @@ half of one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import json
@@ -30,6 +31,7 @@ from jax.sharding import Mesh
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import placement, share
 from taskvec_jax.tokenizer import Tokenizer
 
@@ -246,10 +248,15 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         ) from None
 
 
-def restore(path: Path, dtype: str | None = None, mesh: Mesh | None = None) -> Checkpoint:
+def restore(
+    path: Path, dtype: str | None = None, mesh: Mesh | None = None, weights: str = "whole"
+) -> Checkpoint:
     """Reads a converted model, cast to `dtype` (as saved when None), straight to its shards.
 
     Without a mesh, all of it to the first device.
+
+    With weights="int8" one parameter after the other is read and quantised, so that memory for
+    the int8 tree and the largest parameter is enough.
 
     Raises:
       TaskVecError: no complete checkpoint there, or one whose arrays do not fit its config.
@@ -273,16 +280,33 @@ def restore(path: Path, dtype: str | None = None, mesh: Mesh | None = None) -> C
         math.prod(s.stop - s.start for s in share(leaf.sharding, leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(target)
     ]
-    arguments = ocp.args.PyTreeRestore(
-        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-    )
+
+    def arguments(target: Any, *, partial: bool) -> Any:
+        return ocp.args.PyTreeRestore(
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=partial,
+        )
+
     with ocp.Checkpointer(_handler(sizes)) as checkpointer:
         try:
             saved = checkpointer.metadata((path / "params").absolute()).item_metadata.tree
             _check_shapes(
                 {name: leaf.shape for name, leaf in flatten({"params": saved}).items()}, config
             )
-            params = checkpointer.restore((path / "params").absolute(), arguments)
+            place = (path / "params").absolute()
+            if weights == "whole":
+                params = checkpointer.restore(place, arguments(target, partial=False))
+            else:
+                leaves: dict[str, jax.Array] = {}
+                config = dataclasses.replace(config, weights=weights)
+                kept = placement(config, leaf_shapes(config), mesh)
+                for name, leaf in flatten({"params": target}).items():
+                    one = unflatten({name: leaf})["params"]
+                    read = checkpointer.restore(place, arguments(one, partial=True))
+                    made = quantise_leaf(name, flatten({"params": read})[name])
+                    leaves |= {at: jax.device_put(leaf, kept[at]) for at, leaf in made.items()}
+                params = unflatten(leaves)["params"]
         except Exception as error:  # Orbax raises many kinds for a damaged directory
             reason = str(error).strip().splitlines()[0][:200]
             raise TaskVecError(

@@ -13,6 +13,7 @@ from typing import Any
 from taskvec_jax.errors import TaskVecError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+WEIGHTS = ("whole", "int8")
 FAMILIES = ("llama", "pythia", "gptj")
 GELUS = ("exact", "tanh")
 ROPE_SCALINGS = ("linear", "llama3", "divisors")
@@ -91,6 +92,8 @@ class DecoderConfig:
       gelu: "exact" (erf) or "tanh"; read by the MLP of GPT-NeoX and GPT-J only.
       dtype: of the parameters, one of `DTYPES`. The residual stream, norms, softmax and logits
         stay float32 in half precision (float64 throughout for float64).
+      weights: "whole": every parameter in `dtype`. "int8": the kernels of linear maps as int8 with
+        a float32 scale for each output channel (see quantisation.py); products are in `dtype`.
     """
 
     family: str
@@ -113,6 +116,7 @@ class DecoderConfig:
     dtype: str = "float32"
     rope_scaling: RopeScaling | None = None
     unembed_bias: bool = False
+    weights: str = "whole"
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -121,7 +125,8 @@ class DecoderConfig:
                 raise TaskVecError(
                     f"config: {name} is {got!r}; it must be a whole number from 1 to {LARGEST}"
                 )
-        for name, allowed in (("family", FAMILIES), ("dtype", DTYPES), ("gelu", GELUS)):
+        choices = {"family": FAMILIES, "dtype": DTYPES, "gelu": GELUS, "weights": WEIGHTS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise TaskVecError(
                     f"config: {name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"

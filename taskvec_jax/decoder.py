@@ -237,9 +237,14 @@ def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
     Paths leave out the leading "params/": "layers/attn/query/kernel" and so on.
     """
+    return {path: leaf.shape for path, leaf in leaf_types(config).items()}
+
+
+def leaf_types(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape and dtype of every parameter; paths as in `leaf_shapes`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     abstract = jax.eval_shape(lambda t: Decoder(config).init(jax.random.key(0), t), tokens)
-    return {path: leaf.shape for path, leaf in flatten(abstract).items()}
+    return flatten(abstract)
 
 
 def flatten(params: Params) -> dict[str, Any]:

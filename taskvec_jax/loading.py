@@ -18,9 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax import checkpoint
-from taskvec_jax.config import DTYPES, NAMED_MODELS, DecoderConfig, WheelFile
-from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes
+from taskvec_jax.config import DTYPES, NAMED_MODELS, WEIGHTS, DecoderConfig, WheelFile
+from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import fetch, placement, put_share, share
 from taskvec_jax.soundness import check_model
 from taskvec_jax.tokenizer import Tokenizer
@@ -78,6 +79,7 @@ def load_model(
     progress: Progress = _silent,
     revision: str | None = None,
     mesh: MeshChoice = None,
+    weights: str = "whole",
 ) -> Model:
     """Loads a model by name, or from any place that `convert` reads, or a converted model.
 
@@ -93,29 +95,33 @@ def load_model(
       revision: branch, tag or commit on the hub (`step1000` of a Pythia); None: its default.
       mesh: what parameters and prompts are split over (`sharding.make_mesh`), or a function of
         the config that chooses; None: the first device has all.
+      weights: "whole", or "int8" to keep the kernels of linear maps in one byte a number while
+        products are in `dtype`; see quantisation.py.
 
     Raises:
       TaskVecError: an unknown name, a path without a model, an unsupported or damaged one.
     """
     check_dtype(dtype)
+    if weights not in WEIGHTS:
+        raise TaskVecError(f"weights is {weights!r}; allowed: {', '.join(WEIGHTS)}")
     name, path = str(name_or_path), Path(name_or_path)
     if from_hub_or_wheel(name, revision):
         path = checkpoint_path(name, revision)
         if not checkpoint.is_checkpoint(path):
             convert_model(name, path, revision=revision, progress=progress, mesh=mesh)
     if checkpoint.is_checkpoint(path):
-        saved = dataclasses.replace(checkpoint.read_config(path), dtype=dtype)
-        mesh = mesh(saved) if callable(mesh) else mesh
-        restored = checkpoint.restore(path, dtype, mesh)
+        saved = dataclasses.replace(checkpoint.read_config(path), dtype=dtype, weights=weights)
+        mesh = mesh if isinstance(mesh, Mesh) or mesh is None else mesh(saved)
+        restored = checkpoint.restore(path, dtype, mesh, weights)
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
         weights_sha256 = restored.manifest["weights_sha256"]
     else:
         from convert import open_model  # only when weights are not converted yet
 
         opened = open_model(path, dtype)
-        config = opened.config
+        config = dataclasses.replace(opened.config, weights=weights)
         mesh = mesh(config) if callable(mesh) else mesh
-        params = _read(opened, mesh, progress)
+        params = _read(opened, mesh, progress, weights)
         tokenizer, weights_sha256 = Tokenizer(opened.tokenizer), hash_params(params)
     model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256, mesh)
     check_model(model.name, model.decoder, model.params)
@@ -168,19 +174,31 @@ def to_device(path: str, leaf: np.ndarray) -> jax.Array:
     return jax.device_put(leaf, jax.devices()[0])
 
 
-def _read(opened: Any, mesh: Mesh | None, progress: Progress) -> Params:
-    """Foreign weights (`convert.Opened`), straight to their devices.
+def _read(opened: Any, mesh: Mesh | None, progress: Progress, weights: str = "whole") -> Params:
+    """Foreign weights (`convert.Opened`), straight to their devices, in int8 if so asked.
 
     The host has room for one rule's leaves and one tensor; of the leaves, for what the devices of
     this process need.
     """
     shapes = leaf_shapes(opened.config)
     shardings = placement(opened.config, shapes, mesh)
-    return opened.read(
-        lambda path, part: put_share(shardings[path], shapes[path], part),
+    scales: dict[str, jax.Array] = {}
+
+    def place(path: str, part: np.ndarray) -> jax.Array:
+        placed = put_share(shardings[path], shapes[path], part)
+        if weights == "whole":
+            return placed
+        made = quantise_leaf(path, placed)
+        placed = made.pop(path)
+        scales.update(made)
+        return placed
+
+    params = opened.read(
+        place,
         lambda done, total: progress("converting", done, total),
         lambda path, shape: share(shardings[path], shape),
     )
+    return unflatten({**flatten(params), **scales}) if scales else params
 
 
 def hash_leaves(params: Params) -> dict[str, str]:

@@ -7,6 +7,7 @@ Numbers come from the shapes alone; no weights and no network are touched.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -16,17 +17,19 @@ import jax
 
 from taskvec_jax import checkpoint
 from taskvec_jax.config import NAMED_MODELS, DecoderConfig
-from taskvec_jax.decoder import leaf_shapes
+from taskvec_jax.decoder import leaf_shapes, leaf_types
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.sharding import MeshShape, share_numbers
+from taskvec_jax.sharding import MeshShape, split_axis
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-SHOWN_DTYPES = ("float32", "bfloat16")
+SHOWN_DTYPES = ("float32", "bfloat16", "int8")  # int8: of the kernels, the rest in bfloat16
 GB = 1e9
-MESHES = ((1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
+MESHES = ((1, 16), (1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
 PLANNED_BATCH = 50  # prompts a call
 PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
 QUERY_TOKENS = 16  # of a zero-shot query
+SHARE = 0.9  # of an accelerator's memory that is planned with; the rest goes to its runtime
+FREE_SHARE = 0.7  # of a host's free memory that is planned with; others want some of it too
 RUNTIME_BYTES = 600_000_000  # of the interpreter, its libraries and the compiler, on a CPU
 
 
@@ -46,13 +49,21 @@ class Mesh:
 
 
 def parameter_count(config: DecoderConfig) -> int:
-    """How many numbers the model consists of; a tied unembedding counts once."""
-    return sum(math.prod(shape) for shape in leaf_shapes(config).values())
+    """How many numbers the model consists of; a tied unembedding counts once, scales do not."""
+    whole = dataclasses.replace(config, weights="whole")
+    return sum(math.prod(shape) for shape in leaf_shapes(whole).values())
+
+
+def in_precision(config: DecoderConfig, dtype: str) -> DecoderConfig:
+    """The config in a dtype; "int8" stands for int8 kernels with the rest in bfloat16."""
+    if dtype == "int8":
+        return dataclasses.replace(config, dtype="bfloat16", weights="int8")
+    return dataclasses.replace(config, dtype=dtype)
 
 
 def weight_bytes(config: DecoderConfig, dtype: str) -> int:
-    """Bytes of all parameters."""
-    return parameter_count(config) * ITEM_BYTES[dtype]
+    """Bytes of all parameters in a dtype (as in `in_precision`); int8 kernels stay int8."""
+    return share_bytes(config, dtype, 1)
 
 
 def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
@@ -61,7 +72,11 @@ def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
     As `sharding.SPLITS` says. LLaMA 30B's 52 heads do not divide among 8: its attention is split
     along D there.
     """
-    return share_numbers(config, leaf_shapes(config), devices) * ITEM_BYTES[dtype]
+    total = 0
+    for path, leaf in leaf_types(in_precision(config, dtype)).items():
+        split = split_axis(config, path, leaf.shape, devices) is not None
+        total += leaf.size // (devices if split else 1) * leaf.dtype.itemsize
+    return total
 
 
 def sweep_bytes(
@@ -89,24 +104,32 @@ def sweep_bytes(
 
     read = program(PROMPT_TOKENS, 3) + 3 * rows * c.num_layers * c.width * wide
     inject = program(QUERY_TOKENS + c.num_layers, 1 + c.num_layers)
-    return max(read, inject)
+    unpacked = 0
+    if c.weights == "int8":  # the kernels of one layer, as the product reads them
+        layer = [leaf for path, leaf in leaf_types(c).items() if path.startswith("layers/")]
+        unpacked = sum(leaf.size for leaf in layer) // c.num_layers * ITEM_BYTES[c.dtype]
+    return max(read, inject) + unpacked
 
 
-def largest_batch(config: DecoderConfig, memory: float, batch_size: int) -> int:
-    """The most prompts a call, at most `batch_size`, whose sweep fits in `memory` bytes.
+def largest_batch(
+    config: DecoderConfig, memory: float, batch_size: int, mesh: MeshShape | None = None
+) -> int:
+    """The most prompts a call, at most `batch_size`, whose sweep fits in `memory` bytes a device.
 
     Raises:
       TaskVecError: one prompt at a time does not fit.
     """
-    fixed = weight_bytes(config, config.dtype)
+    mesh = mesh or MeshShape()
+    fixed = share_bytes(config, config.dtype, mesh.model)
     if jax.default_backend() == "cpu":
         fixed += RUNTIME_BYTES
-    while batch_size > 0 and fixed + sweep_bytes(config, batch_size) > memory:
+    while batch_size > 0 and fixed + sweep_bytes(config, batch_size, mesh) > memory:
         batch_size -= 1
     if batch_size < 1:
         raise TaskVecError(
             f"memory of {memory / GB:.2f} GB is too little: the weights and one prompt need"
-            f" {(fixed + sweep_bytes(config, 1)) / GB:.2f} GB; allow more, or use --dtype=bfloat16"
+            f" {(fixed + sweep_bytes(config, 1, mesh)) / GB:.2f} GB; allow more, or use"
+            " --dtype=bfloat16"
         )
     return batch_size
 
@@ -136,6 +159,28 @@ def mesh_line(config: DecoderConfig, mesh: MeshShape, batch_size: int) -> str:
         f" {-(-batch_size // mesh.data)} of {batch_size} prompts, up to {sweep / GB:.2f} GB; it has"
         f" {have / GB:.0f} GB" + ("" if share + sweep <= have else ", WHICH IS TOO LITTLE")
     )
+
+
+def memory_to_use(held: int) -> float:
+    """Bytes a run may take on each device here, its weights included, when nobody says a number.
+
+    Args:
+      held: bytes of weights that this process holds already on each device.
+    """
+    devices = jax.local_devices()
+    if limit := (devices[0].memory_stats() or {}).get("bytes_limit"):
+        return SHARE * limit
+    free = _free_bytes()
+    return held + RUNTIME_BYTES + FREE_SHARE * free / len(devices)
+
+
+def _free_bytes() -> int:
+    """Memory of the host that can be had without swapping; a half of all where it is not told."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def this_machine() -> Mesh:
@@ -185,7 +230,8 @@ def plan_lines(name: str, config: DecoderConfig, batch_size: int = PLANNED_BATCH
     for mesh in meshes:
         cells = []
         for dtype in SHOWN_DTYPES:
-            need = device_bytes(c, dtype, batch_size, MeshShape(model=mesh.devices))
+            planned = in_precision(c, dtype)
+            need = device_bytes(planned, dtype, batch_size, MeshShape(model=mesh.devices))
             verdict = "fits" if need <= mesh.device_bytes else "DOES NOT FIT"
             cells.append(f"{dtype} {need / GB:.2f} GB a device, {verdict}")
         memory = f"{mesh.devices} x {mesh.device_bytes / GB:.0f} GB"

@@ -14,7 +14,6 @@ Letters: B rows, H heads, G key/value heads, K size of a head, D width, F MLP wi
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -35,18 +34,24 @@ T = TypeVar("T")
 SPLITS: dict[str, tuple[int, ...]] = {
     "embed/embedding": (0, 1),  # [V, D]
     "layers/attn/query/kernel": (1, 0),  # [D, H, K]
+    "layers/attn/query/kernel_scale": (0,),  # [H, K], of an int8 kernel; see quantisation.py
     "layers/attn/query/bias": (0,),  # [H, K]
     "layers/attn/key/kernel": (1, 0),  # [D, G, K]; see `split_axis`
+    "layers/attn/key/kernel_scale": (0,),
     "layers/attn/key/bias": (0,),  # [G, K]
     "layers/attn/value/kernel": (1, 0),
+    "layers/attn/value/kernel_scale": (0,),
     "layers/attn/value/bias": (0,),
     "layers/attn/out/kernel": (0, 2),  # [H, K, D]
     "layers/mlp/gate/kernel": (1, 0),  # [D, F]
+    "layers/mlp/gate/kernel_scale": (0,),  # [F]
     "layers/mlp/gate/bias": (0,),  # [F]
     "layers/mlp/up/kernel": (1, 0),
+    "layers/mlp/up/kernel_scale": (0,),
     "layers/mlp/up/bias": (0,),
     "layers/mlp/down/kernel": (0, 1),  # [F, D]
     "unembed/kernel": (1, 0),  # [D, V]
+    "unembed/kernel_scale": (0,),  # [V]
     "unembed/bias": (0,),  # [V]
 }
 
@@ -239,13 +244,3 @@ def from_first_process(content: bytes) -> bytes:
     if is_first_process():
         buffer[:] = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).astype(np.uint8).tobytes()
-
-
-def share_numbers(
-    config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], devices: int
-) -> int:
-    """How many numbers of all parameters each of some devices along `model` holds."""
-    return sum(
-        math.prod(shape) // (1 if split_axis(config, path, shape, devices) is None else devices)
-        for path, shape in shapes.items()
-    )

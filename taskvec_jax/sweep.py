@@ -17,7 +17,8 @@ Shapes: B rows, T tokens of a row, R branches read, C copies injected, L layers,
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.loading import Model
-from taskvec_jax.sharding import fetch, put_rows, rows_for
+from taskvec_jax.sharding import fetch, put_rows, rows_for, shape_of
 from taskvec_jax.tokenizer import PAD
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a
@@ -37,6 +38,7 @@ from taskvec_jax.tokenizer import PAD
 # zero-shot queries have 4.
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 64, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
+_log = logging.getLogger(__name__)
 NUM_GROUPS = 5  # of layers, in the wavefront
 EVEN = 8
 
@@ -251,6 +253,60 @@ def _fill(chunk: list[int], batch_size: int) -> list[int]:
     return chunk + chunk[-1:] * (batch_size - len(chunk))
 
 
+# Program, model and mesh -> the most rows a call that fitted, once one did not.
+_fitting: dict[tuple[str, DecoderConfig, str], int] = {}
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+def _in_chunks(
+    program: str,
+    model: Model,
+    lengths: Sequence[int],
+    batch_size: int,
+    call: Callable[[list[int], int], None],
+) -> None:
+    """Calls a program on all rows, chunk by chunk; one that does not fit in memory is halved.
+
+    Halving is logged, once a halving, and remembered for later calls. It changes no result: rows
+    know nothing of each other.
+
+    Args:
+      call: (row numbers, rows the program is to work on) -> None; keeps what it computes.
+
+    Raises:
+      TaskVecError: one row at a time does not fit.
+    """
+    key = (program, model.config, str(shape_of(model.mesh)))
+    least = shape_of(model.mesh).data  # a row a device
+    rows = rows_for(model.mesh, min(batch_size, _fitting.get(key, batch_size)))
+    chunks = _chunks(lengths, rows)
+    while chunks:
+        refused = None
+        try:
+            call(chunks[0], rows)
+        except jax.errors.JaxRuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            refused = str(error).strip().splitlines()[0][:200]
+        if refused is None:
+            chunks = chunks[1:]
+            continue
+        if rows == least:
+            raise TaskVecError(
+                f"{program}: one prompt at a time does not fit in the device's memory ({refused});"
+                " use more devices, --weights=int8, --dtype=bfloat16, or shorter prompts"
+            )
+        # Only here, with the error and the arrays its frames held gone, is their memory free.
+        left = [i for chunk in chunks for i in chunk]
+        rows = rows_for(model.mesh, rows // 2)
+        _fitting[key] = rows
+        _log.warning("out of memory: %s goes on with %d prompts a call", program, rows)
+        chunks = [left[i : i + rows] for i in range(0, len(left), rows)]
+
+
 def read_texts(
     model: Model, rows: Sequence[Sequence[Sequence[int]]], batch_size: int
 ) -> tuple[np.ndarray, Answers]:
@@ -267,20 +323,23 @@ def read_texts(
       TaskVecError: the residual stream is not finite; the message names the first such layer.
     """
     config = model.config
-    reads, batch_size = max(map(len, rows)), rows_for(model.mesh, batch_size)
+    reads = max(map(len, rows))
     lengths = [tree_length(texts) for texts in rows]
     residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
     answers = Answers(
         np.empty((len(rows), reads), np.int32), np.empty((len(rows), reads), np.float32)
     )
-    for chunk in _chunks(lengths, batch_size):
+
+    def call(chunk: list[int], size: int) -> None:
         longest = max(lengths[i] for i in chunk)
         length = _round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
-        planted = plant([rows[i] for i in _fill(chunk, batch_size)], length, reads)
+        planted = plant([rows[i] for i in _fill(chunk, size)], length, reads)
         read, tokens, logits = read_rows(config, model.params, put_rows(model.mesh, planted))
         residuals[chunk] = fetch(read)[: len(chunk)]
         answers.tokens[chunk] = fetch(tokens)[: len(chunk)]
         answers.logits[chunk] = fetch(logits)[: len(chunk)]
+
+    _in_chunks("reading", model, lengths, batch_size, call)
     check_finite(residuals)
     return residuals, answers
 
@@ -324,7 +383,6 @@ def inject_vectors(
       TaskVecError: a layer out of range, or vectors of another shape.
     """
     config, rows = model.config, len(queries)
-    batch_size = rows_for(model.mesh, batch_size)
     layers = np.broadcast_to(np.asarray(layers), (rows, vectors.shape[1])).astype(np.int32)
     if vectors.shape[::2] != (rows, config.width):
         raise TaskVecError(
@@ -339,10 +397,11 @@ def inject_vectors(
     lengths = [len(query) for query in queries]
     shape = (rows, 1 + vectors.shape[1])
     answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
-    for chunk in _chunks(lengths, batch_size):
+
+    def call(chunk: list[int], size: int) -> None:
         length = _round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
-        filled = _fill(chunk, batch_size)
-        tokens = np.full((batch_size, length), PAD, np.int32)
+        filled = _fill(chunk, size)
+        tokens = np.full((size, length), PAD, np.int32)
         for row, i in zip(tokens, filled, strict=True):
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
@@ -350,6 +409,8 @@ def inject_vectors(
         ids, logits = inject_rows(config, model.params, *inputs, births)
         answers.tokens[chunk] = fetch(ids)[: len(chunk)]
         answers.logits[chunk] = fetch(logits)[: len(chunk)]
+
+    _in_chunks("injecting", model, lengths, batch_size, call)
     return answers
 
 

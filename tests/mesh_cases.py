@@ -28,7 +28,7 @@ import numpy as np
 from conftest import LLAMA, PYTHIA, random_params
 
 from experiments.mesh_plan import compile_sweep
-from taskvec_jax import loading, sharding, sweep
+from taskvec_jax import loading, plan, sharding, sweep
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, flatten, unflatten
 from taskvec_jax.loading import Model
@@ -129,7 +129,7 @@ def shards() -> dict[str, Any]:
     out["hash"] = [loading.hash_params(params), loading.hash_params(placed)]
     out["share"] = [
         sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed)),
-        sharding.share_numbers(config, {p: x.shape for p, x in flatten(params).items()}, 4) * 4,
+        plan.share_bytes(config, config.dtype, 4),
     ]
     return out
 

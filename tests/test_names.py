@@ -95,15 +95,16 @@ def test_llama_30b_on_the_machines_people_rent() -> None:
     lines = plan_lines(*describe("llama-30b"))
     verdicts = {line.split(":")[0]: line for line in lines if " x " in line.split(":")[0]}
     assert "32,528,943,616 parameters" in lines[0]
-    assert "130.12 GB as float32, 65.06 GB as bfloat16" in lines[1]
+    assert "130.12 GB as float32, 65.06 GB as bfloat16, 32.76 GB as int8" in lines[1]
 
     def fits(mesh: str) -> list[bool]:
         return ["DOES NOT FIT" not in part for part in verdicts[mesh].split("; ")]
 
-    assert fits("1 x 80 GB") == [False, True]
-    assert fits("4 x 80 GB") == [True, True]
-    assert fits("8 x 80 GB") == [True, True]
-    assert fits("8 x 16 GB") == [False, True]
+    assert fits("1 x 16 GB") == [False, False, False]
+    assert fits("1 x 80 GB") == [False, True, True]
+    assert fits("4 x 80 GB") == [True, True, True]
+    assert fits("8 x 80 GB") == [True, True, True]
+    assert fits("8 x 16 GB") == [False, True, True]
 
 
 def test_shares_add_up_to_the_model_and_a_little_more() -> None:

@@ -1,0 +1,95 @@
+"""Batches fit by themselves: counted beforehand, halved where the count was wrong."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from conftest import LLAMA, model_of
+
+from taskvec_jax import plan, sweep
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.loading import Model
+
+MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
+
+
+@pytest.fixture
+def model(tokenizer, monkeypatch) -> Model:
+    monkeypatch.setattr(sweep, "_fitting", {})
+    monkeypatch.setattr(sweep, "TREE_STEP", 16)
+    return model_of(LLAMA, tokenizer)
+
+
+def refusing(program, most: int, calls: list[int]):
+    """A program whose device has no memory for more than `most` rows."""
+
+    def run(config, params, rows, *rest):
+        count = len(rows.tokens if isinstance(rows, sweep.Rows) else rows)
+        calls.append(count)
+        if count > most:
+            raise jax.errors.JaxRuntimeError(MESSAGE)
+        return program(config, params, rows, *rest)
+
+    return run
+
+
+def work(model: Model, batch_size: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.RandomState(1)
+    texts = [[rng.randint(0, 131, n).tolist()] for n in (7, 9, 3, 5, 11, 8, 2)]
+    residuals, read = sweep.read_texts(model, texts, batch_size)
+    queries = [row[0][:4] for row in texts]
+    swept = sweep.sweep_layers(model, queries, residuals[:, 0], batch_size)
+    return residuals, *read, *swept
+
+
+def test_out_of_memory_halves_the_rows_and_changes_no_result(model, monkeypatch, caplog):
+    want = work(model, 6)
+    read, injected = [], []
+    monkeypatch.setattr(sweep, "read_rows", refusing(sweep.read_rows, 2, read))
+    monkeypatch.setattr(sweep, "inject_rows", refusing(sweep.inject_rows, 4, injected))
+    with caplog.at_level(logging.WARNING):
+        got = work(model, 6)
+    assert read == [6, 3, *[1] * 7]
+    assert injected == [6, 3, 3, 3]
+    assert [record.message for record in caplog.records] == [
+        "out of memory: reading goes on with 3 prompts a call",
+        "out of memory: reading goes on with 1 prompts a call",
+        "out of memory: injecting goes on with 3 prompts a call",
+    ]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    read.clear()
+    work(model, 6)
+    assert read == [1] * 7, "what fitted is remembered"
+
+
+def test_one_row_that_does_not_fit_is_refused_and_other_errors_pass(model, monkeypatch):
+    monkeypatch.setattr(sweep, "read_rows", refusing(sweep.read_rows, 0, []))
+    with pytest.raises(TaskVecError, match="one prompt at a time does not fit"):
+        sweep.read_texts(model, [[[1, 2]]], 4)
+
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(sweep, "read_rows", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        sweep.read_texts(model, [[[1, 2]]], 4)
+
+
+def test_memory_to_use_is_that_of_the_device_or_what_is_free(monkeypatch):
+    monkeypatch.setattr(plan, "_free_bytes", lambda: 10e9)
+    devices = len(jax.local_devices())
+    want = 5e9 + plan.RUNTIME_BYTES + plan.FREE_SHARE * 10e9 / devices
+    assert plan.memory_to_use(int(5e9)) == want
+
+    class Accelerator:
+        platform = "gpu"
+
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_limit": int(60e9)}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator()])
+    assert plan.memory_to_use(int(5e9)) == plan.SHARE * 60e9
