@@ -111,7 +111,7 @@ def load_model(
             convert_model(name, path, revision=revision, progress=progress, mesh=mesh)
     if checkpoint.is_checkpoint(path):
         saved = dataclasses.replace(checkpoint.read_config(path), dtype=dtype, weights=weights)
-        mesh = mesh if isinstance(mesh, Mesh) or mesh is None else mesh(saved)
+        mesh = _chosen(mesh, saved)
         restored = checkpoint.restore(path, dtype, mesh, weights)
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
         weights_sha256 = restored.manifest["weights_sha256"]
@@ -120,7 +120,7 @@ def load_model(
 
         opened = open_model(path, dtype)
         config = dataclasses.replace(opened.config, weights=weights)
-        mesh = mesh(config) if callable(mesh) else mesh
+        mesh = _chosen(mesh, config)
         params = _read(opened, mesh, progress, weights)
         tokenizer, weights_sha256 = Tokenizer(opened.tokenizer), hash_params(params)
     model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256, mesh)
@@ -172,6 +172,10 @@ def to_device(path: str, leaf: np.ndarray) -> jax.Array:
     """Moves one finished parameter to the first device; on a CPU its memory is taken over."""
     del path
     return jax.device_put(leaf, jax.devices()[0])
+
+
+def _chosen(mesh: MeshChoice, config: DecoderConfig) -> Mesh | None:
+    return mesh if mesh is None or isinstance(mesh, Mesh) else mesh(config)
 
 
 def _read(opened: Any, mesh: Mesh | None, progress: Progress, weights: str = "whole") -> Params:
@@ -281,7 +285,7 @@ def convert_model(
         if name in NAMED_MODELS:
             _check_registry(name, opened.config)
         checkpoint.check_room(out, opened.config)
-        mesh = mesh(opened.config) if callable(mesh) else mesh
+        mesh = _chosen(mesh, opened.config)
         params = _read(opened, mesh, progress)
         progress("writing", 0, 1)
         manifest["files"] = {file.name: file.stat().st_size for file in opened.files}

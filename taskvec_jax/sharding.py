@@ -189,7 +189,8 @@ def put_share(sharding: Sharding, shape: tuple[int, ...], part: np.ndarray) -> j
         return jax.device_put(part, sharding)
     offsets = [s.start for s in share(sharding, shape)]
 
-    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+    def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # JAX asks for what a device holds
         bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
         return part[tuple(slice(a - o, b - o) for (a, b), o in zip(bounds, offsets, strict=True))]
 

@@ -1,0 +1,219 @@
+"""Many devices give the numbers of one: simulated ones, and real processes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_checkpoint
+
+from taskvec_jax import sharding
+from taskvec_jax.config import NAMED_MODELS
+from taskvec_jax.decoder import leaf_shapes
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.loading import Model
+from taskvec_jax.plan import choose_mesh, device_bytes, mesh_line, share_bytes
+from taskvec_jax.sharding import MeshShape
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--num_prompts=2", "--batch_size=3", "--tasks=algorithmic_to_upper")
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Any]:
+    """What mesh_cases.py measured."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "tests" / "mesh_cases.py")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_layout_of_8_devices_gives_the_numbers_of_one(cases):
+    assert len(cases["agreement"]) == 5
+    for config, layouts in cases["agreement"].items():
+        for layout, differences in layouts.items():
+            for name, value in differences.items():
+                allowed = 0 if name.endswith("tokens") else 1e-5
+                assert value <= allowed, (config, layout, name, value)
+
+
+def test_a_layer_sums_over_devices_as_often_as_its_block_is_sequential(cases):
+    """LLaMA's MLP reads what attention left, so two sums; parallel blocks add both up first."""
+    fewest = {"llama": 2, "llama grouped": 2, "pythia": 1, "gptj": 1}
+    for case, programs in cases["collectives"].items():
+        name, layout = case.rsplit(" ", 1)
+        split = MeshShape.parse(layout).model > 1
+        for loops, outside in programs.values():
+            assert loops
+            for layer in loops:
+                assert layer == ["all-reduce"] * (fewest[name] if split else 0), case
+            # The embedding; the vocabulary's maximum, its place (two numbers), and what is there.
+            assert len(outside) <= (5 if split else 0), case
+
+
+def test_shards_hold_what_the_plan_says_and_hash_like_the_whole(cases):
+    whole, split = cases["shards"]["hash"]
+    assert whole == split
+    held, planned = cases["shards"]["share"]
+    assert held == planned
+
+
+def test_a_restored_or_converted_model_lies_in_its_shards_and_is_the_same(cases):
+    for way in ("restored", "converted"):
+        assert cases["shards"][way]["same"], way
+        assert cases["shards"][way]["specs"], way
+
+
+def test_mesh_flags_are_read_and_nonsense_is_refused():
+    assert MeshShape.parse("data:2,model:4") == MeshShape(2, 4)
+    assert MeshShape.parse("model:8") == MeshShape(1, 8)
+    assert str(MeshShape.parse("data:3")) == "data:3,model:1"
+    for bad in ("", "2,4", "data:2,data:4", "heads:2", "data:-1", "data:0", "data:2.5", "data"):
+        with pytest.raises(TaskVecError, match="mesh"):
+            MeshShape.parse(bad)
+    with pytest.raises(TaskVecError, match="is 4096 devices, there are"):
+        sharding.make_mesh(MeshShape(64, 64))
+
+
+def test_every_matrix_of_every_named_model_is_split_over_two_devices_or_more():
+    for name, model in NAMED_MODELS.items():
+        for path, shape in leaf_shapes(model.config).items():
+            axis = sharding.split_axis(model.config, path, shape, 2)
+            heads = model.config.num_heads, model.config.num_kv_heads
+            few = path.startswith(("layers/attn/key", "layers/attn/value")) and heads[1] % 2
+            if path.endswith(("kernel", "embedding")) and not (few and heads[0] % 2 == 0):
+                assert axis is not None, (name, path)
+            if "norm" in path:
+                assert axis is None, (name, path)
+
+
+def test_few_key_value_heads_are_whole_on_every_device():
+    config = NAMED_MODELS["llama-2-70b"].config  # 64 heads, 8 of keys and values
+    shapes = leaf_shapes(config)
+
+    def axes(devices: int) -> list[int | None]:
+        paths = [f"layers/attn/{name}/kernel" for name in ("query", "key", "value", "out")]
+        return [sharding.split_axis(config, path, shapes[path], devices) for path in paths]
+
+    assert axes(8) == [2, 2, 2, 1]
+    assert axes(16) == [2, None, None, 1]
+
+
+def test_heads_that_do_not_divide_are_split_along_the_width():
+    config = NAMED_MODELS["llama-30b"].config  # 52 heads
+    shapes = leaf_shapes(config)
+    for name, axis in (("query", 1), ("key", 1), ("value", 1), ("out", 3)):
+        path = f"layers/attn/{name}/kernel"
+        assert sharding.split_axis(config, path, shapes[path], 8) == axis
+    assert share_bytes(config, "bfloat16", 8) < 1.01 * share_bytes(config, "bfloat16", 1) / 8
+
+
+def test_the_choice_of_a_mesh_is_said_with_what_it_needs(monkeypatch):
+    from taskvec_jax import plan
+
+    config = NAMED_MODELS["llama-7b"].config
+    monkeypatch.setattr(plan.jax, "device_count", lambda: 8)
+    for memory, chosen in ((80, MeshShape(8, 1)), (16, MeshShape(1, 8))):
+        machine = plan.Mesh("m", 8, memory * plan.GB)
+        monkeypatch.setattr(plan, "this_machine", lambda machine=machine: machine)
+        assert choose_mesh(config, 50) == chosen
+        assert device_bytes(config, "float32", 50, chosen) <= machine.device_bytes
+        assert mesh_line(config, chosen, 50).startswith(f"mesh {chosen}: each device holds")
+
+
+def test_processes_that_cannot_meet_are_refused_in_one_line():
+    for flags, message in (
+        (["--num_processes=2"], "need --coordinator=HOST:PORT"),
+        (["--coordinator=localhost:1", "--num_processes=2"], "an id from 0 below it"),
+        (["--mesh=rows:2"], "allowed: data:N,model:M"),
+    ):
+        done = tiny_checkpoint.run("layer_sweep", "--model=smollm2-135m-instruct", *SMALL, *flags)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def run_processes(count: int, model: Path, out: Path, *flags: str) -> str:
+    """Runs the layer sweep in several processes at once; what process 0 printed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            tiny_checkpoint.command_line(
+                "layer_sweep",
+                f"--model={model}",
+                f"--out={out}",
+                *SMALL,
+                *flags,
+                f"--coordinator=localhost:{port}",
+                f"--num_processes={count}",
+                f"--process_id={i}",
+            ),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    try:
+        printed = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(printed)
+    assert all("baseline" not in text for text in printed[1:])  # only the first one speaks
+    return printed[0]
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory, default_model: Model) -> tuple[Path, str]:
+    """A tiny model, and what the layer sweep says of it in one process."""
+    directory = tmp_path_factory.mktemp("mesh")
+    model = tiny_checkpoint.save_tiny(directory / "tiny", default_model.tokenizer)
+    done = tiny_checkpoint.run("layer_sweep", f"--model={model}", f"--out={directory}/1", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return model, swept(directory / "1")
+
+
+def swept(out: Path) -> str:
+    """layer_sweep.json without its provenance."""
+    result = json.loads((out / "layer_sweep.json").read_text())
+    del result["provenance"]
+    return json.dumps(result)
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [
+        (2, "data:2"),
+        pytest.param(
+            4,
+            "data:2,model:2",
+            marks=pytest.mark.skipif(
+                "TASKVEC_SLOW_TESTS" not in os.environ, reason="slow: set TASKVEC_SLOW_TESTS"
+            ),
+        ),
+    ],
+)
+def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, mesh):
+    model, alone = tiny_model
+    printed = run_processes(count, model, tmp_path / "out", f"--mesh={mesh}")
+    assert f"mesh {MeshShape.parse(mesh)}: each device holds" in printed
+    assert swept(tmp_path / "out") == alone
+    result = json.loads((tmp_path / "out" / "layer_sweep.json").read_text())
+    assert result["provenance"]["device"]["processes"] == count
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".png"]
