@@ -17,8 +17,8 @@ Shapes: B rows, T tokens of a row, R branches read, C copies injected, L layers,
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,8 @@ from taskvec_jax.tokenizer import PAD
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 64, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
 NUM_GROUPS = 5  # of layers, in the wavefront
+
+Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
 
 
 class Rows(NamedTuple):
@@ -175,6 +177,27 @@ def inject_rows(
 ) -> tuple[jax.Array, jax.Array]:
     """Answers when vectors are written over the last token, each after its own layer.
 
+    Args: as of `copy_states`.
+
+    Returns:
+      answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
+    """
+    states = copy_states(config, params, tokens, last, vectors, layers, births)
+    return _answer(config, params, states)
+
+
+def copy_states(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    last: jax.Array,
+    vectors: jax.Array,
+    layers: jax.Array,
+    births: tuple[tuple[int, int], ...],
+    wrap: Callable[[Step], Step] = lambda step: step,
+) -> jax.Array:
+    """The residual stream after the last block when vectors are written over the last token.
+
     Args:
       tokens: int [B, T], zero-shot queries, right-padded.
       last: int [B], index of the last token.
@@ -182,9 +205,10 @@ def inject_rows(
       layers: int [B, C], the layer after which each vector is written.
       births: (layers done, copies alive) at the end of each group of layers: copy c must not be
         written before the group in which it is first alive.
+      wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
 
     Returns:
-      answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
+      [B, 1 + C, D]; the first is the untouched query's.
     """
     rows, length = tokens.shape
     block = FAMILY_MODULES[config.family].Block(config)
@@ -216,16 +240,27 @@ def inject_rows(
             copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
             return jnp.concatenate([x[:, :length], copies], axis=1), None
 
-        x, _ = jax.lax.scan(step, x, jnp.arange(start, stop))
+        x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
         start = stop
     plain = x[jnp.arange(rows), last][:, None]
-    return _answer(config, params, jnp.concatenate([plain, x[:, length:]], axis=1))
+    return jnp.concatenate([plain, x[:, length:]], axis=1)
 
 
 def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
     """Births for one copy a layer: in group g, the copies of the layers up to its end."""
     ends = sorted({round(num_layers * (g + 1) / groups) for g in range(groups)} - {0})
     return tuple((end, end) for end in ends)
+
+
+def births_of(
+    layers: Sequence[int], num_layers: int, groups: int = NUM_GROUPS
+) -> tuple[tuple[int, int], ...]:
+    """Births for copies written after these layers, in rising order: no copy lives long before it
+    is written, and before the first one only the query itself is run."""
+    copies = len(layers)
+    firsts = sorted({copies * g // groups for g in range(groups)})
+    births = [(layers[first], first) for first in firsts if layers[first]]
+    return (*births, (num_layers, copies))
 
 
 def _round_up(n: int, step: int, first: int = 0) -> int:
@@ -293,6 +328,16 @@ def check_finite(residuals: np.ndarray) -> None:
         )
 
 
+def query_rows(queries: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads token ids to one of few lengths: tokens int32 [N, T], last token's index [N]."""
+    last = np.array([len(query) - 1 for query in queries], np.int32)
+    length = _round_up(int(last.max()) + 1, QUERY_STEP, QUERY_FIRST)
+    tokens = np.full((len(queries), length), PAD, np.int32)
+    for row, query in zip(tokens, queries, strict=True):
+        row[: len(query)] = query
+    return tokens, last
+
+
 def inject_vectors(
     model: Model,
     queries: Sequence[Sequence[int]],
@@ -332,12 +377,8 @@ def inject_vectors(
     shape = (rows, 1 + vectors.shape[1])
     answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
     for chunk in _chunks(lengths, batch_size):
-        length = _round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
         filled = _fill(chunk, batch_size)
-        tokens = np.full((batch_size, length), PAD, np.int32)
-        for row, i in zip(tokens, filled, strict=True):
-            row[: lengths[i]] = queries[i]
-        last = np.array([lengths[i] - 1 for i in filled], np.int32)
+        tokens, last = query_rows([queries[i] for i in filled])
         ids, logits = inject_rows(
             config, model.params, tokens, last, vectors[filled], layers[filled], births
         )
