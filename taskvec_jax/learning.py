@@ -152,50 +152,54 @@ def losses_of(
 score_vectors = functools.partial(jax.jit, static_argnames=("config", "births"))(losses_of)
 
 
-def optimiser(recipe: Recipe) -> optax.GradientTransformation:
-    """Adam along a cosine."""
-    return optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps))
+ADAM = optax.scale_by_adam()
 
 
-def hold_norm(vectors: jax.Array, norms: jax.Array, recipe: Recipe) -> jax.Array:
-    """Vectors [C, D] with the norm the recipe asks for, given theta's norms [C]."""
-    if recipe.norm is None:
+def hold_norm(
+    vectors: jax.typing.ArrayLike, norms: jax.typing.ArrayLike | None
+) -> jax.typing.ArrayLike:
+    """Vectors [C, D] scaled to these norms [C]; untouched when None."""
+    if norms is None:
         return vectors
-    now = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors * (recipe.norm * norms[:, None] / now)
+    now = jnp.linalg.norm(jnp.asarray(vectors), axis=-1, keepdims=True)
+    return vectors * (jnp.asarray(norms)[:, None] / now)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "births", "recipe"))
+@functools.partial(jax.jit, static_argnames=("config", "births"))
 def train_step(
     config: DecoderConfig,
     params: Params,
     examples: Examples,
     vectors: jax.Array,
     state: optax.OptState,
-    norms: jax.Array,
     layers: jax.Array,
     births: Births,
-    recipe: Recipe,
+    units: jax.Array,
+    rate: jax.Array,
+    held: jax.Array | None,
 ) -> tuple[jax.Array, optax.OptState, jax.Array]:
     """One step of Adam on every vector.
 
     Args:
-      norms: [C], of theta at each layer.
+      examples, vectors, layers, births: as of `losses_of`.
+      state: of `ADAM`.
+      units: [C], what vectors are measured in at each layer.
+      rate: learning rate, in those units.
+      held: [C], norms the vectors are held at; None leaves them free.
 
     Returns:
       vectors [C, D], the optimiser's state, and the mean loss of each vector before the step [C].
     """
-    units = (norms / vectors.shape[-1] ** 0.5)[:, None]
 
     def total(scaled: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses, _ = losses_of(config, params, examples, scaled * units, layers, births)
+        losses, _ = losses_of(config, params, examples, scaled * units[:, None], layers, births)
         losses = losses.mean(axis=0)
         return losses.sum(), losses
 
-    scaled = vectors / units
+    scaled = vectors / units[:, None]
     gradient, losses = jax.grad(total, has_aux=True)(scaled)
-    update, state = optimiser(recipe).update(gradient, state)
-    return hold_norm((scaled + update) * units, norms, recipe), state, losses
+    update, state = ADAM.update(gradient, state)
+    return hold_norm((scaled - rate * update) * units[:, None], held), state, losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,10 +262,15 @@ def learn(
         )
     births = births_of(layers, config.num_layers)
     place = jnp.asarray(layers, jnp.int32)
-    vectors = hold_norm(jnp.asarray(initial), jnp.asarray(norms), recipe)
-    state = optimiser(recipe).init(vectors)
+    held = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
+    units = (norms / config.width**0.5).astype(np.float32)
+    rates = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
+    # Kept on the host between steps: what a step gives stands on the devices of the parameters,
+    # what it is first given stands nowhere yet, and that alone would compile it twice.
+    vectors = np.asarray(hold_norm(initial, held), np.float32)
+    state = jax.device_get(ADAM.init(vectors))
     order = _order(len(train.tokens), recipe)
-    best = np.asarray(vectors)
+    best = vectors
     best_score = np.full((2, len(layers)), -np.inf)  # accuracy, minus the loss
     best_step = np.zeros(len(layers), int)
     losses, checks, dev_losses, dev_accuracies = [], [], [], []
@@ -274,7 +283,7 @@ def learn(
             better = (score[0] > best_score[0]) | (
                 (score[0] == best_score[0]) & (score[1] > best_score[1])
             )
-            best = np.where(better[:, None], np.asarray(vectors), best)
+            best = np.where(better[:, None], vectors, best)
             best_score, best_step = (
                 np.where(better, score, best_score),
                 np.where(better, step, best_step),
@@ -285,19 +294,22 @@ def learn(
         if step == recipe.steps:
             break
         batch = Examples(*(leaf[order[step]] for leaf in train))
-        vectors, state, loss = train_step(
-            config,
-            model.params,
-            batch,
-            vectors,
-            state,
-            jnp.asarray(norms),
-            place,
-            births,
-            recipe,
+        vectors, state, loss = jax.device_get(
+            train_step(
+                config,
+                model.params,
+                batch,
+                vectors,
+                state,
+                place,
+                births,
+                units,
+                np.float32(rates(step)),
+                held,
+            )
         )
-        losses.append(np.asarray(loss))
-        _check_finite(losses[-1], layers, step, recipe)
+        losses.append(loss)
+        _check_finite(loss, layers, step, recipe)
         progress(step + 1)
     return Learned(
         best,

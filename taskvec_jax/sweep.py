@@ -256,11 +256,15 @@ def births_of(
     layers: Sequence[int], num_layers: int, groups: int = NUM_GROUPS
 ) -> tuple[tuple[int, int], ...]:
     """Births for copies written after these layers, in rising order: no copy lives long before it
-    is written, and before the first one only the query itself is run."""
-    copies = len(layers)
-    firsts = sorted({copies * g // groups for g in range(groups)})
-    births = [(layers[first], first) for first in firsts if layers[first]]
-    return (*births, (num_layers, copies))
+    is written, and long before the first one only the query itself is run.
+
+    Groups begin at multiples of L / groups, so that layers near each other compile one program.
+    """
+    step = max(1, num_layers // groups)
+    starts = sorted({layer // step * step for layer in layers})
+    alive = [sum(layer < start for layer in layers) for start in starts]
+    births = [(start, count) for start, count in zip(starts, alive, strict=True) if start]
+    return (*births, (num_layers, len(layers)))
 
 
 def _round_up(n: int, step: int, first: int = 0) -> int:
