@@ -84,6 +84,11 @@ def run(study: Study) -> dict[str, Any]:
         norm=given.vector_norm,
         seed=study.settings.seed,
     )
+    if given.init == "zero" and given.vector_norm is not None:
+        raise TaskVecError(
+            "--init=zero has no direction, so --vector_norm cannot scale it; allowed with"
+            " --vector_norm: --init=theta or --init=random"
+        )
     num_layers = study.model.config.num_layers
     asked = parse_layers(given.layers, num_layers)
     tasks = study.tasks if given.every_task else studies.chosen_tasks(study, TASKS)

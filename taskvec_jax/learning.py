@@ -28,7 +28,8 @@ from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
-from taskvec_jax.sweep import births_of, copy_states, query_rows, top
+from taskvec_jax.sweep import births_of, copy_states, top
+from taskvec_jax.tokenizer import PAD
 
 NO_ANSWER = -1  # fills up the answers of an example that has fewer than others
 Births = tuple[tuple[int, int], ...]
@@ -93,7 +94,11 @@ def make_examples(
     """
     if not queries or not all(answers):
         raise TaskVecError("there is nothing to learn from; every example needs an answer")
-    tokens, last = query_rows(queries)
+    last = np.array([len(query) - 1 for query in queries], np.int32)
+    # To an even length only: padding is paid for at every step, forwards and backwards.
+    tokens = np.full((len(queries), last.max() // 2 * 2 + 2), PAD, np.int32)
+    for row, query in zip(tokens, queries, strict=True):
+        row[: len(query)] = query
     padded = np.full((len(answers), max(map(len, answers))), NO_ANSWER, np.int32)
     for row, ids in zip(padded, answers, strict=True):
         row[: len(ids)] = ids
@@ -126,8 +131,8 @@ def losses_of(
     states = copy_states(
         config,
         params,
-        examples.tokens,
-        examples.last,
+        jnp.asarray(examples.tokens),
+        jnp.asarray(examples.last),
         jnp.broadcast_to(vectors, (rows, *vectors.shape)),
         jnp.broadcast_to(layers, (rows, copies)),
         births,
@@ -155,14 +160,11 @@ score_vectors = functools.partial(jax.jit, static_argnames=("config", "births"))
 ADAM = optax.scale_by_adam()
 
 
-def hold_norm(
-    vectors: jax.typing.ArrayLike, norms: jax.typing.ArrayLike | None
-) -> jax.typing.ArrayLike:
+def hold_norm(vectors: jax.Array, norms: jax.Array | None) -> jax.Array:
     """Vectors [C, D] scaled to these norms [C]; untouched when None."""
     if norms is None:
         return vectors
-    now = jnp.linalg.norm(jnp.asarray(vectors), axis=-1, keepdims=True)
-    return vectors * (jnp.asarray(norms)[:, None] / now)
+    return vectors * (norms / jnp.linalg.norm(vectors, axis=-1))[:, None]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "births"))
@@ -198,7 +200,8 @@ def train_step(
 
     scaled = vectors / units[:, None]
     gradient, losses = jax.grad(total, has_aux=True)(scaled)
-    update, state = ADAM.update(gradient, state)
+    updates, state = ADAM.update(gradient, state)
+    update = jnp.asarray(updates)
     return hold_norm((scaled - rate * update) * units[:, None], held), state, losses
 
 
@@ -262,12 +265,12 @@ def learn(
         )
     births = births_of(layers, config.num_layers)
     place = jnp.asarray(layers, jnp.int32)
-    held = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
+    held = None if recipe.norm is None else jnp.asarray(recipe.norm * norms, jnp.float32)
     units = (norms / config.width**0.5).astype(np.float32)
     rates = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
     # Kept on the host between steps: what a step gives stands on the devices of the parameters,
     # what it is first given stands nowhere yet, and that alone would compile it twice.
-    vectors = np.asarray(hold_norm(initial, held), np.float32)
+    vectors = np.asarray(hold_norm(jnp.asarray(initial, jnp.float32), held))
     state = jax.device_get(ADAM.init(vectors))
     order = _order(len(train.tokens), recipe)
     best = vectors
@@ -304,7 +307,7 @@ def learn(
                 place,
                 births,
                 units,
-                np.float32(rates(step)),
+                jnp.asarray(rates(step), jnp.float32),
                 held,
             )
         )

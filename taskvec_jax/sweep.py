@@ -332,16 +332,6 @@ def check_finite(residuals: np.ndarray) -> None:
         )
 
 
-def query_rows(queries: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Right-pads token ids to one of few lengths: tokens int32 [N, T], last token's index [N]."""
-    last = np.array([len(query) - 1 for query in queries], np.int32)
-    length = _round_up(int(last.max()) + 1, QUERY_STEP, QUERY_FIRST)
-    tokens = np.full((len(queries), length), PAD, np.int32)
-    for row, query in zip(tokens, queries, strict=True):
-        row[: len(query)] = query
-    return tokens, last
-
-
 def inject_vectors(
     model: Model,
     queries: Sequence[Sequence[int]],
@@ -381,8 +371,12 @@ def inject_vectors(
     shape = (rows, 1 + vectors.shape[1])
     answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
     for chunk in _chunks(lengths, batch_size):
+        length = _round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
         filled = _fill(chunk, batch_size)
-        tokens, last = query_rows([queries[i] for i in filled])
+        tokens = np.full((batch_size, length), PAD, np.int32)
+        for row, i in zip(tokens, filled, strict=True):
+            row[: lengths[i]] = queries[i]
+        last = np.array([lengths[i] - 1 for i in filled], np.int32)
         ids, logits = inject_rows(
             config, model.params, tokens, last, vectors[filled], layers[filled], births
         )

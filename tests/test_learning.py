@@ -58,11 +58,13 @@ def test_losses_are_those_of_injecting_each_vector_alone(model, wanted):
         if wanted:
             want = (np.exp(batch.wanted) * (batch.wanted - np.asarray(log_q))).sum(-1)
         else:
-            share = [
-                sum(np.exp(log_q[i, a]) for a in answers if a != learning.NO_ANSWER)
-                for i, answers in enumerate(batch.answers)
-            ]
-            want = -np.log(share)
+            shares = np.exp(np.asarray(log_q))
+            want = -np.log(
+                [
+                    shares[i, answers[answers != learning.NO_ANSWER]].sum()
+                    for i, answers in enumerate(batch.answers)
+                ]
+            )
         np.testing.assert_allclose(losses[:, c], want, rtol=1e-5, atol=1e-5)
 
 
@@ -76,9 +78,8 @@ def test_gradients_through_the_override_match_finite_differences(config, wanted)
         layers = [0, 1, config.num_layers - 1]
         births = births_of(layers, config.num_layers)
         vectors = jnp.asarray(some_vectors(3, config.width), jnp.float64)
-        batch = learning.Examples(
-            *(np.float64(x) if x.dtype == np.float32 else x for x in examples(wanted))
-        )
+        batch = examples(wanted)
+        batch = batch._replace(wanted=batch.wanted.astype(np.float64))
 
         @jax.jit
         def total(vectors):
@@ -144,9 +145,9 @@ def test_padding_and_batches_change_no_loss(model):
 
 
 def test_a_step_is_compiled_once(model):
-    before = learning.train_step._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
+    before = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     learned(model, [2, 4])
-    after = learning.train_step._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
+    after = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     assert after == before + 1
 
 
@@ -169,9 +170,12 @@ def test_a_loss_that_is_not_finite_stops_with_its_layer(model):
 
 
 def test_settings_that_cannot_be_are_refused(model):
-    for bad in ({"steps": 0}, {"learning_rate": -1.0}, {"norm": float("nan")}):
-        with pytest.raises(TaskVecError, match="must be"):
-            learning.Recipe(**bad)
+    with pytest.raises(TaskVecError, match="steps is 0; it must be at least 1"):
+        learning.Recipe(steps=0)
+    with pytest.raises(TaskVecError, match=r"learning_rate is -1.0; it must be above 0"):
+        learning.Recipe(learning_rate=-1.0)
+    with pytest.raises(TaskVecError, match="norm is nan; it must be above 0"):
+        learning.Recipe(norm=float("nan"))
     for layers in ([5], [-1]):
         with pytest.raises(TaskVecError, match="allowed: 0 to 4"):
             learning.check_layers(layers, 5)
