@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ QUERY_STEP, QUERY_FIRST = 8, 4
 _log = logging.getLogger(__name__)
 NUM_GROUPS = 5  # of layers, in the wavefront
 EVEN = 8
+
+Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
 
 
 class Rows(NamedTuple):
@@ -184,6 +186,27 @@ def inject_rows(
 ) -> tuple[jax.Array, jax.Array]:
     """Answers when vectors are written over the last token, each after its own layer.
 
+    Args: as of `copy_states`.
+
+    Returns:
+      answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
+    """
+    states = copy_states(config, params, tokens, last, vectors, layers, births)
+    return _answer(config, params, states)
+
+
+def copy_states(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    last: jax.Array,
+    vectors: jax.Array,
+    layers: jax.Array,
+    births: tuple[tuple[int, int], ...],
+    wrap: Callable[[Step], Step] = lambda step: step,
+) -> jax.Array:
+    """The residual stream after the last block when vectors are written over the last token.
+
     Args:
       tokens: int [B, T], zero-shot queries, right-padded.
       last: int [B], index of the last token.
@@ -191,9 +214,10 @@ def inject_rows(
       layers: int [B, C], the layer after which each vector is written.
       births: (layers done, copies alive) at the end of each group of layers: copy c must not be
         written before the group in which it is first alive.
+      wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
 
     Returns:
-      answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
+      [B, 1 + C, D]; the first is the untouched query's.
     """
     rows, length = tokens.shape
     block = FAMILY_MODULES[config.family].Block(config)
@@ -225,16 +249,31 @@ def inject_rows(
             copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
             return jnp.concatenate([x[:, :length], copies], axis=1), None
 
-        x, _ = jax.lax.scan(step, x, jnp.arange(start, stop))
+        x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
         start = stop
     plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    return _answer(config, params, jnp.concatenate([plain, x[:, length:]], axis=1))
+    return jnp.concatenate([plain, x[:, length:]], axis=1)
 
 
 def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
     """Births for one copy a layer: in group g, the copies of the layers up to its end."""
     ends = sorted({round(num_layers * (g + 1) / groups) for g in range(groups)} - {0})
     return tuple((end, end) for end in ends)
+
+
+def births_of(
+    layers: Sequence[int], num_layers: int, groups: int = NUM_GROUPS
+) -> tuple[tuple[int, int], ...]:
+    """Births for copies written after these layers, in rising order: no copy lives long before it
+    is written, and long before the first one only the query itself is run.
+
+    Groups begin at multiples of L / groups, so that layers near each other compile one program.
+    """
+    step = max(1, num_layers // groups)
+    starts = sorted({layer // step * step for layer in layers})
+    alive = [sum(layer < start for layer in layers) for start in starts]
+    births = [(start, count) for start, count in zip(starts, alive, strict=True) if start]
+    return (*births, (num_layers, len(layers)))
 
 
 def _round_up(n: int, step: int, first: int = 0) -> int:

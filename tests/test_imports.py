@@ -29,7 +29,7 @@ RANKS = [
     ["convert.verify", "convert.export"],
     ["convert.__main__"],
     ["taskvec_jax.sweep", "taskvec_jax.patching", "taskvec_jax.vocabulary"],
-    ["taskvec_jax.work"],
+    ["taskvec_jax.work", "taskvec_jax.learning"],
     ["taskvec_jax.evaluation"],
     ["taskvec_jax.controls"],
     ["taskvec_jax"],

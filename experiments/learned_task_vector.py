@@ -1,0 +1,491 @@
+"""What a task vector could do at best: vectors learned by gradient beside extracted ones.
+
+    python -m experiments.learned_task_vector
+    python -m experiments.learned_task_vector --tasks=linguistic_antonyms --layers=10,12,14
+    python -m experiments.learned_task_vector --every_task --layers=best
+
+Through the frozen decoder, Adam trains the vector that, written over the last token of a zero-shot
+query, makes the task's answer most likely: one vector a layer, all layers in one program. Trained
+on pairs that are asked neither on dev nor on test, stopped on dev, scored on test beside each
+prompt's own extracted theta, the mean theta it starts from, and in-context learning (learned
+vectors: arXiv 2509.24169). --loss=kl asks for the next-token distribution of the whole prompt
+instead of the answer; --vector_norm holds the vector at a multiple of theta's norm; --init sets
+where it starts. --layers: all, best (the main results' layer of each task), or numbers.
+Runs on one task of each category unless --tasks names others or --every_task asks for all.
+
+Writes learned_task_vector.json and learned_task_vector.png/.svg under --out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import study as studies
+from experiments.dose import TASKS
+from experiments.section import Section, Table, number, score, text
+from experiments.study import Study
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import (
+    Judge,
+    Settings,
+    accuracy,
+    best_layer,
+    draw_prompts,
+    random_like,
+    read_theta,
+)
+from taskvec_jax.geometry import log_softmax
+from taskvec_jax.learning import Examples, Learned, Recipe, check_layers, learn, make_examples
+from taskvec_jax.patching import read_states
+from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, render_query, sample
+from taskvec_jax.sampling import draw, seeded
+from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
+from taskvec_jax.tasks import Task
+from taskvec_jax.tasks.task import Pair
+
+NAME = "learned_task_vector"
+INITS = ("theta", "zero", "random")
+LOSSES = ("label", "kl")
+FEW_TRAIN = 16  # with fewer pairs left to learn from, the pairs themselves are dealt
+DRAWS = 20  # times num_prompts: how far to look for prompts whose query belongs to a split
+
+
+def define_flags() -> None:
+    """The flags of learning."""
+    recipe = Recipe()
+    flags.DEFINE_string("layers", "all", "learned vectors: all, best, or layers with commas")
+    flags.DEFINE_bool("every_task", False, "learned vectors: of all tasks, not of one a category")
+    flags.DEFINE_integer("steps", recipe.steps, "learned vectors: steps of Adam")
+    flags.DEFINE_float(
+        "learning_rate",
+        recipe.learning_rate,
+        "learned vectors: in units of the root mean square of theta at the layer",
+    )
+    flags.DEFINE_integer("train_batch", recipe.batch_size, "learned vectors: queries in a step")
+    flags.DEFINE_enum("init", "theta", INITS, "learned vectors: where they start")
+    flags.DEFINE_enum("loss", "label", LOSSES, "learned vectors: what they are trained on")
+    flags.DEFINE_float(
+        "vector_norm", None, "learned vectors: held at this multiple of theta's norm; free if unset"
+    )
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Learns and scores the vectors of every task chosen."""
+    given = flags.FLAGS
+    recipe = Recipe(
+        steps=given.steps,
+        batch_size=given.train_batch,
+        learning_rate=given.learning_rate,
+        norm=given.vector_norm,
+        seed=study.settings.seed,
+    )
+    if given.init == "zero" and given.vector_norm is not None:
+        raise TaskVecError(
+            "--init=zero has no direction, so --vector_norm cannot scale it; allowed with"
+            " --vector_norm: --init=theta or --init=random"
+        )
+    num_layers = study.model.config.num_layers
+    asked = parse_layers(given.layers, num_layers)
+    tasks = study.tasks if given.every_task else studies.chosen_tasks(study, TASKS)
+    results: dict[str, dict[str, Any]] = {}
+    notes = []
+    with study.bar("learned vectors", len(tasks)) as begin:
+        for task in tasks:
+            begin(task.name)
+            extracted_layer = study.layer(task, study.settings)
+            layers = [extracted_layer] if asked is None else asked
+            try:
+                results[task.name] = study.unit(
+                    NAME,
+                    task,
+                    study.settings,
+                    lambda task=task, layers=layers: learn_task(
+                        study, task, layers, recipe, given.init, given.loss
+                    ),
+                    layers=layers,
+                    recipe=dataclasses.asdict(recipe),
+                    init=given.init,
+                    loss=given.loss,
+                ) | {"extracted_layer": extracted_layer}
+            except TaskVecError as error:
+                if study.named:
+                    raise
+                notes.append(str(error))
+    if not results:
+        raise TaskVecError("no vector was learned: " + "; ".join(notes))
+    return study.result(
+        NAME,
+        study.settings,
+        {
+            "recipe": {**dataclasses.asdict(recipe), "init": given.init, "loss": given.loss},
+            "num_layers": num_layers,
+            "tasks": results,
+            "notes": notes,
+        },
+    )
+
+
+def parse_layers(words: str, num_layers: int) -> list[int] | None:
+    """--layers as a list; None for `best`.
+
+    Raises:
+      TaskVecError: it is something else, or a layer there is not.
+    """
+    if words == "best":
+        return None
+    if words == "all":
+        return list(range(num_layers))
+    try:
+        layers = sorted({int(word) for word in words.split(",")})
+    except ValueError:
+        raise TaskVecError(
+            f"--layers={words}; allowed: all, best, or numbers with commas between, such as 10,12"
+        ) from None
+    check_layers(layers, num_layers)
+    return layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The pairs of a task, none of them in two parts.
+
+    Attributes:
+      train: pairs to learn from.
+      dev: pairs to stop on.
+      test: prompts to score; their queries are neither in train nor in dev.
+      dealt: the test prompts are not the main results': too few pairs were left beside them.
+    """
+
+    train: list[Pair]
+    dev: list[Pair]
+    test: list[Prompt]
+    dealt: bool
+
+
+def split_pairs(fitted: FittedTask, settings: Settings) -> Split:
+    """Test prompts as in the main results, and the pairs they do not ask for.
+
+    A task of few pairs asks for nearly all of them: then half of the pairs are dealt to train, a
+    quarter each to dev and test, and test prompts are the first whose query is in the test part.
+
+    Raises:
+      TaskVecError: too few pairs for three parts, or none of the prompts asks for the test part.
+    """
+    test = draw_prompts(fitted, settings, "test")
+    asked = {p.query for p in test}
+    dev = list(dict.fromkeys(p.query for p in draw_prompts(fitted, settings, "dev")))
+    dev = [pair for pair in dev if pair not in asked]
+    train = [pair for pair in fitted.pairs if pair not in asked and pair not in dev]
+    if len(train) >= FEW_TRAIN and dev:
+        return Split(train, dev, test, dealt=False)
+    order = draw(seeded(settings.seed, fitted.task.name, "deal"), fitted.pairs, len(fitted.pairs))
+    half, quarter = len(order) // 2, len(order) // 4
+    need = settings.num_demonstrations + 1 + settings.num_dummy_queries
+    if not quarter or half < need:
+        raise TaskVecError(
+            f"{fitted.task.name}: {len(order)} pairs are too few to learn from: half of them must"
+            f" make prompts of {need} pairs; ask for fewer demonstrations, or choose other tasks"
+        )
+    train, dev, held = order[:half], order[half:-quarter], set(order[-quarter:])
+    many = dataclasses.replace(settings, num_prompts=settings.num_prompts * DRAWS)
+    test = [p for p in draw_prompts(fitted, many, "test") if p.query in held]
+    if not test:
+        raise TaskVecError(
+            f"{fitted.task.name}: no prompt asks for a pair held out; raise --num_prompts"
+        )
+    return Split(train, dev, test[: settings.num_prompts], dealt=True)
+
+
+def answer_tokens(judge: Judge, pair: Pair) -> list[int]:
+    """The tokens that are right after a pair's query: whole answers, or the first token of one
+    where answers may be several tokens long."""
+    tokenizer, fitted = judge.model.tokenizer, judge.fitted
+    space = " " if fitted.leading_space else ""
+    query = render_query(pair.input)
+    found = []
+    for answer in (pair.output, *(space + accepted for accepted in pair.accepted)):
+        ids = tokenizer.continuation(query, answer)
+        if len(ids) == 1 or (ids and fitted.task.category == UNFILTERED_CATEGORY):
+            found.append(ids[0])
+    return sorted(set(found))
+
+
+def learn_task(
+    study: Study, task: Task, layers: list[int], recipe: Recipe, init: str, loss: str
+) -> dict[str, Any]:
+    """Learns one task's vectors and scores them on test; keeps the vectors in the journal."""
+    model, settings = study.model, study.settings
+    judge = Judge(model, fit(task, model.tokenizer))
+    split = split_pairs(judge.fitted, settings)
+    # Mean theta is read from prompts made of train pairs alone, so that no answer leaks into it.
+    own = dataclasses.replace(judge.fitted, pairs=tuple(split.train))
+    train_prompts = sample(
+        own,
+        seed=settings.seed,
+        split="train",
+        count=settings.num_prompts,
+        num_demonstrations=settings.num_demonstrations,
+        num_dummy_queries=settings.num_dummy_queries,
+    )
+    mean = read_theta(model, train_prompts, settings.batch_size).mean(axis=0)[layers]  # [C, D]
+    norms = np.linalg.norm(mean, axis=-1)
+    dev_prompts = [Prompt((), pair, ()) for pair in split.dev]
+    learned = learn(
+        model,
+        examples(study, judge, split.train, split.train, loss),
+        examples(study, judge, split.dev, split.train, loss),
+        lambda said: judge.correct(dev_prompts, said),
+        {
+            "theta": mean,
+            "zero": np.zeros_like(mean),
+            "random": random_like(mean, settings.seed, task.name, "learned vector"),
+        }[init],
+        norms,
+        layers,
+        recipe,
+    )
+    what = study.what(
+        f"{NAME}/vectors",
+        task,
+        settings,
+        learn_task,
+        layers=layers,
+        recipe=dataclasses.asdict(recipe),
+        init=init,
+        loss=loss,
+    )
+    study.journal.keep_array(what, learned.vectors)
+    return {
+        "layers": layers,
+        "pairs": {"train": len(split.train), "dev": len(split.dev)},
+        "dealt": split.dealt,
+        **score_test(study, judge, split.test, layers, mean, learned),
+        "learned_layer": layers[best_layer(learned.dev_accuracy)],
+        "dev_accuracy": learned.dev_accuracy.tolist(),
+        "dev_accuracy_of_mean": learned.dev_accuracies[0].tolist() if init == "theta" else None,
+        "step": learned.step.tolist(),
+        "checks": learned.checks,
+        "dev_losses": learned.dev_losses.tolist(),
+        "train_losses": learned.losses.tolist(),
+        "cosine": [cosine(a, b) for a, b in zip(learned.vectors, mean, strict=True)],
+        "norm_ratio": (np.linalg.norm(learned.vectors, axis=-1) / norms).tolist(),
+    }
+
+
+def examples(
+    study: Study, judge: Judge, pairs: Sequence[Pair], shown: Sequence[Pair], loss: str
+) -> Examples:
+    """Zero-shot queries of pairs; with loss "kl", beside what the model says after demonstrations
+    drawn from `shown`."""
+    model, settings = study.model, study.settings
+    queries = model.tokenizer.encode_all([render_query(pair.input) for pair in pairs])
+    wanted = None
+    if loss == "kl":
+        texts = []
+        for pair in pairs:
+            others = [other for other in shown if other.input != pair.input]
+            rng = seeded(settings.seed, judge.fitted.task.name, "kl", pair.input)
+            shots = draw(rng, others, settings.num_demonstrations)
+            texts.append(Prompt(tuple(shots), pair, ()).icl())
+        wanted = next_token_log_probabilities(study, texts)
+    return make_examples(queries, [answer_tokens(judge, pair) for pair in pairs], wanted)
+
+
+def next_token_log_probabilities(study: Study, texts: list[str]) -> np.ndarray:
+    """float32 [N, V] after each text."""
+    model, size = study.model, study.settings.batch_size
+    tokens, last = model.tokenizer.pad(model.tokenizer.encode_all(texts))
+    found = []
+    for start in range(0, len(texts), size):
+        rows = np.minimum(np.arange(start, start + size), len(texts) - 1)
+        logits = read_states(model.decoder, model.params, tokens[rows], last[rows, None])[1]
+        found.append(log_softmax(logits[: len(texts) - start]).astype(np.float32))
+    return np.concatenate(found)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Cosine of two vectors; None if one has no direction."""
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size else None
+
+
+def score_test(
+    study: Study,
+    judge: Judge,
+    test: list[Prompt],
+    layers: list[int],
+    mean: np.ndarray,
+    learned: Learned,
+) -> dict[str, Any]:
+    """Accuracy on test by layer of own thetas, their mean and the learned vectors; and the ends."""
+    model, size = study.model, study.settings.batch_size
+    encode = model.tokenizer.encode_all
+    queries = encode([p.zero_shot() for p in test])
+    residuals, read = read_texts(model, [encode([*p.dummies(), p.icl()]) for p in test], size)
+    theta = residuals[:, : study.settings.num_dummy_queries].mean(axis=1)  # [N, L, D]
+    swept = judge.correct(test, sweep_layers(model, queries, theta, size).tokens)
+    both = np.concatenate([mean, learned.vectors])
+    said = inject_vectors(
+        model,
+        queries,
+        np.broadcast_to(both, (len(test), *both.shape)),
+        np.array(layers * 2),
+        size,
+    ).tokens[:, 1:]
+    of_mean, of_learned = np.split(judge.correct(test, said), 2, axis=1)
+    scores = {
+        "extracted": swept[:, 1:][:, layers],
+        "mean_theta": of_mean,
+        "learned": of_learned,
+    }
+    return {
+        "baseline": vars(accuracy(swept[:, 0])),
+        "icl": vars(accuracy(judge.correct(test, read.tokens[:, -1]))),
+        **{name: [vars(accuracy(c)) for c in right.T] for name, right in scores.items()},
+    }
+
+
+def _at(task: dict[str, Any], name: str, layer: int) -> dict[str, Any]:
+    """A score of a task at a layer; the nearest layer trained if that one was not."""
+    layers = task["layers"]
+    return task[name][min(range(len(layers)), key=lambda i: abs(layers[i] - layer))]
+
+
+def section(result: dict[str, Any]) -> Section:
+    """Learned beside extracted at each task's best layer."""
+    tasks = result["tasks"]
+    rows, no_worse, gains = [], 0, []
+    for name, task in tasks.items():
+        at = task["extracted_layer"]
+        own, mean, best = (_at(task, key, at) for key in ("extracted", "mean_theta", "learned"))
+        no_worse += best["accuracy"] >= own["accuracy"]
+        gains.append(best["accuracy"] - own["accuracy"])
+        nearest = min(task["layers"], key=lambda layer: abs(layer - at))
+        rows.append(
+            [
+                text(name, note="few pairs: test prompts of its own" if task["dealt"] else ""),
+                number(nearest, 0),
+                score(task["baseline"]),
+                score(own),
+                score(mean),
+                score(best),
+                score(task["icl"]),
+                number(task["cosine"][task["layers"].index(nearest)]),
+                number(task["norm_ratio"][task["layers"].index(nearest)]),
+                number(task["learned_layer"], 0),
+                score(_at(task, "learned", task["learned_layer"])),
+            ]
+        )
+    words = [
+        f"At the layer where extracted theta does best on dev, the learned vector scores at least"
+        f" as much on {no_worse} of {len(tasks)} tasks, {np.mean(gains):+.2f} on average.",
+    ]
+    if any(task["dealt"] for task in tasks.values()):
+        names = ", ".join(name for name, task in tasks.items() if task["dealt"])
+        words.append(
+            f"Too few pairs to learn beside the main results' test prompts, so half of the pairs"
+            f" were learned from and other prompts scored: {names}."
+        )
+    return Section(
+        "What could a task vector do at best?",
+        [*words, *result["notes"]],
+        [
+            Table(
+                "Accuracy on test at the layer where extracted theta does best on dev",
+                [
+                    "task",
+                    "layer",
+                    "zero-shot",
+                    "own theta",
+                    "mean theta",
+                    "learned",
+                    "ICL",
+                    "cosine",
+                    "norm",
+                    "learned's layer",
+                    "learned there",
+                ],
+                rows,
+            )
+        ],
+        {
+            NAME: "Above: accuracy on test of each prompt's own theta (solid), the learned vector"
+            " (bold) and in-context learning (dashed). Below: cosine between the learned vector and"
+            " the mean theta."
+        },
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """By layer when layers were many, a pair of bars a task when one was trained."""
+    from experiments import figures
+
+    tasks = result["tasks"]
+    if all(len(task["layers"]) > 1 for task in tasks.values()):
+        return {NAME: _draw_by_layer(figures, tasks)}
+    figure, (axis,) = figures.canvas(9, 1.2 + 0.3 * len(tasks))
+    for i, (name, task) in enumerate(tasks.items()):
+        at = task["extracted_layer"]
+        own, best = (_at(task, key, at)["accuracy"] for key in ("extracted", "learned"))
+        colour = figures.colour_of(figures.category(name))
+        axis.plot([own, best], [i, i], color=colour, lw=2, alpha=0.5)
+        axis.plot(own, i, "o", mfc="none", mec=colour, label=None if i else "own theta")
+        axis.plot(best, i, "o", color=colour, label=None if i else "learned vector")
+        axis.plot(
+            task["icl"]["accuracy"],
+            i,
+            "|",
+            color=figures.ink(),
+            markersize=11,
+            label=None if i else "in-context learning",
+        )
+    names = [f"{figures.short(n)} (layer {t['extracted_layer']})" for n, t in tasks.items()]
+    axis.set_yticks(range(len(tasks)), names)
+    axis.invert_yaxis()
+    axis.set(xlim=(-0.02, 1.02), xlabel="accuracy on test")
+    figure.legend(loc="outside lower center", ncols=3)
+    return {NAME: figure}
+
+
+def _draw_by_layer(figures: Any, tasks: dict[str, Any]) -> Any:
+    """Two rows of panels, a column a task."""
+    width = max(6.0, 3.3 * len(tasks))
+    figure, panels = figures.canvas(
+        width, 5.2, 2, len(tasks), sharex=True, sharey="row", height_ratios=[2, 1]
+    )
+    for i, (name, task) in enumerate(tasks.items()):
+        above, below = panels[i], panels[len(tasks) + i]
+        layers, colour = task["layers"], figures.colour_of(figures.category(name))
+        own, best = (
+            np.array([s["accuracy"] for s in task[key]]) for key in ("extracted", "learned")
+        )
+        mean = [s["accuracy"] for s in task["mean_theta"]]
+        above.fill_between(layers, own, best, where=best >= own, color=colour, alpha=0.15, lw=0)
+        above.plot(layers, best, color=colour, lw=2.4, label=None if i else "learned vector")
+        above.plot(layers, own, color=colour, lw=1.2, label=None if i else "each prompt's theta")
+        above.plot(layers, mean, ":", color=colour, lw=1.2, label=None if i else "mean theta")
+        above.axhline(
+            task["icl"]["accuracy"],
+            color=figures.ink(),
+            ls="--",
+            lw=0.9,
+            label=None if i else "in-context learning",
+        )
+        above.set(title=figures.short(name), ylim=(-0.02, 1.02))
+        below.plot(layers, np.array(task["cosine"], float), color=colour, lw=1.6)
+        below.set(xlabel="layer", ylim=(-0.1, 1.05))
+    panels[0].set_ylabel("accuracy on test")
+    panels[len(tasks)].set_ylabel("cosine to mean theta")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+if __name__ == "__main__":
+    studies.define_flags()
+    define_flags()
+    studies.run_main(__name__)

@@ -1,0 +1,216 @@
+"""Learned vectors: the losses are those of the definition, the gradients those of the losses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import LLAMA, PYTHIA, logits_of, model_of, random_params
+
+from experiments import learned_task_vector
+from taskvec_jax import learning
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Settings
+from taskvec_jax.loading import Model
+from taskvec_jax.prompts import FittedTask, fit
+from taskvec_jax.sweep import births_of, wavefront_births
+from taskvec_jax.tasks import TASKS, Pair, Task
+from taskvec_jax.tokenizer import Tokenizer
+
+RECIPE = learning.Recipe(steps=12, batch_size=3, learning_rate=0.3, check_every=4)
+
+
+def queries() -> list[list[int]]:
+    rng = np.random.RandomState(5)
+    return [rng.randint(0, 131, n).tolist() for n in (4, 7, 2, 4, 1)]
+
+
+def examples(wanted: bool = False) -> learning.Examples:
+    log_p = None
+    if wanted:
+        noise = np.random.RandomState(6).standard_normal((5, 131)).astype(np.float32)
+        log_p = noise - np.log(np.exp(noise).sum(-1, keepdims=True))
+    return learning.make_examples(queries(), [[3], [5, 9], [3], [120, 4, 7], [0]], log_p)
+
+
+def some_vectors(copies: int, width: int = LLAMA.width) -> np.ndarray:
+    return np.random.RandomState(7).standard_normal((copies, width)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Model:
+    return model_of(LLAMA, tokenizer)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_losses_are_those_of_injecting_each_vector_alone(model, wanted):
+    batch, layers = examples(wanted), [0, 2, 4]
+    vectors = some_vectors(3)
+    losses, said = learning.score_examples(model, batch, vectors, layers, batch_size=2)
+    for c, layer in enumerate(layers):
+        override = (np.int32(layer), batch.last, vectors[c])
+        logits = logits_of(model.decoder, model.params, batch.tokens, override)
+        log_q = jax.nn.log_softmax(logits[np.arange(5), batch.last], axis=-1)
+        np.testing.assert_array_equal(said[:, c], np.argmax(log_q, axis=-1))
+        if wanted:
+            want = (np.exp(batch.wanted) * (batch.wanted - np.asarray(log_q))).sum(-1)
+        else:
+            shares = np.exp(np.asarray(log_q))
+            want = -np.log(
+                [
+                    shares[i, answers[answers != learning.NO_ANSWER]].sum()
+                    for i, answers in enumerate(batch.answers)
+                ]
+            )
+        np.testing.assert_allclose(losses[:, c], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"), [(LLAMA, False), (PYTHIA, True)], ids=["answers", "distribution"]
+)
+def test_gradients_through_the_override_match_finite_differences(config, wanted):
+    with jax.enable_x64(True):
+        config = dataclasses.replace(config, dtype="float64", vocab_size=131)
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), random_params(config))
+        layers = [0, 1, config.num_layers - 1]
+        births = births_of(layers, config.num_layers)
+        vectors = jnp.asarray(some_vectors(3, config.width), jnp.float64)
+        batch = examples(wanted)
+        batch = batch._replace(wanted=batch.wanted.astype(np.float64))
+
+        @jax.jit
+        def total(vectors):
+            place = jnp.asarray(layers)
+            return learning.losses_of(config, params, batch, vectors, place, births)[0].sum()
+
+        gradient = jax.jit(jax.grad(total))(vectors)
+        rng, h = np.random.RandomState(8), 1e-5
+        for c in range(3):  # along a direction in each vector alone: no copy sees another
+            way = np.zeros(vectors.shape)
+            way[c] = rng.standard_normal(config.width)
+            slope = (total(vectors + h * way) - total(vectors - h * way)) / (2 * h)
+            np.testing.assert_allclose((gradient * way).sum(), slope, rtol=1e-6, atol=1e-8)
+        assert all(np.abs(gradient[c]).max() > 1e-3 for c in range(3))
+
+
+def right(said: np.ndarray) -> np.ndarray:
+    answers = examples().answers
+    return (said[:, :, None] == answers[:, None]).any(-1)
+
+
+def learned(model: Model, layers: list[int], recipe: learning.Recipe = RECIPE, **more):
+    initial = some_vectors(LLAMA.num_layers)[layers]
+    norms = np.linalg.norm(initial, axis=-1)
+    given = {"train": examples(), "dev": examples(), **more}
+    return learning.learn(
+        model, given["train"], given["dev"], right, initial, norms, layers, recipe
+    )
+
+
+def test_learning_lowers_the_loss_of_every_layer(model):
+    found = learned(model, [0, 1, 2, 3, 4])
+    assert found.checks == [0, 4, 8, 12]
+    assert (found.dev_losses[-1] < found.dev_losses[0] - 0.1).all()
+    assert (found.dev_accuracy >= found.dev_accuracies[0]).all()
+    np.testing.assert_array_equal(found.dev_accuracy, found.dev_accuracies.max(axis=0))
+
+
+def test_a_layer_learns_the_same_alone_and_among_others(model):
+    # Adam divides by the root of the gradient's square, so float noise grows; steps are few.
+    recipe = dataclasses.replace(RECIPE, steps=4)
+    together, alone = learned(model, [0, 1, 2, 3, 4], recipe), learned(model, [3], recipe)
+    np.testing.assert_allclose(alone.losses[:, 0], together.losses[:, 3], rtol=1e-4)
+    np.testing.assert_allclose(alone.vectors[0], together.vectors[3], rtol=1e-3, atol=1e-4)
+
+
+def test_learning_repeats_and_keeps_the_norm_it_is_told(model):
+    recipe = dataclasses.replace(RECIPE, norm=0.5, steps=4)
+    found, again = learned(model, [1, 4], recipe), learned(model, [1, 4], recipe)
+    np.testing.assert_array_equal(found.vectors, again.vectors)
+    norms = np.linalg.norm(some_vectors(LLAMA.num_layers)[[1, 4]], axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=-1), 0.5 * norms, rtol=1e-5)
+
+
+def test_padding_and_batches_change_no_loss(model):
+    batch, layers, vectors = examples(), [1, 3], some_vectors(2)
+    losses, said = learning.score_examples(model, batch, vectors, layers, batch_size=5)
+    longer = batch._replace(tokens=np.pad(batch.tokens, ((0, 0), (0, 8)), constant_values=77))
+    for other, size in ((batch, 2), (longer, 5)):
+        again, told = learning.score_examples(model, other, vectors, layers, batch_size=size)
+        np.testing.assert_allclose(again, losses, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(told, said)
+
+
+def test_a_step_is_compiled_once(model):
+    before = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    learned(model, [2, 4])
+    after = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    assert after == before + 1
+
+
+def test_births_wait_for_the_layers_that_are_asked_for():
+    assert births_of(range(30), 30) == wavefront_births(30)
+    assert births_of([13], 30) == births_of([15], 30) == ((12, 0), (30, 1))
+    assert births_of([0], 1) == ((1, 1),)
+    for layers in ([0, 3, 4], [2, 9, 10, 11, 12, 13, 28], [29]):
+        births = births_of(layers, 30)
+        assert births[-1] == (30, len(layers))
+        for copy, layer in enumerate(layers):
+            start = max((stop for stop, alive in births if alive <= copy), default=0)
+            assert start <= layer
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_layer(model):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e38)
+    with pytest.raises(TaskVecError, match=r"after layer \d is not finite at step"):
+        learned(model, [1, 2], recipe)
+
+
+def test_settings_that_cannot_be_are_refused(model):
+    with pytest.raises(TaskVecError, match="steps is 0; it must be at least 1"):
+        learning.Recipe(steps=0)
+    with pytest.raises(TaskVecError, match=r"learning_rate is -1.0; it must be above 0"):
+        learning.Recipe(learning_rate=-1.0)
+    with pytest.raises(TaskVecError, match="norm is nan; it must be above 0"):
+        learning.Recipe(norm=float("nan"))
+    for layers in ([5], [-1]):
+        with pytest.raises(TaskVecError, match="allowed: 0 to 4"):
+            learning.check_layers(layers, 5)
+    for layers in ([], [2, 1], [1, 1]):
+        with pytest.raises(TaskVecError, match="in rising order"):
+            learning.check_layers(layers, 5)
+    initial = some_vectors(2)
+    with pytest.raises(TaskVecError, match="one vector for each layer"):
+        learning.learn(model, examples(), examples(), right, initial, np.ones(3), [1, 2], RECIPE)
+    with pytest.raises(TaskVecError, match="every example needs an answer"):
+        learning.make_examples([[1]], [[]])
+
+
+def test_layers_of_the_flag_are_all_best_or_numbers():
+    assert learned_task_vector.parse_layers("all", 3) == [0, 1, 2]
+    assert learned_task_vector.parse_layers("best", 3) is None
+    assert learned_task_vector.parse_layers("2,0", 3) == [0, 2]
+    for bad, why in (("x", "allowed: all, best"), ("3", "allowed: 0 to 2")):
+        with pytest.raises(TaskVecError, match=why):
+            learned_task_vector.parse_layers(bad, 3)
+
+
+@pytest.mark.parametrize("name", ["algorithmic_next_letter", "linguistic_antonyms"])
+def test_no_pair_is_in_two_of_train_dev_and_test(tokenizer, name):
+    fitted = fit(TASKS[name], tokenizer)
+    split = learned_task_vector.split_pairs(fitted, Settings())
+    test = {prompt.query for prompt in split.test}
+    assert len(split.test) == 50
+    assert not set(split.train) & set(split.dev)
+    assert not test & {*split.train, *split.dev}
+    assert split.dealt == (name == "algorithmic_next_letter")
+
+
+def test_too_few_pairs_to_learn_from_are_refused():
+    pairs = tuple(Pair(f"a{i}", f"b{i}") for i in range(9))
+    fitted = FittedTask(Task("own", "x", pairs), pairs, False, 9)
+    with pytest.raises(TaskVecError, match="9 pairs are too few to learn from"):
+        learned_task_vector.split_pairs(fitted, Settings())
