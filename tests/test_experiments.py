@@ -155,6 +155,20 @@ def test_geometry_of_thetas_on_two_axes_is_the_hand_computed_one():
     json.dumps(found, allow_nan=False)
 
 
+def test_distances_are_summed_up_by_their_mean_and_quantiles() -> None:
+    # 0, 1, ... 20: the 5th percentile is the second value, the 95th the last but one.
+    found = task_geometry._describe(np.arange(21.0))
+    assert found == {"mean": 10.0, "median": 10.0, "p05": 1.0, "p95": 19.0}
+    assert task_geometry._describe(np.array([])) is None
+
+
+def test_the_mean_distance_within_a_task_leaves_out_a_vector_from_itself() -> None:
+    block = np.array([[0.0, 2.0], [2.0, 0.0]])
+    assert task_geometry._block_mean(block, own=True) == 2.0
+    assert task_geometry._block_mean(block, own=False) == 1.0
+    assert task_geometry._block_mean(np.zeros((1, 1)), own=True) is None
+
+
 def test_few_tasks_are_those_wanted_or_the_first_of_a_category():
     tasks = [Task(c, n, (Pair("a", "b"),)) for c, n in ("xp", "xq", "yp", "yq", "zp")]
     assert [t.name for t in some_of_each(tasks, ["x_q", "y_p", "gone"])] == ["x_q", "y_p", "z_p"]

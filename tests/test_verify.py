@@ -71,6 +71,23 @@ def test_equal_runs_have_no_distance() -> None:
     assert verify.compare(other, run).kl > 0
 
 
+def test_a_certificate_holds_the_hand_computed_values() -> None:
+    """Two positions, three tokens: the first equal, the second with its best two exchanged."""
+    theirs = np.log([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+    mine = np.log([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
+    site = np.array([[3.0, -4.0], [1.0, 2.0]])
+    reference = verify.Run([site[None]], [theirs])
+    found = verify.compare(verify.Run([site[None] + [[0.0, 1.0], [0.5, 0.0]]], [mine]), reference)
+    assert found.kl == pytest.approx((0 + np.log(2) / 4) / 2)
+    assert found.argmax == 0.5
+    assert found.top10 == 1.0  # all three tokens there are
+    assert (found.sites[0].difference, found.sites[0].relative) == (1.0, 0.25)
+    wide = np.arange(20.0)[None]
+    moved = np.where(np.arange(20) >= 17, 0.0, wide)  # its best three are not among ours
+    apart = verify.compare(verify.Run([site[None]], [moved]), verify.Run([site[None]], [wide]))
+    assert apart.top10 == pytest.approx(0.7)
+
+
 def test_the_default_model_equals_the_goldens_shipped_for_it(
     default_model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
