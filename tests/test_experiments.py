@@ -109,6 +109,32 @@ def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) 
     }
 
 
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (
+            (0.1, 0.4, 0.5),
+            "lifts zero-shot accuracy from 0.10 to 0.40, where 5-shot prompting reaches 0.50"
+            " (3 tasks): 75% of what in-context learning adds.",
+        ),
+        # Nothing gained, or nothing to gain: no share, and no word of lifting.
+        (
+            (0.1, 0.1, 0.5),
+            "does not lift zero-shot accuracy (0.10 without, 0.10 with it), where 5-shot prompting"
+            " reaches 0.50 (3 tasks).",
+        ),
+        (
+            (0.1, 0.2, 0.1),
+            "lifts zero-shot accuracy from 0.10 to 0.20, where 5-shot prompting reaches 0.10"
+            " (3 tasks).",
+        ),
+    ],
+)
+def test_the_headline_is_true_of_any_scores(scores, words):
+    mean = dict(zip(("baseline", "task_vector", "icl"), scores, strict=True))
+    assert main_results.section_headline("m", mean, 5, 3) == f"On m one vector {words}"
+
+
 def test_averages_are_over_tasks_where_icl_gains_a_fifth():
     tasks = {
         "a": task_scores(0.1, 0.5, 0.3, [0.0]),
