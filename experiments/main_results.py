@@ -16,6 +16,7 @@ Expected on the default model at the paper's settings: zero-shot .06, task vecto
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ def curve_of_good_tasks(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def section_headline(model: str, mean: dict[str, float], shots: int, tasks: int) -> str:
+def section_headline(model: str, mean: Mapping[str, float], shots: int, tasks: int) -> str:
     """What one vector does for a model, in a sentence that is true of any scores.
 
     Args:

@@ -131,7 +131,8 @@ def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) 
     ],
 )
 def test_the_headline_is_true_of_any_scores(scores, words):
-    mean = dict(zip(("baseline", "task_vector", "icl"), scores, strict=True))
+    baseline, vector, icl = scores
+    mean = {"baseline": baseline, "task_vector": vector, "icl": icl}
     assert main_results.section_headline("m", mean, 5, 3) == f"On m one vector {words}"
 
 
