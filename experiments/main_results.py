@@ -16,6 +16,7 @@ Expected on the default model at the paper's settings: zero-shot .06, task vecto
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -149,18 +150,36 @@ def curve_of_good_tasks(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def section_headline(model: str, mean: Mapping[str, float], shots: int, tasks: int) -> str:
+    """What one vector does for a model, in a sentence that is true of any scores.
+
+    Args:
+      mean: over tasks, of baseline, task_vector and icl.
+    """
+    base, vector, icl = mean["baseline"], mean["task_vector"], mean["icl"]
+    change = (
+        f"lifts zero-shot accuracy from {base:.2f} to {vector:.2f}"
+        if vector > base
+        else f"does not lift zero-shot accuracy ({base:.2f} without, {vector:.2f} with it)"
+    )
+    share = (
+        f": {(vector - base) / (icl - base):.0%} of what in-context learning adds"
+        if icl > base and vector > base
+        else ""
+    )
+    return (
+        f"On {model} one vector {change}, where {shots}-shot prompting reaches {icl:.2f}"
+        f" ({tasks} tasks){share}."
+    )
+
+
 def section(result: dict[str, Any]) -> Section:
     """The table and what it says."""
     tasks, mean = result["tasks"], result["mean"]
     beating, count = result["beating"], len(tasks)
     last = result["num_layers"] - 1
-    gained = (mean["task_vector"] - mean["baseline"]) / max(1e-9, mean["icl"] - mean["baseline"])
     words = [
-        f"On {result['model']} one vector lifts zero-shot accuracy from {mean['baseline']:.2f} to"
-        f" {mean['task_vector']:.2f}, where five-shot prompting reaches {mean['icl']:.2f}"
-        f" ({count} tasks): {gained:.0%} of what in-context learning adds.".replace(
-            "five-shot", f"{result['settings']['num_demonstrations']}-shot"
-        ),
+        section_headline(result["model"], mean, result["settings"]["num_demonstrations"], count),
         f"{len(beating)} of {count} task vectors beat every control: zero-shot, majority class,"
         " copying, last-layer replay, other tasks' thetas, a random vector and theta from shuffled"
         " labels (the 95 % interval of each difference is above zero)."
@@ -169,9 +188,9 @@ def section(result: dict[str, Any]) -> Section:
             if len(beating) < count
             else ""
         ),
-        f"Shuffled labels are the hardest control (mean {mean['shuffled_labels']:.2f}; ICL with the"
-        f" same shuffled demonstrations: {mean['icl_shuffled_labels']:.2f}): they keep the inputs"
-        " and the kind of answer, and break only the pairing. Without it"
+        f"Theta from shuffled labels scores {mean['shuffled_labels']:.2f} (ICL with the same"
+        f" shuffled demonstrations: {mean['icl_shuffled_labels']:.2f}). They keep the inputs and"
+        " the kind of answer, and break only the pairing. Without this control"
         f" {len(result['beating_all_but_shuffled_labels'])} of {count} beat their controls.",
         f"One layer for all tasks (layer {result['common_layer']} of 0–{last}) scores"
         f" {mean['common_layer']:.2f} instead of {mean['task_vector']:.2f} with each task's own.",

@@ -264,6 +264,11 @@ def convert_model(
         check_dtype(dtype)
     name = str(name_or_path)
     fetched = from_hub_or_wheel(name, revision)
+    if not fetched and checkpoint.is_checkpoint(Path(name)):
+        raise TaskVecError(
+            f"{name}: a converted model already; allowed: foreign weights. Use it as it is"
+            f" (--model={name}), or write a Hugging Face directory with python -m convert.export"
+        )
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         if not checkpoint.is_checkpoint(out):
             raise TaskVecError(f"{out}: there is something else there; choose another directory")

@@ -213,6 +213,13 @@ def test_rope_scaling_and_biases_survive_the_checkpoint(tmp_path: Path) -> None:
         hf.assert_same(hf.run_ours(load_model(tmp_path / name), TOKENS), hf.run_hf(theirs, TOKENS))
 
 
+def test_a_converted_model_is_not_converted_again(source: Path, tmp_path: Path) -> None:
+    convert_model(source, tmp_path / "out")
+    with pytest.raises(TaskVecError, match=r"a converted model already; .*--model="):
+        convert_model(tmp_path / "out", tmp_path / "again")
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_something_else_at_the_target_is_not_overwritten(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("important")

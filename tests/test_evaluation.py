@@ -8,8 +8,9 @@ import pytest
 from taskvec_jax import evaluation
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, accuracy, best_layer, evaluate_task, is_correct
+from taskvec_jax.prompts import FittedTask, Prompt
 from taskvec_jax.sweep import read_texts
-from taskvec_jax.tasks import TASKS, Pair
+from taskvec_jax.tasks import TASKS, Pair, Task
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,22 @@ def test_knowledge_accepts_a_prefix_either_way_but_never_nothing():
         assert is_correct("knowledge", pair, right)
     for wrong in ("", "Z", "ucre", "sucre"):
         assert not is_correct("knowledge", pair, wrong)
+
+
+def test_the_strict_rule_wants_the_first_token_of_an_answer(default_model):
+    pair = Pair("Bolivia", "Sucre", ("La Paz",))
+    fitted = FittedTask(Task("knowledge", "x", (pair,)), (pair,), False, 1)
+    judge = evaluation.Judge(default_model, fitted)
+    tokenizer = default_model.tokenizer
+    asked = "example:Bolivia->"
+    first, other = (tokenizer.continuation(asked, text)[0] for text in ("Sucre", "La Paz"))
+    (letter,), (wrong,) = tokenizer.encode("S"), tokenizer.encode("Z")
+    said = np.array([first, other, letter, wrong])
+    prompts = [Prompt((), pair, ())] * 4
+    assert letter != first
+    assert judge.strictly_correct(prompts, said).tolist() == [True, True, False, False]
+    # The paper's rule takes a single letter too.
+    assert judge.correct(prompts, said).tolist() == [True, True, True, False]
 
 
 def test_the_best_layer_is_the_lowest_of_the_best():

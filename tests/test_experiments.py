@@ -109,6 +109,33 @@ def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) 
     }
 
 
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        (
+            (0.1, 0.4, 0.5),
+            "lifts zero-shot accuracy from 0.10 to 0.40, where 5-shot prompting reaches 0.50"
+            " (3 tasks): 75% of what in-context learning adds.",
+        ),
+        # Nothing gained, or nothing to gain: no share, and no word of lifting.
+        (
+            (0.1, 0.1, 0.5),
+            "does not lift zero-shot accuracy (0.10 without, 0.10 with it), where 5-shot prompting"
+            " reaches 0.50 (3 tasks).",
+        ),
+        (
+            (0.1, 0.2, 0.1),
+            "lifts zero-shot accuracy from 0.10 to 0.20, where 5-shot prompting reaches 0.10"
+            " (3 tasks).",
+        ),
+    ],
+)
+def test_the_headline_is_true_of_any_scores(scores, words):
+    baseline, vector, icl = scores
+    mean = {"baseline": baseline, "task_vector": vector, "icl": icl}
+    assert main_results.section_headline("m", mean, 5, 3) == f"On m one vector {words}"
+
+
 def test_averages_are_over_tasks_where_icl_gains_a_fifth():
     tasks = {
         "a": task_scores(0.1, 0.5, 0.3, [0.0]),
@@ -153,6 +180,20 @@ def test_geometry_of_thetas_on_two_axes_is_the_hand_computed_one():
     assert sum(found["within_histogram"]) == 6
     assert sum(found["between_histogram"]) == 9
     json.dumps(found, allow_nan=False)
+
+
+def test_distances_are_summed_up_by_their_mean_and_quantiles() -> None:
+    # 0, 1, ... 20: the 5th percentile is the second value, the 95th the last but one.
+    found = task_geometry._describe(np.arange(21.0))
+    assert found == {"mean": 10.0, "median": 10.0, "p05": 1.0, "p95": 19.0}
+    assert task_geometry._describe(np.array([])) is None
+
+
+def test_the_mean_distance_within_a_task_leaves_out_a_vector_from_itself() -> None:
+    block = np.array([[0.0, 2.0], [2.0, 0.0]])
+    assert task_geometry._block_mean(block, own=True) == 2.0
+    assert task_geometry._block_mean(block, own=False) == 1.0
+    assert task_geometry._block_mean(np.zeros((1, 1)), own=True) is None
 
 
 def test_few_tasks_are_those_wanted_or_the_first_of_a_category():

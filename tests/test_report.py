@@ -151,13 +151,15 @@ def test_all_pairs_of_tasks_that_share_queries_conflict(tmp_path, tiny_path):
 def test_foreign_task_data_own_tasks_and_several_models_run_everything(
     tmp_path, tiny_path, tokenizer
 ):
-    """The original's layout: category/name.json, {input: output}."""
+    """The original's layout, category/name.json: {input: output}, or a list of pairs."""
     data = tmp_path / "data"
     words = "red blue green black white brown grey pink gold silver cream orange".split()
     for category, name in (("linguistic", "colours"), ("knowledge", "shades")):
         (data / category).mkdir(parents=True)
         pairs = dict(zip(words, words[1:] + words[:1], strict=True))
-        (data / category / f"{name}.json").write_text(json.dumps(pairs))
+        listed = [{"input": word, "output": answer} for word, answer in pairs.items()]
+        content = pairs if category == "linguistic" else listed
+        (data / category / f"{name}.json").write_text(json.dumps(content))
     own = tmp_path / "own.py"
     own.write_text(
         "from taskvec_jax.tasks import Pair, Task\n"
