@@ -337,7 +337,7 @@ def draw(result: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    defaults = Training(steps=4000)
+    defaults = Training(steps=2500)
     flags.DEFINE_string("out", "results/train_small", "directory of the run")
     flags.DEFINE_integer("steps", defaults.steps, "of the optimiser")
     flags.DEFINE_integer("batch_size", 32, "rows of a step")

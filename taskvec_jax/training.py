@@ -65,7 +65,7 @@ class Training:
     """
 
     steps: int
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0

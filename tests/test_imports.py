@@ -22,6 +22,7 @@ RANKS = [
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
     ["taskvec_jax.decoder"],
     ["taskvec_jax.task_vectors", "taskvec_jax.checkpoint", "taskvec_jax.soundness"],
+    ["taskvec_jax.training"],
     ["convert"],
     ["taskvec_jax.loading", "taskvec_jax.plan"],
     ["convert.command"],
