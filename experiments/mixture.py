@@ -4,22 +4,21 @@
         --task_file=experiments/mixture.py --tasks=bijection_1,algorithmic_next_letter
 
 A model of a million parameters can know a task only by having seen it, so the mixture is of fixed
-tasks that share their inputs: what is asked for must be read off the demonstrations. The six rules
-over letters are the ones every experiment has; the others are over the numbers 00 to 29:
+tasks that share their inputs: what is asked for must be read off the demonstrations. No two of
+them share both their inputs' kind and their answers' kind, as `next_letter` and `prev_letter` do:
+telling such tasks apart takes the pair, not the answer alone, and much longer to learn. Four are
+rules that every experiment has; the others are of this model:
 
-* `bijection_1` to `_4`: fixed permutations of the numbers; `bijection_held_out` is one more that
-  training never shows;
-* `successor_next`, `successor_prev`: counting;
+* `bijection_1` to `_4`: from the numbers 00 to 19 to those of another twenty, each a fixed
+  permutation; `bijection_held_out` is one more within 20 to 39, which training never shows;
+* `successor_next`: counting;
 * `lookup_letter`, `lookup_number`: fixed tables from numbers to letters and from letters to
-  numbers, in which two inputs may share an answer.
-
-One row in ten shows a table drawn for that row alone, whose queries come back: it can be answered
-from the prompt only, by copying.
+  numbers, in which two inputs may share an answer;
+* `list_last_upper`: the last letter of a list, in upper case.
 """
 
 from __future__ import annotations
 
-import itertools
 import string
 from collections.abc import Mapping, Sequence
 
@@ -33,20 +32,21 @@ from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.tokenizer import ARROW, Tokenizer
 from taskvec_jax.training import Batch
 
-NUM_NUMBERS = 30
+TWENTY = 20  # numbers of one kind
 NUM_BIJECTIONS = 4
 NUM_LINES = 6  # of a row: demonstrations, each asked in its turn
 LISTS_EVERY = 6  # one batch in so many is of lists, which are longer
-COPY_SHARE = 0.1  # of the rows of the other batches
 UNKNOWN = "<unk>"
-NUMBERS = tuple(f"{i:02d}" for i in range(NUM_NUMBERS))
+NUMBERS = tuple(f"{i:02d}" for i in range(TWENTY * (NUM_BIJECTIONS + 1)))
+FIRST = NUMBERS[:TWENTY]
 LETTERS = string.ascii_lowercase
+HOUSE = ("next_letter", "to_upper", "to_lower", "list_first")
 
 
-def _bijection(name: str) -> Task:
-    """A fixed permutation of the numbers, drawn from its name."""
-    images = draw(seeded("mixture", name), NUMBERS, NUM_NUMBERS)
-    return Task("bijection", name, tuple(map(Pair, NUMBERS, images)))
+def _bijection(name: str, kind: int) -> Task:
+    """A fixed map from the first twenty numbers to another twenty, drawn from its name."""
+    images = draw(seeded("mixture", name), NUMBERS[TWENTY * kind :][:TWENTY], TWENTY)
+    return Task("bijection", name, tuple(map(Pair, FIRST, images)))
 
 
 def _lookup(name: str, inputs: Sequence[str], answers: Sequence[str]) -> Task:
@@ -56,23 +56,20 @@ def _lookup(name: str, inputs: Sequence[str], answers: Sequence[str]) -> Task:
 
 
 def _own_tasks() -> list[Task]:
-    following = list(itertools.pairwise(NUMBERS))
+    lists = HOUSE_TASKS["algorithmic_list_last"].pairs
     return [
-        *(_bijection(str(i + 1)) for i in range(NUM_BIJECTIONS)),
-        Task("successor", "next", tuple(Pair(a, b) for a, b in following)),
-        Task("successor", "prev", tuple(Pair(b, a) for a, b in following)),
-        _lookup("letter", NUMBERS, LETTERS),
-        _lookup("number", LETTERS, NUMBERS),
+        *(_bijection(str(kind), kind) for kind in range(1, NUM_BIJECTIONS + 1)),
+        Task("successor", "next", tuple(map(Pair, FIRST, FIRST[1:]))),
+        _lookup("letter", FIRST, LETTERS),
+        _lookup("number", LETTERS, FIRST),
+        Task("list", "last_upper", tuple(Pair(x, y.upper()) for x, y, _ in lists)),
     ]
 
 
-HELD_OUT = _bijection("held_out")
-LIST_TASKS = [t for name, t in HOUSE_TASKS.items() if name.startswith("algorithmic_list")]
-SHORT_TASKS = [
-    *(t for t in HOUSE_TASKS.values() if t.category == "algorithmic" and t not in LIST_TASKS),
-    *_own_tasks(),
-]
-TRAINING_TASKS = [*SHORT_TASKS, *LIST_TASKS]
+HELD_OUT = _bijection("held_out", 1)
+TRAINING_TASKS = [*(HOUSE_TASKS[f"algorithmic_{name}"] for name in HOUSE), *_own_tasks()]
+LIST_TASKS = [task for task in TRAINING_TASKS if "list" in task.name]
+SHORT_TASKS = [task for task in TRAINING_TASKS if task not in LIST_TASKS]
 TASKS = [*_own_tasks(), HELD_OUT]  # what --task_file adds to those every experiment has
 
 
@@ -85,7 +82,7 @@ def build_tokenizer() -> Tokenizer:
     words = [PREFIX, ARROW, SEPARATOR, ",", *NUMBERS, *LETTERS, *LETTERS.upper()]
     vocab = {word: i for i, word in enumerate([UNKNOWN, *words])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=UNKNOWN))
-    pattern = rf"{PREFIX}|{ARROW}|[0-2][0-9]|[\s\S]"
+    pattern = rf"{PREFIX}|{ARROW}|[0-9][0-9]|[\s\S]"
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     backend.decoder = tokenizers.decoders.Fuse()
     return Tokenizer(backend)
@@ -127,37 +124,24 @@ class Mixture:
         rng = seeded("mixture", self.seed, "step", step)
         lists = self._is_of_lists(step)
         tasks = LIST_TASKS if lists else SHORT_TASKS
-        rows, extra, firsts = [], [], []
+        rows, others = [], []
         for _ in range(self.batch_size):
-            if not lists and rng.random() < COPY_SHARE:
-                half = NUM_LINES // 2
-                pairs = map(Pair, draw(rng, NUMBERS, half), draw(rng, NUMBERS, half))
-                shown = [self._line(pair) for pair in pairs]
-                rows.append(shown + draw(rng, shown, half))
-                extra.append([])  # nothing but the prompt could say what is asked for
-                firsts.append(half)
-                continue
             task = tasks[int(rng.random() * len(tasks))]
             *shown, other = draw(rng, self._lines[task.name], NUM_LINES + 1)
             rows.append(shown)
-            extra.append(other)
-            firsts.append(1)
-        longest = self._longest["lists" if lists else "short"]
-        return pack(rows, extra, firsts, longest)
+            others.append(other)
+        return pack(rows, others, self._longest["lists" if lists else "short"])
 
 
 def pack(
-    rows: Sequence[Sequence[Sequence[int]]],
-    extra: Sequence[Sequence[int]],
-    firsts: Sequence[int],
-    longest: int,
+    rows: Sequence[Sequence[Sequence[int]]], others: Sequence[Sequence[int]], longest: int
 ) -> Batch:
     """Lines of token ids as arrays of one shape.
 
     Args:
-      rows: for each row, its lines; each ends in arrow, answer, newline.
-      extra: for each row, one more line of the same task, or nothing.
-      firsts: the line from which on a row's answers can be known.
+      rows: for each row, its lines; each ends in arrow, answer, newline. The first answer does not
+        count: nothing has said yet what the task is.
+      others: for each row, one more line of the same task.
       longest: tokens of the longest line there is.
     """
     count = len(rows)
@@ -167,22 +151,19 @@ def pack(
     last = np.zeros(count, np.int32)
     query = np.zeros((count, longest - 2), np.int32)
     query_last, query_answer = np.zeros(count, np.int32), np.zeros(count, np.int32)
-    query_weight = np.zeros(count, np.float32)
-    for i, (lines, other, first) in enumerate(zip(rows, extra, firsts, strict=True)):
+    for i, (lines, other) in enumerate(zip(rows, others, strict=True)):
         place = 0
         for j, line in enumerate(lines):
             kept = len(line) - 2 if j == len(lines) - 1 else len(line)
             tokens[i, place : place + kept] = line[:kept]
             arrow = place + len(line) - 3
             answers[i, arrow] = line[-2]
-            weights[i, arrow] = j >= first
+            weights[i, arrow] = j > 0
             last[i] = arrow
             place += kept
-        if other:
-            query[i, : len(other) - 2] = other[:-2]
-            query_last[i], query_answer[i] = len(other) - 3, other[-2]
-            query_weight[i] = 1
-    return Batch(tokens, answers, weights, last, query, query_last, query_answer, query_weight)
+        query[i, : len(other) - 2] = other[:-2]
+        query_last[i], query_answer[i] = len(other) - 3, other[-2]
+    return Batch(tokens, answers, weights, last, query, query_last, query_answer)
 
 
 def summary(accuracies: Mapping[str, float]) -> str:

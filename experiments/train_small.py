@@ -157,11 +157,10 @@ class Recorder:
             name: round(float(np.mean([getattr(m, name) for m in self.held])), 6)
             for name in Measures._fields
         }
-        rate = float(training.schedule(self.settings)(step - 1))
         line = {
             "step": step,
             **means,
-            "learning_rate": rate,
+            "learning_rate": training.learning_rate(self.settings, step - 1),
             "tokens": self.tokens,
             "seconds": round(seconds, 3),
         }
@@ -337,7 +336,7 @@ def draw(result: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    defaults = Training(steps=2500)
+    defaults = Training(steps=1200)
     flags.DEFINE_string("out", "results/train_small", "directory of the run")
     flags.DEFINE_integer("steps", defaults.steps, "of the optimiser")
     flags.DEFINE_integer("batch_size", 32, "rows of a step")

@@ -313,7 +313,7 @@ NAMED_MODELS: dict[str, NamedModel] = {
         ),
     ),
     SMALL_MODEL: NamedModel(
-        dataclasses.replace(_pythia(87, 6, 128, 4), max_length=256),
+        dataclasses.replace(_pythia(157, 6, 128, 4), max_length=256),
         Shipped("python -m experiments.train_small"),
     ),
     "llama-7b": NamedModel(_llama(32000, 32, 4096, 32, 11008), "huggyllama/llama-7b"),

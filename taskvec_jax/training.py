@@ -36,7 +36,6 @@ class Batch(NamedTuple):
       last: int32 [B], the row's last arrow, where theta is read.
       query: int32 [B, Q], right-padded, ending in the arrow.
       query_last, query_answer: int32 [B].
-      query_weight: float32 [B], 0 for a row without such a query.
     """
 
     tokens: np.ndarray
@@ -46,7 +45,6 @@ class Batch(NamedTuple):
     query: np.ndarray
     query_last: np.ndarray
     query_answer: np.ndarray
-    query_weight: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Training:
     """
 
     steps: int
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -130,6 +128,11 @@ def schedule(training: Training) -> optax.Schedule:
     )
 
 
+def learning_rate(training: Training, step: int) -> float:
+    """Of one step (0-based), as a number."""
+    return float(np.asarray(schedule(training)(step)))
+
+
 def optimiser(training: Training) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW; norms and biases do not decay."""
 
@@ -185,10 +188,9 @@ def _losses(
         theta = residuals[training.vector_layer]  # [B, D]
         override = Override(training.vector_layer, batch.query_last, theta)
         _, told = decoder.apply(params, batch.query, batch.query_last, override, method="read")
-        share = batch.query_weight / batch.query_weight.sum()
         wrong = optax.softmax_cross_entropy_with_integer_labels(told, batch.query_answer)
-        loss = loss + training.vector_loss * (share * wrong).sum()
-        vector_accuracy = (share * (told.argmax(-1) == batch.query_answer)).sum()
+        loss = loss + training.vector_loss * wrong.mean()
+        vector_accuracy = (told.argmax(-1) == batch.query_answer).mean()
     return loss, (answer_loss, accuracy, vector_accuracy)
 
 
@@ -202,7 +204,7 @@ def train_step(
     losses = functools.partial(_losses, Decoder(config), training, batch=batch)
     (loss, rest), gradient = jax.value_and_grad(losses, has_aux=True)(params)
     updates, kept = optimiser(training).update(gradient, kept, params)
-    measures = Measures(loss, *rest, gradient_norm=optax.global_norm(gradient))
+    measures = Measures(loss, *rest, gradient_norm=optax.tree.norm(gradient))
     return optax.apply_updates(params, updates), kept, measures
 
 
