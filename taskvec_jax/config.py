@@ -202,14 +202,26 @@ class WheelFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shipped:
+    """Weights that lie in checkpoints/ of the project itself, converted.
+
+    Attributes:
+      made_by: the command that makes them.
+    """
+
+    made_by: str
+
+
+@dataclasses.dataclass(frozen=True)
 class NamedModel:
     """A model that `load_model` knows by name: its shape, and where its weights come from."""
 
     config: DecoderConfig
-    source: WheelFile | str  # str: a repository on the Hugging Face hub
+    source: WheelFile | Shipped | str  # str: a repository on the Hugging Face hub
 
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+SMALL_MODEL = "pythia-icl-small"
 
 
 def _llama(
@@ -304,6 +316,10 @@ NAMED_MODELS: dict[str, NamedModel] = {
             size=98_362_432,
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
+    ),
+    SMALL_MODEL: NamedModel(
+        dataclasses.replace(_pythia(157, 6, 128, 4), max_length=256),
+        Shipped("python -m experiments.train_small"),
     ),
     "llama-7b": NamedModel(_llama(32000, 32, 4096, 32, 11008), "huggyllama/llama-7b"),
     "llama-13b": NamedModel(_llama(32000, 40, 5120, 40, 13824), "huggyllama/llama-13b"),

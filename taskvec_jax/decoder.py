@@ -153,6 +153,14 @@ class Decoder(nn.Module):
         assert residuals is not None  # positions were given
         return residuals, self._logits(parts, x[jnp.arange(rows), positions])
 
+    def trace(self, tokens: jax.Array, positions: Any) -> tuple[jax.Array, jax.Array]:
+        """As `read`, with the logits after every token: residuals [L, B, D], logits [B, T, V]."""
+        positions = check_index("read position", positions, tokens.shape[1], tokens.shape[0])
+        parts = self._parts()
+        x, residuals = self._run(parts, tokens, None, positions)
+        assert residuals is not None  # positions were given
+        return residuals, self._logits(parts, x)
+
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Tokens int [B, T] -> the residual stream before block 0, [B, T, D]."""
         return self._parts().embed(tokens).astype(self.config.stream_dtype)

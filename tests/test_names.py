@@ -18,7 +18,7 @@ import convert
 from convert import hub
 from convert.export import FAMILIES
 from taskvec_jax import checkpoint, loading
-from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, NamedModel
+from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, SMALL_MODEL, NamedModel
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
 from taskvec_jax.plan import (
@@ -65,11 +65,13 @@ PUBLISHED = {  # parameters, from the models' own pages
     "gpt-neox-20b": 20_554_567_680,
     "gpt-j-6b": 6_050_882_784,
 }
+OURS = {SMALL_MODEL: 1_230_080}  # no publisher but us
 
 
 @pytest.mark.parametrize("name", NAMED_MODELS)
 def test_every_name_has_the_published_parameter_count(name: str) -> None:
-    assert parameter_count(NAMED_MODELS[name].config) == PUBLISHED[name.removesuffix("-deduped")]
+    expected = (PUBLISHED | OURS)[name.removesuffix("-deduped")]
+    assert parameter_count(NAMED_MODELS[name].config) == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -86,7 +88,7 @@ def test_transformers_counts_the_same_parameters(name: str) -> None:
 
 def test_every_name_says_where_its_weights_are() -> None:
     for name, model in NAMED_MODELS.items():
-        if name != DEFAULT_MODEL:
+        if name not in (DEFAULT_MODEL, SMALL_MODEL):
             assert isinstance(model.source, str)
             assert loading._HUB_NAME.fullmatch(model.source), name
 

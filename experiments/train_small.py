@@ -1,0 +1,355 @@
+"""A small Pythia trained from scratch on a mixture of in-context tasks.
+
+    python -m experiments.train_small --out=results/train_small
+    python -m experiments.train_small --out=results/train_small_plain --vector_loss=0
+
+The architecture is Pythia's (GPT-NeoX), a million parameters; the tasks and the vocabulary are in
+`experiments.mixture`. Loss on the answers alone; AdamW, linear warm-up, cosine, clipped gradients.
+--vector_loss=W adds W times the vector-prompting loss (Yang et al. 2025, arXiv 2501.09240): the
+answer of a zero-shot query whose arrow is overwritten, after --vector_layer, with theta of the
+row's own demonstrations and another query.
+
+Writes under --out: log.jsonl (a line every --log_every steps), step<N>/ (converted models on the
+way, for `experiments.emergence`), state/ (what a killed run goes on from: the same command again),
+model/ (the final model in bfloat16), train_small.json and train_small.png/.svg.
+The model shipped as `pythia-icl-small` is model/ of the first command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import command
+from experiments.command import FLAGS, console
+from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
+from taskvec_jax import checkpoint, training
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.decoder import Decoder, Params
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Judge, Settings, draw_prompts
+from taskvec_jax.loading import Model, hash_leaves, hash_params
+from taskvec_jax.prompts import fit
+from taskvec_jax.sweep import read_texts
+from taskvec_jax.tasks import Task
+from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.training import Measures, State, Training
+
+NAME = "train_small"
+EARLY = (32, 64, 128, 256)  # kept steps before a tenth of the run
+TENTHS = 10  # of the run, each kept
+MAX_LENGTH = 256
+
+
+def small_pythia(vocab_size: int, num_layers: int, width: int, num_heads: int) -> DecoderConfig:
+    """A Pythia of these sizes: a quarter of each head rotates.
+
+    Raises:
+      TaskVecError: heads that do not divide the width, or that cannot rotate.
+    """
+    if num_heads < 1 or width % num_heads or (width // num_heads) % 8:
+        raise TaskVecError(
+            f"--width={width} over --num_heads={num_heads}: each head must be a multiple of 8 wide"
+            " (a quarter of it rotates, in pairs), such as --width=128 --num_heads=4"
+        )
+    return DecoderConfig(
+        family="pythia",
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_width=4 * width,
+        norm_eps=1e-5,
+        rope_base=10_000.0,
+        rope_dim=width // num_heads // 4,
+        max_length=MAX_LENGTH,
+        attention_bias=True,
+        mlp_bias=True,
+        parallel_residual=True,
+    )
+
+
+def kept_steps(steps: int) -> list[int]:
+    """The steps whose models are kept: few early ones, doubling, then each tenth of the run."""
+    tenths = {round(steps * i / TENTHS) for i in range(1, TENTHS + 1)}
+    return sorted({0, *(step for step in EARLY if step < min(tenths)), *tenths})
+
+
+class Log:
+    """log.jsonl: what a run measured; lines after the step it goes on from are taken back."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        kept = [line for line in self.read() if line["step"] <= step]
+        scratch = path.with_name(f".{path.name}.part")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(scratch, path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; a torn last one does not count."""
+        if not self.path.exists():
+            return []
+        lines = []
+        for line in self.path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                lines.append(json.loads(line))
+        return lines
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Appends a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Keeps models, states and the log of a run.
+
+    Attributes:
+      out: the run's directory.
+      config: of the model.
+      settings: what decides the weights.
+      tokenizer: the vocabulary.
+      log: where lines go.
+      log_every, save_every: in steps.
+      tokens_of: step (0-based) -> tokens of its rows.
+      about: what the manifests of kept models say.
+    """
+
+    out: Path
+    config: DecoderConfig
+    settings: Training
+    tokenizer: Tokenizer
+    log: Log
+    log_every: int
+    save_every: int
+    tokens_of: Any
+    about: dict[str, Any]
+    held: list[Measures] = dataclasses.field(default_factory=list)
+    tokens: int = 0
+    since: float = dataclasses.field(default_factory=time.monotonic)
+
+    def step(self, state: State, measures: Measures) -> None:
+        """Called after each step."""
+        self.held.append(measures)
+        self.tokens += self.tokens_of(state.step - 1)
+        if state.step % self.log_every == 0 or state.step == self.settings.steps:
+            self._write(state.step)
+        if state.step in kept_steps(self.settings.steps):
+            self.keep(state)
+        if state.step % self.save_every == 0 or state.step == self.settings.steps:
+            training.save_state(self.out / "state", state)
+
+    def _write(self, step: int) -> None:
+        seconds = time.monotonic() - self.since
+        means = {
+            name: round(float(np.mean([getattr(m, name) for m in self.held])), 6)
+            for name in Measures._fields
+        }
+        line = {
+            "step": step,
+            **means,
+            "learning_rate": training.learning_rate(self.settings, step - 1),
+            "tokens": self.tokens,
+            "seconds": round(seconds, 3),
+        }
+        self.log.add(line)
+        console.print(
+            f"step {step:>6}  loss {means['loss']:.4f}  accuracy {means['accuracy']:.3f}"
+            f"  with theta {means['vector_accuracy']:.3f}  {self.tokens / seconds:,.0f} tokens/s",
+            markup=False,
+        )
+        self.held, self.tokens, self.since = [], 0, time.monotonic()
+
+    def keep(self, state: State) -> None:
+        """Writes the model of a step as a converted model."""
+        save_model(
+            self.out / f"step{state.step}",
+            self.config,
+            state.params,
+            self.tokenizer,
+            {**self.about, "step": state.step},
+        )
+
+
+def save_model(
+    path: Path, config: DecoderConfig, params: Params, tokenizer: Tokenizer, about: dict[str, Any]
+) -> None:
+    """Writes a converted model in the dtype of `config`."""
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.dtype)), params)
+    manifest = {
+        **about,
+        "leaves_sha256": hash_leaves(params),
+        "weights_sha256": hash_params(params),
+    }
+    with checkpoint.writing(path):
+        checkpoint.save(path, config, params, tokenizer, manifest)
+
+
+def icl_accuracy(model: Model, tasks: list[Task], settings: Settings) -> dict[str, float]:
+    """In-context accuracy on test prompts, task by task."""
+    found = {}
+    for task in tasks:
+        judge = Judge(model, fit(task, model.tokenizer))
+        prompts = draw_prompts(judge.fitted, settings, "test")
+        texts = [model.tokenizer.encode_all([prompt.icl()]) for prompt in prompts]
+        _, said = read_texts(model, texts, settings.batch_size)
+        found[task.name] = float(judge.correct(prompts, said.tokens[:, 0]).mean())
+    return found
+
+
+def go_on_from(out: Path, config: DecoderConfig, settings: Training, about: Any) -> State:
+    """The state a run starts from: fresh, or the last one saved.
+
+    Raises:
+      TaskVecError: the directory holds a run of other settings.
+    """
+    fresh = training.initial_state(config, settings)
+    record = out / "run.json"
+    if record.exists():
+        if json.loads(record.read_text()) != about:
+            other = json.loads(record.read_text())
+            differing = sorted(key for key in {*about, *other} if about.get(key) != other.get(key))
+            raise TaskVecError(
+                f"{out} holds a run of other settings ({', '.join(differing)} differ); choose"
+                " another --out, or the settings it was begun with"
+            )
+    else:
+        command.write_json(record, about)
+    if not (out / "state").exists():
+        return fresh
+    return training.restore_state(out / "state", fresh)
+
+
+def main() -> None:
+    """Trains the model the flags ask for, or goes on training it."""
+    out = command.prepare_out(FLAGS.out)
+    tokenizer = build_tokenizer()
+    config = small_pythia(tokenizer.vocab_size, FLAGS.num_layers, FLAGS.width, FLAGS.num_heads)
+    settings = Training(**{f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(Training)})
+    for name in ("batch_size", "log_every", "save_every"):
+        if getattr(FLAGS, name) < 1:
+            raise TaskVecError(f"--{name}={getattr(FLAGS, name)}; it must be at least 1")
+    about = {
+        "config": config.to_dict(),
+        "training": dataclasses.asdict(settings),
+        "batch_size": FLAGS.batch_size,
+        "tokenizer_sha256": tokenizer.sha256,
+        "tasks": [task.name for task in TRAINING_TASKS],
+    }
+    state = go_on_from(out, config, settings, about)
+    mixture = Mixture(tokenizer, settings.seed, FLAGS.batch_size)
+    origin = {"model": NAME, "source": "experiments.train_small", "made_with": about}
+    recorder = Recorder(
+        out,
+        config,
+        settings,
+        tokenizer,
+        Log(out / "log.jsonl", state.step),
+        FLAGS.log_every,
+        FLAGS.save_every,
+        mixture.tokens_of,
+        origin,
+    )
+    if state.step:
+        console.print(f"going on from step {state.step}")
+    else:
+        recorder.keep(state)
+    try:
+        state = training.run(config, settings, state, mixture.batch, recorder.step)
+    except TaskVecError as error:
+        raise TaskVecError(f"{error}; what was good is kept in {out / 'state'}") from None
+    shipped = dataclasses.replace(config, dtype="bfloat16")
+    save_model(out / "model", shipped, state.params, tokenizer, {**origin, "step": state.step})
+    finish(out, about, tokenizer, recorder.log.read())
+
+
+def finish(out: Path, about: dict[str, Any], tokenizer: Tokenizer, lines: Any) -> None:
+    """Scores the final model as it was written, and writes the result and its figure."""
+    restored = checkpoint.restore(out / "model", "float32")
+    model = Model(
+        NAME,
+        Decoder(restored.config),
+        restored.params,
+        tokenizer,
+        restored.config,
+        restored.manifest["weights_sha256"],
+    )
+    scores = icl_accuracy(model, [*TRAINING_TASKS, HELD_OUT], Settings())
+    held_out = scores.pop(HELD_OUT.name)
+    seconds = sum(line["seconds"] for line in lines)
+    result = {
+        "experiment": NAME,
+        "model": "pythia-icl-small",
+        "made_with": about,
+        "icl": scores,
+        "mean_icl": float(np.mean(list(scores.values()))),
+        "held_out_icl": held_out,
+        "seconds": seconds,
+        "tokens_per_second": sum(line["tokens"] for line in lines) / seconds,
+        "log": lines,
+        "provenance": command.provenance(model, about["training"]["seed"], seconds),
+    }
+    command.write_json(out / f"{NAME}.json", result)
+    from experiments import figures  # matplotlib is slow to import
+
+    with figures.theme("light"):
+        figures.save(draw(result), out / NAME)
+    console.print(f"ICL of the final model in bfloat16: {summary(scores)}", markup=False)
+    console.print(
+        f"mean {result['mean_icl']:.3f}; held-out bijection {held_out:.2f};"
+        f" {seconds:.0f} s, {result['tokens_per_second']:,.0f} tokens/s; wrote {out}",
+        markup=False,
+    )
+
+
+def draw(result: dict[str, Any]) -> Any:
+    """Loss and accuracy by step."""
+    from experiments import figures
+
+    lines = result["log"]
+    steps = [line["step"] for line in lines]
+    figure, axes = figures.canvas(10, 3.6, 1, 2)
+    axes[0].plot(steps, [line["answer_loss"] for line in lines], color=figures.COLOURS[0])
+    axes[0].set(xlabel="step", ylabel="nats", yscale="log")
+    axes[0].set_title("loss of the answers")
+    shown = [("accuracy", "in context")]
+    if result["made_with"]["training"]["vector_loss"]:
+        shown.append(("vector_accuracy", "zero-shot, theta injected"))
+    for colour, (key, label) in zip(figures.COLOURS, shown, strict=False):
+        axes[1].plot(steps, [line[key] for line in lines], color=colour, label=label)
+    axes[1].set(xlabel="step", ylim=(-0.02, 1.02))
+    axes[1].set_title("share of answers that are right, on training rows")
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+if __name__ == "__main__":
+    defaults = Training(steps=1200)
+    flags.DEFINE_string("out", "results/train_small", "directory of the run")
+    flags.DEFINE_integer("steps", defaults.steps, "of the optimiser")
+    flags.DEFINE_integer("batch_size", 32, "rows of a step")
+    flags.DEFINE_integer("seed", defaults.seed, "of weights and rows")
+    flags.DEFINE_integer("num_layers", 6, "layers of the model")
+    flags.DEFINE_integer("width", 128, "width of the model")
+    flags.DEFINE_integer("num_heads", 4, "heads of the model")
+    flags.DEFINE_float("learning_rate", defaults.learning_rate, "at its height")
+    flags.DEFINE_integer("warmup", defaults.warmup, "steps over which it rises")
+    flags.DEFINE_float("weight_decay", defaults.weight_decay, "of AdamW")
+    flags.DEFINE_float("clip", defaults.clip, "largest norm of a gradient")
+    flags.DEFINE_float("vector_loss", 0.5, "weight of the vector-prompting loss; 0: none")
+    flags.DEFINE_integer("vector_layer", 2, "where that loss reads and writes theta")
+    flags.DEFINE_integer("log_every", 50, "steps between lines of the log")
+    flags.DEFINE_integer("save_every", 200, "steps between states a killed run goes on from")
+    command.run(main)

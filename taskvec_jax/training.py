@@ -1,0 +1,266 @@
+"""The optax loop: a decoder trained from scratch, with checkpoints, resume and a stop at NaN.
+
+Nothing here knows words: rows come as arrays from a function of the step, so that a run that goes
+on after a kill meets the rows it would have met.
+
+Shapes: B rows, T tokens, Q tokens of a zero-shot query, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from taskvec_jax import checkpoint
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.decoder import Decoder, Override, Params, flatten, unflatten
+from taskvec_jax.errors import TaskVecError
+
+
+class Batch(NamedTuple):
+    """Rows of demonstrations, and a zero-shot query of the same task for each.
+
+    Attributes:
+      tokens: int32 [B, T], right-padded.
+      answers: int32 [B, T], the token that should follow, where `weights` is not 0.
+      weights: float32 [B, T], 1 at the arrows whose answer counts.
+      last: int32 [B], the row's last arrow, where theta is read.
+      query: int32 [B, Q], right-padded, ending in the arrow.
+      query_last, query_answer: int32 [B].
+    """
+
+    tokens: np.ndarray
+    answers: np.ndarray
+    weights: np.ndarray
+    last: np.ndarray
+    query: np.ndarray
+    query_last: np.ndarray
+    query_answer: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What decides the weights that come out, data aside.
+
+    Attributes:
+      steps: of the optimiser.
+      learning_rate: at its height, after the warm-up; a cosine takes it down to a tenth.
+      warmup: steps over which it rises.
+      weight_decay: of AdamW, on kernels and embeddings only.
+      clip: largest norm of a gradient.
+      vector_loss: weight of the vector-prompting loss (arXiv 2501.09240); 0: none.
+      vector_layer: where theta is read and written in it.
+      seed: of the initial weights.
+    """
+
+    steps: int
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    vector_loss: float = 0.0
+    vector_layer: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = dataclasses.asdict(self)
+        for name in ("steps", "learning_rate", "clip"):
+            if not (math.isfinite(numbers[name]) and numbers[name] > 0):
+                raise TaskVecError(f"{name} is {numbers[name]}; it must be above 0")
+        for name in ("warmup", "weight_decay", "vector_loss"):
+            if not (math.isfinite(numbers[name]) and numbers[name] >= 0):
+                raise TaskVecError(f"{name} is {numbers[name]}; it must be 0 or more")
+        if self.warmup >= self.steps:
+            raise TaskVecError(
+                f"warmup is {self.warmup}; it must be below the {self.steps} steps of the run"
+            )
+
+
+class State(NamedTuple):
+    """Everything a run needs to go on.
+
+    Attributes:
+      step: steps done.
+      params: {"params": ...}, float32.
+      optimiser: what optax keeps.
+    """
+
+    step: int
+    params: Params
+    optimiser: Any
+
+
+class Measures(NamedTuple):
+    """What a step says of the rows it was given, before it learned from them.
+
+    Attributes:
+      loss: the whole of it.
+      answer_loss: cross-entropy of the answers, in nats.
+      accuracy: share of them that are the most likely token.
+      vector_accuracy: the same for zero-shot queries with theta injected; 0 without that loss.
+      gradient_norm: before clipping.
+    """
+
+    loss: jax.Array
+    answer_loss: jax.Array
+    accuracy: jax.Array
+    vector_accuracy: jax.Array
+    gradient_norm: jax.Array
+
+
+def schedule(training: Training) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, cosine down to a tenth."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=training.learning_rate,
+        warmup_steps=training.warmup,
+        decay_steps=training.steps,
+        end_value=0.1 * training.learning_rate,
+    )
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """Of one step (0-based), as a number."""
+    return float(np.asarray(schedule(training)(step)))
+
+
+def optimiser(training: Training) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW; norms and biases do not decay."""
+
+    def decays(params: Params) -> Params:
+        leaves = flatten(params)
+        return unflatten({path: path.endswith(("kernel", "embedding")) for path in leaves})
+
+    return optax.chain(
+        optax.clip_by_global_norm(training.clip),
+        optax.adamw(schedule(training), b2=0.98, weight_decay=training.weight_decay, mask=decays),
+    )
+
+
+def initial_state(config: DecoderConfig, training: Training) -> State:
+    """Fresh weights, drawn as GPT-NeoX draws them (Pythia's own way): normal, of deviation
+    sqrt(2 / 5D), and 2 / (L sqrt(D)) where a block writes to the residual stream.
+
+    Raises:
+      TaskVecError: parameters that are not float32, or a vector layer out of range.
+    """
+    if config.dtype != "float32":
+        raise TaskVecError(f"training is in float32; the config says {config.dtype}")
+    if not 0 <= training.vector_layer < config.num_layers:
+        raise TaskVecError(
+            f"vector_layer is {training.vector_layer}; allowed: 0 to {config.num_layers - 1},"
+            " counted from 0"
+        )
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    leaves = flatten(jax.jit(Decoder(config).init)(jax.random.key(training.seed), tokens))
+    keys = jax.random.split(jax.random.key(training.seed + 1), len(leaves))
+    for key, (path, leaf) in zip(keys, leaves.items(), strict=True):
+        if path.endswith(("kernel", "embedding")):
+            writes = "/out/" in path or "/down/" in path
+            deviation = 2 / config.num_layers if writes else math.sqrt(0.4)
+            noise = jax.random.normal(key, leaf.shape, leaf.dtype)
+            leaves[path] = deviation / math.sqrt(config.width) * noise
+    params = unflatten(leaves)
+    return State(0, params, optimiser(training).init(params))
+
+
+def _losses(
+    decoder: Decoder, training: Training, params: Params, batch: Batch
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """The loss, and (answer loss, accuracy, accuracy of injected queries)."""
+    vector = training.vector_loss > 0
+    residuals, logits = decoder.apply(params, batch.tokens, batch.last, method="trace")
+    weights = batch.weights / batch.weights.sum()
+    wrong = optax.softmax_cross_entropy_with_integer_labels(logits, batch.answers)
+    loss = answer_loss = (weights * wrong).sum()
+    accuracy = (weights * (logits.argmax(-1) == batch.answers)).sum()
+    vector_accuracy = jnp.zeros(())
+    if vector:
+        theta = residuals[training.vector_layer]  # [B, D]
+        override = Override(training.vector_layer, batch.query_last, theta)
+        _, told = decoder.apply(params, batch.query, batch.query_last, override, method="read")
+        wrong = optax.softmax_cross_entropy_with_integer_labels(told, batch.query_answer)
+        loss = loss + training.vector_loss * wrong.mean()
+        vector_accuracy = (told.argmax(-1) == batch.query_answer).mean()
+    return loss, (answer_loss, accuracy, vector_accuracy)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "training"), donate_argnames=("params", "kept")
+)
+def train_step(
+    config: DecoderConfig, training: Training, params: Params, kept: Any, batch: Batch
+) -> tuple[Params, Any, Measures]:
+    """One step of the optimiser; `kept` is its state."""
+    losses = functools.partial(_losses, Decoder(config), training, batch=batch)
+    (loss, rest), gradient = jax.value_and_grad(losses, has_aux=True)(params)
+    updates, kept = optimiser(training).update(gradient, kept, params)
+    measures = Measures(loss, *rest, gradient_norm=optax.tree.norm(gradient))
+    return optax.apply_updates(params, updates), kept, measures
+
+
+def run(
+    config: DecoderConfig,
+    training: Training,
+    state: State,
+    batches: Callable[[int], Batch],
+    done: Callable[[State, Measures], None],
+) -> State:
+    """Trains from `state` to the last step.
+
+    Args:
+      batches: step (0-based) -> its rows.
+      done: called after every step, with the state it led to and what it measured.
+
+    Raises:
+      TaskVecError: the loss or the gradient is not finite; `done` is not called for that step.
+    """
+    while state.step < training.steps:
+        params, kept, measures = train_step(
+            config, training, state.params, state.optimiser, batches(state.step)
+        )
+        if not np.isfinite([measures.loss, measures.gradient_norm]).all():
+            raise TaskVecError(
+                f"the loss of step {state.step} is {float(measures.loss):g} and its gradient"
+                f" {float(measures.gradient_norm):g}; they must be finite: take a lower learning"
+                " rate or a longer warm-up"
+            )
+        state = State(state.step + 1, params, kept)
+        done(state, measures)
+    return state
+
+
+def save_state(path: Path, state: State) -> None:
+    """Writes a state, whole or not at all.
+
+    Raises:
+      TaskVecError: no room, or no leave to write.
+    """
+    checkpoint.save_arrays(path, _named(state), {"step": state.step})
+
+
+def restore_state(path: Path, like: State) -> State:
+    """Reads a state of the same shapes as `like`.
+
+    Raises:
+      TaskVecError: nothing whole there, or a state of another shape.
+    """
+    arrays, about = checkpoint.restore_arrays(path, _named(like))
+    leaves = [arrays[name] for name in _named(like)]
+    _, params, kept = jax.tree.unflatten(jax.tree.structure(like._replace(step=0)), [0, *leaves])
+    return State(int(about["step"]), params, kept)
+
+
+def _named(state: State) -> dict[str, Any]:
+    """The arrays of a state by the path of each, in the order of its tree."""
+    leaves, _ = jax.tree.flatten_with_path((state.params, state.optimiser))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,0 +1,256 @@
+"""Training repeats from its seed, goes on after a kill, and stops at what is not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import chex
+import numpy as np
+import pytest
+from tiny_checkpoint import ROOT, command_line, run
+
+from experiments import emergence
+from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
+from experiments.train_small import Log, kept_steps, small_pythia
+from taskvec_jax import training
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.prompts import fit, render_query
+from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.training import Batch, State, Training
+
+TOKENIZER = build_tokenizer()
+CONFIG = small_pythia(TOKENIZER.vocab_size, 2, 16, 2)
+SETTINGS = Training(steps=8, warmup=2, vector_loss=0.5, vector_layer=0)
+MIXTURE = Mixture(TOKENIZER, 0, 4)
+
+
+def losses_from(state: State, settings: Training = SETTINGS) -> tuple[State, list[float]]:
+    """Trains to the end: the last state, and the loss of every step."""
+    losses: list[float] = []
+    state = training.run(
+        CONFIG, settings, state, MIXTURE.batch, lambda _, m: losses.append(float(m.loss))
+    )
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[State, list[float]]:
+    return losses_from(training.initial_state(CONFIG, SETTINGS))
+
+
+def test_the_same_seed_gives_the_same_curve_and_weights(whole):
+    again = losses_from(training.initial_state(CONFIG, SETTINGS))
+    assert again[1] == whole[1]
+    chex.assert_trees_all_equal(again[0], whole[0])
+
+
+def test_a_run_that_goes_on_from_a_saved_state_ends_the_same(whole, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(state: State, _: Any) -> None:
+        training.save_state(tmp_path / "state", state)
+        if state.step == 5:
+            raise StoppedError
+
+    fresh = training.initial_state(CONFIG, SETTINGS)
+    with pytest.raises(StoppedError):
+        training.run(CONFIG, SETTINGS, fresh, MIXTURE.batch, stop)
+    like = training.initial_state(CONFIG, SETTINGS)
+    restored = training.restore_state(tmp_path / "state", like)
+    assert restored.step == 5
+    state, losses = losses_from(restored)
+    assert losses == whole[1][5:]
+    chex.assert_trees_all_equal(state, whole[0])
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state():
+    def batches(step: int) -> Batch:
+        batch = MIXTURE.batch(step)
+        return batch._replace(weights=batch.weights * np.float32(np.nan if step == 2 else 1))
+
+    seen: list[int] = []
+    fresh = training.initial_state(CONFIG, SETTINGS)
+    with pytest.raises(TaskVecError, match=r"loss of step 2 is nan .* lower learning rate"):
+        training.run(CONFIG, SETTINGS, fresh, batches, lambda state, _: seen.append(state.step))
+    assert seen == [1, 2]
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path):
+    training.save_state(tmp_path / "state", training.initial_state(CONFIG, SETTINGS))
+    wider = small_pythia(TOKENIZER.vocab_size, 2, 32, 2)
+    with pytest.raises(TaskVecError, match="a checkpoint of another shape"):
+        training.restore_state(tmp_path / "state", training.initial_state(wider, SETTINGS))
+    with pytest.raises(TaskVecError, match="not a complete"):
+        training.restore_state(tmp_path / "none", training.initial_state(CONFIG, SETTINGS))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(128, 3), (128, 0), (44, 4), (36, 2)])
+def test_heads_that_cannot_be_are_refused(width, heads):
+    with pytest.raises(TaskVecError, match="each head must be a multiple of 8"):
+        small_pythia(157, 2, width, heads)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0; it must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"vector_loss": -1.0}, "vector_loss is -1.0; it must be 0 or more"),
+        ({"warmup": 8}, "warmup is 8; it must be below the 8 steps"),
+        ({"vector_layer": 2}, "vector_layer is 2; allowed: 0 to 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(TaskVecError, match=message):
+        training.initial_state(CONFIG, dataclasses.replace(SETTINGS, **changes))
+
+
+def test_the_learning_rate_rises_and_falls_to_a_tenth():
+    rates = [training.learning_rate(SETTINGS, step) for step in range(SETTINGS.steps + 1)]
+    assert rates[0] == 0
+    assert rates[SETTINGS.warmup] == max(rates) == pytest.approx(SETTINGS.learning_rate)
+    assert rates[-1] == pytest.approx(SETTINGS.learning_rate / 10)
+
+
+def test_rows_depend_on_the_seed_and_the_step_alone():
+    chex.assert_trees_all_equal(Mixture(TOKENIZER, 0, 4).batch(7), MIXTURE.batch(7))
+    assert (Mixture(TOKENIZER, 1, 4).batch(7).tokens != MIXTURE.batch(7).tokens).any()
+    assert (MIXTURE.batch(6).tokens != MIXTURE.batch(7).tokens).any()
+
+
+def test_answers_stand_at_arrows_and_are_what_the_row_shows_next():
+    arrow = TOKENIZER.encode("->")[0]
+    for step in range(6):  # the last is of lists
+        batch = MIXTURE.batch(step)
+        assert batch.tokens.size == MIXTURE.tokens_of(step)
+        rows = np.arange(len(batch.tokens))
+        assert (batch.tokens[batch.weights > 0] == arrow).all()
+        assert (batch.tokens[rows, batch.last] == arrow).all()
+        assert (batch.query[rows, batch.query_last] == arrow).all()
+        for row, column in np.argwhere(batch.weights > 0):
+            if column != batch.last[row]:
+                assert batch.answers[row, column] == batch.tokens[row, column + 1]
+
+
+def test_no_two_tasks_of_the_mixture_share_both_kinds():
+    """Telling those apart takes the pair, and far more training than there is."""
+
+    def kind(text: str) -> object:
+        number = f"numbers {int(text) // 20}" if text.isdigit() else ""
+        return number or ("," in text, text.isupper())
+
+    kinds = [(kind(t.pairs[0].input), kind(t.pairs[0].output)) for t in TRAINING_TASKS]
+    assert len(set(kinds)) == len(kinds) == 12
+    assert all(
+        {kind(p.output) for p in t.pairs} == {kind(t.pairs[0].output)} for t in TRAINING_TASKS
+    )
+
+
+def test_every_task_of_the_mixture_can_be_posed_and_no_word_can(tmp_path):
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    read = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert read.sha256 == TOKENIZER.sha256
+    for task in TRAINING_TASKS:
+        fitted = fit(task, read)
+        assert fitted.pairs == task.pairs
+    assert len(read.continuation(render_query("sun"), "sol")) == 3
+    text = "example:07->21\nexample:a,b->"
+    assert read.decode(read.encode(text)) == text
+
+
+def test_kept_steps_are_dense_at_the_beginning():
+    assert kept_steps(2000) == [0, 32, 64, 128, *range(200, 2001, 200)]
+    assert kept_steps(3) == [0, 1, 2, 3]
+
+
+def test_a_torn_line_of_the_log_is_cut_and_later_ones_taken_back(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert [line["step"] for line in Log(path, 2).read()] == [1, 2]
+
+
+TRAIN = (
+    "--steps=60",
+    "--warmup=5",
+    "--width=16",
+    "--num_heads=2",
+    "--num_layers=2",
+    "--vector_layer=0",
+    "--batch_size=4",
+    "--log_every=1",
+    "--save_every=10",
+)
+
+
+def curve(out: Path) -> list[Any]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def test_killed_the_same_command_goes_on_and_ends_the_same(tmp_path):
+    cache = {"TASKVEC_CACHE": str(tmp_path / "cache")}
+    done = run("train_small", *TRAIN, f"--out={tmp_path / 'whole'}", **cache)
+    assert done.returncode == 0, done.stderr
+    out, killed = tmp_path / "killed", []
+    log = out / "log.jsonl"
+    for lines in (13, 34):
+        process = subprocess.Popen(
+            command_line("train_small", *TRAIN, f"--out={out}"),
+            cwd=ROOT,
+            env={**os.environ, **cache},
+            stdout=subprocess.DEVNULL,
+        )
+        while process.poll() is None:
+            if log.exists() and log.read_bytes().count(b"\n") >= lines:
+                process.send_signal(signal.SIGKILL)
+                killed.append(lines)
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert killed == [13, 34], "the runs ended before they could be killed"
+    done = run("train_small", *TRAIN, f"--out={out}", **cache)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stdout
+    assert curve(out) == curve(tmp_path / "whole")
+    hashes = [
+        json.loads((d / "model" / "manifest.json").read_text())["weights_sha256"]
+        for d in (out, tmp_path / "whole")
+    ]
+    assert hashes[0] == hashes[1]
+    other = run("train_small", *TRAIN, f"--out={out}", "--seed=1", **cache)
+    assert other.returncode == 2
+    assert "a run of other settings (training differ)" in other.stderr
+
+    flags = (f"--run={out}", "--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
+    swept = tmp_path / "swept"
+    done = run("emergence", *flags, f"--out={swept}", **cache)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((swept / "emergence.json").read_text())
+    assert [step["step"] for step in result["steps"]] == kept_steps(60)
+    assert {len(step["dev_accuracy_by_layer"]) for step in result["steps"]} == {2}
+    assert (swept / "emergence.png").exists()
+
+
+def test_steps_are_swept_in_their_order_and_others_refused(tmp_path):
+    found = emergence.moments_of_hub("pythia-14m", "step1000,step64,step8000")
+    assert [moment.step for moment in found] == [64, 1000, 8000]
+    with pytest.raises(TaskVecError, match="'main' is no step of a training"):
+        emergence.moments_of_hub("pythia-14m", "main")
+    with pytest.raises(TaskVecError, match="names a step twice"):
+        emergence.moments_of_hub("pythia-14m", "step1,step1")
+    with pytest.raises(TaskVecError, match="holds no step<N>/"):
+        emergence.moments_of_run(tmp_path)
+
+
+def test_a_score_has_appeared_when_it_stays_above_half_of_its_highest():
+    steps = [{"step": s, "icl": v} for s, v in ((0, 0.0), (1, 0.6), (2, 0.4), (4, 0.7), (8, 1.0))]
+    assert emergence.appearance(steps, "icl") == 4
+    assert emergence.appearance([{"step": 0, "icl": 0.1}, {"step": 1, "icl": 0.1}], "icl") is None
