@@ -10,13 +10,14 @@ A line is {"unit": sha256 of what, "what": {...}, "value": ..., "crc": of the th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ class Journal:
 
     Attributes:
       computed: units computed by this process, rather than found.
+      pause: called before a unit is computed and after it is kept, never inside one; it may end
+        the process.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, pause: Callable[[], None] = lambda: None) -> None:
         self.path = directory / "journal.jsonl"
         self.computed = 0
+        self.pause = pause
+        self._depth = 0
         self._arrays = directory / "arrays"
         try:
             self._file = open(self.path, "a+b")  # noqa: SIM115 (held for the life of the process)
@@ -70,11 +75,25 @@ class Journal:
         """
         name = unit_name(what)
         if name not in self._values:
-            value = compute()
-            self._append(name, what, value)
-            self._values[name] = json.loads(_dump(value))
-            self.computed += 1
+            with self._in_hand():
+                value = compute()
+                self._append(name, what, value)
+                self._values[name] = json.loads(_dump(value))
+                self.computed += 1
         return self._values[name]
+
+    @contextlib.contextmanager
+    def _in_hand(self) -> Iterator[None]:
+        """A unit is computed; units that it needs are part of it."""
+        if not self._depth:
+            self.pause()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if not self._depth:
+            self.pause()
 
     def array(self, what: What, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The array of a unit: found, or computed now and kept."""
@@ -83,9 +102,10 @@ class Journal:
         try:
             return np.load(io.BytesIO(from_first_process(kept)))
         except (OSError, ValueError, EOFError):
-            array = compute()
-            self.keep_array(what, array)
-            self.computed += 1
+            with self._in_hand():
+                array = compute()
+                self.keep_array(what, array)
+                self.computed += 1
             return array
 
     def keep_array(self, what: What, array: np.ndarray) -> None:

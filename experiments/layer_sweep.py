@@ -5,13 +5,15 @@
 
 For every task: theta is extracted from demonstrations + dummy queries after every layer and
 written over the last `->` of a zero-shot query after the same layer. Prints a row a task and
-writes layer_sweep.json and layer_sweep.png under --out.
+writes layer_sweep.json and layer_sweep.png under --out. A task that is done is kept in the journal
+there: a run that was stopped goes on with the next one.
 
 Expected on the default model at the paper's settings: see README (2 cores, about 2 minutes).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -20,8 +22,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import command
+from experiments import command, preemption
 from experiments.command import FLAGS, console
+from experiments.journal import Journal
+from experiments.study import Study
 from taskvec_jax.evaluation import Accuracy, Settings, TaskResult, check_injection, evaluate_task
 from taskvec_jax.loading import Model
 from taskvec_jax.plan import parameter_count, weight_bytes
@@ -36,14 +40,18 @@ def main() -> None:
     tasks = command.tasks_from_flags()
     out = command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
     started = time.monotonic()
-    model = command.model_from_flags()
-    settings = command.within_memory(settings, model)
-    console.print(work_line(model, tasks, settings))
-    difference = check_injection(model, settings.batch_size)
-    console.print(
-        f"own residual re-injected after each layer: top logit moves by {difference:.1e} at most"
-    )
-    results = run_tasks(model, tasks, settings)
+    preemption.listen()
+    with contextlib.closing(Journal(out, preemption.stop_if_asked)) as journal:
+        model = command.model_from_flags()
+        settings = command.within_memory(settings, model)
+        console.print(work_line(model, tasks, settings))
+        difference = check_injection(model, settings.batch_size)
+        console.print(
+            "own residual re-injected after each layer: top logit moves by"
+            f" {difference:.1e} at most"
+        )
+        study = Study(model, tasks, tasks, settings, settings, out, journal)
+        results = run_tasks(study)
     result = {
         "model": FLAGS.model,
         "settings": {
@@ -77,16 +85,22 @@ def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
     )
 
 
-def run_tasks(model: Model, tasks: list[Task], settings: Settings) -> dict[str, TaskResult]:
-    """Evaluates the tasks one by one, printing a row as each is done."""
+def run_tasks(study: Study) -> dict[str, TaskResult]:
+    """Evaluates the tasks one by one, or finds them done, printing a row for each."""
     results: dict[str, TaskResult] = {}
+    model, tasks, settings = study.model, study.tasks, study.settings
     console.print(f"[bold]{HEADER}[/bold]")
     with command.progress_bar() as bar:
         row = bar.add_task("prompts", total=2 * settings.num_prompts * len(tasks))
         for task in tasks:
             bar.update(row, description=task.name)
-            result = evaluate_task(model, task, settings, lambda n: bar.advance(row, n))
+
+            def compute(task: Task = task) -> dict[str, Any]:
+                return evaluate_task(model, task, settings, lambda n: bar.advance(row, n)).to_dict()
+
+            result = TaskResult.from_dict(study.unit("layer_sweep", task, settings, compute))
             results[task.name] = result
+            bar.update(row, completed=2 * settings.num_prompts * len(results))
             bar.console.print(table_row(task.name, result), markup=False)
             for warning in result.warnings:
                 bar.console.print(f"  warning: {warning}", markup=False)

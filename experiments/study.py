@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command
+from experiments import command, preemption
 from experiments.command import FLAGS, console
 from experiments.fingerprint import fingerprint
 from experiments.journal import Journal
@@ -81,7 +81,12 @@ class Study:
         compute: Callable[..., Any],
         **more: Any,
     ) -> Any:
-        """The name of a unit: everything that decides its value."""
+        """The name of a unit: everything that decides its value.
+
+        Neither the number of devices nor the batch, which follows from their memory, is part of
+        it: a run goes on where another machine of the kind left off.
+        """
+        decisive = {k: v for k, v in dataclasses.asdict(settings).items() if k != "batch_size"}
         device = jax.devices()[0]
         return {
             "experiment": experiment,
@@ -92,7 +97,7 @@ class Study:
             "device": [device.platform, device.device_kind],
             "matmul_precision": command.matmul_precision(),
             "task": task and {"name": task.name, "sha256": task_sha256(task)},
-            "settings": dataclasses.asdict(settings),
+            "settings": decisive,
             **more,
         }
 
@@ -223,7 +228,8 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
     settings = command.settings_from_flags()
     asked, available = command.tasks_from_flags(), command.available_tasks_from_flags()
     out = out or command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
-    journal = Journal(out)
+    preemption.listen()
+    journal = Journal(out, preemption.stop_if_asked)
     model = model or command.model_from_flags()
     settings = command.within_memory(settings, model)
     chosen = FLAGS["num_demonstrations"].present

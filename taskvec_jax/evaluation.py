@@ -173,8 +173,14 @@ class TaskResult:
     warnings: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """Plain values for a JSON file; `from_dict` reads them back."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TaskResult:
+        """Reads what `to_dict` wrote."""
+        read = {k: Accuracy(**v) if isinstance(v, dict) else v for k, v in values.items()}
+        return cls(**{**read, "examples": [Example(**example) for example in values["examples"]]})
 
 
 def best_layer(dev_accuracy: Sequence[float] | np.ndarray) -> int:

@@ -61,7 +61,11 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out):
     assert png.startswith(b"\x89PNG")
     assert "134.5 M parameters" in printed
     assert "algorithmic_to_upper" in printed
-    assert sorted(path.name for path in out.iterdir()) == ["layer_sweep.json", "layer_sweep.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "journal.jsonl",
+        "layer_sweep.json",
+        "layer_sweep.png",
+    ]
 
 
 def test_a_second_run_gives_the_same_bytes_whatever_the_hash_seed(sweep_out, tmp_path):

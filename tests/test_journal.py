@@ -105,3 +105,20 @@ def test_code_that_only_explains_or_shows_does_not_part_numbers_but_other_code_d
     assert code_of(plain) == code_of(explained) == code_of(shown)
     assert code_of(plain) != code_of(plain.replace("1", "2"))
     assert len(fingerprint(never)) == 64
+
+
+def test_a_run_can_pause_between_units_but_not_inside_one(tmp_path):
+    seen: list[str] = []
+    journal = Journal(tmp_path, lambda: seen.append("pause"))
+
+    def outer() -> int:
+        seen.append("outer begins")
+        inner = journal.unit({"name": "inner"}, lambda: 1)
+        seen.append("outer ends")
+        return inner + 1
+
+    assert journal.unit({"name": "outer"}, outer) == 2
+    assert seen == ["pause", "outer begins", "outer ends", "pause"]
+    journal.unit({"name": "outer"}, outer)
+    assert len(seen) == 4, "what is found needs no pause"
+    journal.close()

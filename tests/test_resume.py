@@ -86,3 +86,52 @@ def test_runs_with_other_settings_share_a_directory_without_mixing(tmp_path, tok
             assert done.returncode == 0, done.stderr
     assert final(shared) == final(alone)
     assert len((shared / "journal.jsonl").read_bytes().splitlines()) == 2
+
+
+def asked_to_stop(*flags: str, out: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """A run that is sent SIGTERM as soon as its first unit is done."""
+    process = subprocess.Popen(
+        command_line("layer_sweep", *flags, f"--out={out}"),
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while size(out / "journal.jsonl") == 0 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def test_sigterm_ends_between_units_and_a_rerun_on_other_devices_goes_on(tmp_path, tokenizer):
+    model = save_tiny(tmp_path / "tiny", tokenizer)
+    names = ("to_upper", "to_lower", "next_letter", "prev_letter", "list_first", "list_last")
+    tasks = ",".join(f"algorithmic_{name}" for name in names)
+    flags = (f"--model={model}", f"--tasks={tasks}", *SMALL)
+    env = {"TASKVEC_CACHE": str(tmp_path / "cache")}
+    one, two = (f"--xla_force_host_platform_device_count={n}" for n in (1, 2))
+
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    done = run("layer_sweep", *flags, f"--out={whole}", XLA_FLAGS=one, **env)
+    assert done.returncode == 0, done.stderr
+
+    stopped = asked_to_stop(*flags, out=out, XLA_FLAGS=one, **env)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped by SIGTERM between two units" in stopped.stdout
+    assert not (out / "layer_sweep.json").exists()
+    lines = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    assert 1 <= len(lines) < 6
+    assert all(line.endswith(b"\n") for line in lines)
+
+    # More devices, and a smaller batch, as another machine may have.
+    done = run("layer_sweep", *flags, "--batch_size=3", f"--out={out}", XLA_FLAGS=two, **env)
+    assert done.returncode == 0, done.stderr
+    after = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    assert after[: len(lines)] == lines
+    assert len(after) == 6
+    results = [json.loads((d / "layer_sweep.json").read_text()) for d in (whole, out)]
+    assert [r["provenance"]["device"]["count"] for r in results] == [1, 2]
+    assert results[0]["tasks"] == results[1]["tasks"]
+    assert results[0]["mean"] == results[1]["mean"]

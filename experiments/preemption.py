@@ -1,0 +1,36 @@
+"""SIGTERM, which schedulers send before they take a machine away.
+
+The unit in hand is finished and kept, then the run ends with one line and exit status 0; the same
+command goes on from there, on another number of devices too.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from experiments.command import console
+
+_asked = False
+
+
+def listen() -> None:
+    """From now on SIGTERM waits for `stop_if_asked`."""
+
+    def ask(number: int, frame: Any) -> None:
+        del number, frame
+        global _asked
+        _asked = True
+
+    signal.signal(signal.SIGTERM, ask)
+
+
+def stop_if_asked() -> None:
+    """To be called between units, where everything finished is on the disk.
+
+    Raises:
+      SystemExit: 0, if SIGTERM came.
+    """
+    if _asked:
+        console.print("stopped by SIGTERM between two units; the same command goes on from here")
+        raise SystemExit(0)
