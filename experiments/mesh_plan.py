@@ -63,7 +63,8 @@ def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[st
         }
     )
     read_tokens = min(plan.PROMPT_TOKENS, c.max_length)
-    token = batch(read_tokens)
+    token: Any = batch(read_tokens)  # shapes stand for arrays
+    ends: Any = batch(3)
     inject = (
         batch(plan.QUERY_TOKENS),
         batch(),
@@ -72,7 +73,7 @@ def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[st
     )
     births = sweep.wavefront_births(c.num_layers)
     lowered = {
-        "read": sweep.read_rows.lower(c, params, sweep.Rows(token, token, token, batch(3))),
+        "read": sweep.read_rows.lower(c, params, sweep.Rows(token, token, token, ends)),
         "inject": sweep.inject_rows.lower(c, params, *inject, births),
     }
     return {name: _look(program.compile()) for name, program in lowered.items()}
