@@ -31,8 +31,9 @@ __all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and wha
 
 
 def define_model_flags() -> None:
-    """--model, --revision, --dtype and --plan."""
+    """--model, --revision, --dtype, --plan, --mesh and the flags of several processes."""
     command.define_model_flags("float32")
+    command.define_mesh_flags()
     flags.DEFINE_bool("plan", False, "say what the model needs and where it fits, and do nothing")
 
 
