@@ -61,6 +61,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     command.define_model_flags(None)
+    command.define_mesh_flags()
     flags.DEFINE_string(
         "out", None, "directory of the converted model; checkpoints/<name> when left out"
     )

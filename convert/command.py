@@ -34,6 +34,10 @@ def define_model_flags(dtype: str | None) -> None:
     flags.DEFINE_string("revision", None, "branch, tag or commit on the hub, such as step1000")
     as_source = "" if dtype else "; as the source has them when left out"
     flags.DEFINE_enum("dtype", dtype, list(DTYPES), f"of the parameters{as_source}")
+
+
+def define_mesh_flags() -> None:
+    """--mesh, and what several processes need to find one another."""
     flags.DEFINE_string(
         "mesh",
         None,

@@ -40,8 +40,9 @@ __all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and wha
 
 
 def define_model_flags() -> None:
-    """--model, --revision, --dtype, --weights and --plan."""
+    """--model, --revision, --dtype, --weights, --plan, --mesh and those of several processes."""
     command.define_model_flags("float32")
+    command.define_mesh_flags()
     flags.DEFINE_enum(
         "weights",
         "whole",
