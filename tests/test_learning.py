@@ -11,6 +11,8 @@ import pytest
 from conftest import LLAMA, PYTHIA, logits_of, model_of, random_params
 
 from experiments import learned_task_vector
+from experiments.journal import Journal
+from experiments.study import Study
 from taskvec_jax import learning
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
@@ -214,3 +216,27 @@ def test_too_few_pairs_to_learn_from_are_refused():
     fitted = FittedTask(Task("own", "x", pairs), pairs, False, 9)
     with pytest.raises(TaskVecError, match="9 pairs are too few to learn from"):
         learned_task_vector.split_pairs(fitted, Settings())
+
+
+def test_a_task_is_learned_scored_and_drawn_whole(tokenizer, tmp_path):
+    config = dataclasses.replace(LLAMA, vocab_size=tokenizer.vocab_size, num_layers=2)
+    task = TASKS["algorithmic_next_letter"]
+    settings = Settings(num_prompts=4, num_demonstrations=2, num_dummy_queries=1, batch_size=4)
+    journal = Journal(tmp_path)
+    study = Study(
+        model_of(config, tokenizer), [task], [task], settings, settings, tmp_path, journal
+    )
+    recipe = learning.Recipe(steps=2, batch_size=4, learning_rate=0.1, check_every=1)
+    found = learned_task_vector.learn_task(study, task, [0, 1], recipe, "theta", "kl")
+    journal.close()
+    assert len(list((tmp_path / "arrays").glob("*.npy"))) == 1
+    for name in ("extracted", "mean_theta", "learned"):
+        assert [score["n"] for score in found[name]] == [4, 4]
+    assert (np.array(found["dev_accuracy"]) >= found["dev_accuracy_of_mean"]).all()
+    assert np.array(found["train_losses"]).min() > 0  # a KL
+    result = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
+    assert "of 1 tasks" in learned_task_vector.section(result).words[0]
+    assert list(learned_task_vector.draw_figures(result)) == ["learned_task_vector"]
+    one = {k: v[:1] if isinstance(v, list) else v for k, v in found.items()}
+    result["tasks"][task.name] = one | {"extracted_layer": 0}
+    assert list(learned_task_vector.draw_figures(result)) == ["learned_task_vector"]
