@@ -56,8 +56,8 @@ def test_a_run_that_goes_on_from_a_saved_state_ends_the_same(whole, tmp_path):
         pass
 
     def stop(state: State, _: Any) -> None:
-        training.save_state(tmp_path / "state", state)
         if state.step == 5:
+            training.save_state(tmp_path / "state", state)
             raise StoppedError
 
     fresh = training.initial_state(CONFIG, SETTINGS)
