@@ -9,6 +9,9 @@ The layer sweep of every task over the models of a training run: those that `tra
 --out: a heat map step x layer of the mean dev accuracy with theta injected, and ICL, task vector
 and baseline by step. Finished steps and tasks are found in the journal, so a run that was stopped
 goes on.
+
+Expected for the run that `pythia-icl-small` is from: both appear together, between steps 64 and
+120, after layers 1 and 2 of 0-5 (its training asks for a task vector after layer 2).
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ row's own demonstrations and another query.
 Writes under --out: log.jsonl (a line every --log_every steps), step<N>/ (converted models on the
 way, for `experiments.emergence`), state/ (what a killed run goes on from: the same command again),
 model/ (the final model in bfloat16), train_small.json and train_small.png/.svg.
-The model shipped as `pythia-icl-small` is model/ of the first command.
+The model shipped as `pythia-icl-small` is model/ of the first command, and train_small.json.
+
+Expected: ICL 0.98 by step 360 and 1.00 at the end (625 s on 2 cores shared with twenty other
+processes, 2,090 tokens/s).
 """
 
 from __future__ import annotations

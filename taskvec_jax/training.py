@@ -22,7 +22,7 @@ import optax
 
 from taskvec_jax import checkpoint
 from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, Override, Params, flatten, unflatten
+from taskvec_jax.decoder import Decoder, Override, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 
 
@@ -160,15 +160,17 @@ def initial_state(config: DecoderConfig, training: Training) -> State:
             f"vector_layer is {training.vector_layer}; allowed: 0 to {config.num_layers - 1},"
             " counted from 0"
         )
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    leaves = flatten(jax.jit(Decoder(config).init)(jax.random.key(training.seed), tokens))
-    keys = jax.random.split(jax.random.key(training.seed + 1), len(leaves))
-    for key, (path, leaf) in zip(keys, leaves.items(), strict=True):
+    shapes = leaf_shapes(config)
+    leaves: dict[str, jax.Array] = {}
+    keys = jax.random.split(jax.random.key(training.seed + 1), len(shapes))
+    for key, (path, shape) in zip(keys, shapes.items(), strict=True):
         if path.endswith(("kernel", "embedding")):
             writes = "/out/" in path or "/down/" in path
             deviation = 2 / config.num_layers if writes else math.sqrt(0.4)
-            noise = jax.random.normal(key, leaf.shape, leaf.dtype)
+            noise = jax.random.normal(key, shape, jnp.float32)
             leaves[path] = deviation / math.sqrt(config.width) * noise
+        else:
+            leaves[path] = jnp.full(shape, float(path.endswith("scale")))
     params = unflatten(leaves)
     return State(0, params, optimiser(training).init(params))
 

@@ -18,7 +18,7 @@ from tiny_checkpoint import ROOT, command_line, run
 
 from experiments import emergence
 from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
-from experiments.train_small import Log, kept_steps, small_pythia
+from experiments.train_small import Log, go_on_from, kept_steps, small_pythia
 from taskvec_jax import training
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompts import fit, render_query
@@ -56,8 +56,8 @@ def test_a_run_that_goes_on_from_a_saved_state_ends_the_same(whole, tmp_path):
         pass
 
     def stop(state: State, _: Any) -> None:
-        training.save_state(tmp_path / "state", state)
         if state.step == 5:
+            training.save_state(tmp_path / "state", state)
             raise StoppedError
 
     fresh = training.initial_state(CONFIG, SETTINGS)
@@ -96,6 +96,12 @@ def test_a_state_of_another_shape_is_refused(tmp_path):
 def test_heads_that_cannot_be_are_refused(width, heads):
     with pytest.raises(TaskVecError, match="each head must be a multiple of 8"):
         small_pythia(157, 2, width, heads)
+
+
+def test_a_directory_with_a_run_of_other_settings_is_refused(tmp_path):
+    assert go_on_from(tmp_path, CONFIG, SETTINGS, {"training": 1, "batch_size": 4}).step == 0
+    with pytest.raises(TaskVecError, match=r"a run of other settings \(training differ\)"):
+        go_on_from(tmp_path, CONFIG, SETTINGS, {"training": 2, "batch_size": 4})
 
 
 @pytest.mark.parametrize(
@@ -225,10 +231,6 @@ def test_killed_the_same_command_goes_on_and_ends_the_same(tmp_path):
         for d in (out, tmp_path / "whole")
     ]
     assert hashes[0] == hashes[1]
-    other = run("train_small", *TRAIN, f"--out={out}", "--seed=1", **cache)
-    assert other.returncode == 2
-    assert "a run of other settings (training differ)" in other.stderr
-
     flags = (f"--run={out}", "--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
     swept = tmp_path / "swept"
     done = run("emergence", *flags, f"--out={swept}", **cache)
