@@ -2,7 +2,14 @@
 
     python -m experiments.benchmark
     python -m experiments.benchmark --tasks=algorithmic_to_upper,linguistic_antonyms --repeats=5
-    python -m experiments.benchmark --shape=llama-7b --dtypes=bfloat16 --num_prompts=25
+    python -m experiments.benchmark --dtypes=bfloat16 --stages=layer_loop,packed --nodepths
+    python -m experiments.benchmark --shape=llama-7b --dtypes=bfloat16,int8 \
+        --stages=layer_loop,packed --nodepths --tasks=algorithmic_to_upper,linguistic_antonyms
+
+The last two are for a GPU or TPU: model-FLOPs utilisation (the share of the vendor's dense peak
+that needed work takes; padding and repetition count for nothing), peak memory of the device (it
+cannot be reset, so ask for one dtype and one stage to have its own), and the ratio to the same
+work looped layer by layer.
 
 The work is the paper's main experiment (theta of dev and test prompts, in-context answers, the
 sweep over all layers on dev, the best layer on test), done in steps of improvement:
@@ -48,7 +55,9 @@ from taskvec_jax.decoder import Decoder, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, best_layer, draw_prompts
 from taskvec_jax.loading import Model, load_model
+from taskvec_jax.plan import describe, in_precision
 from taskvec_jax.prompts import Prompt, fit
+from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.tasks import Task
 
 TORCH_STAGES = {"torch_paper": 0, "torch_loop": 1}  # of how many last tokens logits are computed
@@ -61,6 +70,18 @@ STAGES = (
     "packed",
     *TORCH_STAGES,
 )
+# Dense bfloat16 FLOP/s by the vendors' data sheets, by part of the device's kind; the first counts.
+PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
 GEMM_ROWS = (2048, 4096)
 DEPTHS = (8, 16, 32)
 
@@ -247,8 +268,19 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def peak_flops(device_kind: str) -> float | None:
+    """The vendor's dense bfloat16 peak of a device, or None for one that is not known here."""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in device_kind), None)
+
+
 def peak_memory() -> int | None:
-    """Peak resident bytes of this process since the last reset, or None where it is not told."""
+    """Peak bytes of the device, or of this process on a CPU; None where it is not told.
+
+    Of a process since the last reset; a device counts from its start and cannot be reset.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -274,31 +306,38 @@ def gemm_rate(model: Model) -> float:
 
 
 def random_model(name: str, dtype: str, num_layers: int | None = None) -> Model:
-    """A named model's shape with random weights, and the default model's tokenizer.
+    """A model's shape with random weights, and the default model's tokenizer.
+
+    Args:
+      name: a known name, or the path of a model, of which only the shape is read.
+      dtype: of the parameters; "int8": int8 kernels and the rest in bfloat16.
 
     Raises:
-      TaskVecError: no such name, or a vocabulary smaller than the tokenizer's.
+      TaskVecError: no such name and no such path.
     """
-    if name not in NAMED_MODELS:
-        raise TaskVecError(f"--shape={name}; allowed: {', '.join(NAMED_MODELS)}")
+    if name not in NAMED_MODELS and not Path(name).exists():
+        raise TaskVecError(f"--shape={name}; allowed: a path, or {', '.join(NAMED_MODELS)}")
     tokenizer = load_model(DEFAULT_MODEL, "bfloat16").tokenizer
-    config = dataclasses.replace(NAMED_MODELS[name].config, dtype=dtype)
+    known = describe(name)[1]
+    final = in_precision(known, dtype)
     config = dataclasses.replace(
-        config,
-        vocab_size=max(config.vocab_size, tokenizer.vocab_size),
-        num_layers=num_layers or config.num_layers,
+        final,
+        weights="whole",
+        vocab_size=max(known.vocab_size, tokenizer.vocab_size),
+        num_layers=num_layers or known.num_layers,
     )
 
     @functools.partial(jax.jit, static_argnums=(1,))
     def leaf(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return 0.02 * jax.random.normal(rng, shape, jnp.dtype(dtype))
+        return 0.02 * jax.random.normal(rng, shape, jnp.dtype(config.dtype))
 
     shapes = leaf_shapes(config)
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    leaves = {
-        path: jnp.ones(shape, dtype) if path.endswith("scale") else leaf(key, shape)
-        for key, (path, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    leaves: dict[str, jax.Array] = {}
+    for key, (path, shape) in zip(keys, shapes.items(), strict=True):
+        whole = jnp.ones(shape, config.dtype) if path.endswith("scale") else leaf(key, shape)
+        leaves |= quantise_leaf(path, whole) if final.weights == "int8" else {path: whole}
+    config = dataclasses.replace(config, weights=final.weights)
     return Model(f"random {name}", Decoder(config), unflatten(leaves), tokenizer, config, "random")
 
 
@@ -379,7 +418,13 @@ def depth_scaling(name: str, dtype: str, part: Part, batch_size: int) -> list[di
 
 def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, Any]:
     """All stages in one parameter dtype."""
-    model = random_model(FLAGS.shape, dtype) if FLAGS.shape else load_model(FLAGS.model, dtype)
+    if FLAGS.shape:
+        model = random_model(FLAGS.shape, dtype)
+    elif dtype == "int8":
+        model = load_model(FLAGS.model, "bfloat16", weights="int8")
+    else:
+        model = load_model(FLAGS.model, dtype)
+    settings = command.within_memory(settings, model)
     parts = [prepare(model, task, settings) for task in tasks]
     stages = {name: JAX_STAGES[name] for name in FLAGS.stages if name in JAX_STAGES}
     in_torch = [name for name in FLAGS.stages if name in TORCH_STAGES]
@@ -395,8 +440,11 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
         needed_flops(model, part, layer)
         for part, layer in zip(parts, result["layers"], strict=True)
     )
+    vendor = peak_flops(jax.devices()[0].device_kind)
     for entry in result["stages"].values():
-        entry["fraction_of_gemm_peak"] = flops / entry["steady_seconds"] / rate
+        speed = flops / entry["steady_seconds"]
+        entry["fraction_of_gemm_peak"] = speed / rate
+        entry["model_flops_utilisation"] = vendor and speed / vendor
     scaling = []
     if FLAGS.depths:
         shape = FLAGS.shape or FLAGS.model
@@ -406,6 +454,8 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
         **result,
         "gemm_flops_per_second": rate,
         "needed_flops": flops,
+        "weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
+        "vendor_flops_per_second": vendor,
         "depth_scaling": scaling,
     }
 
@@ -427,6 +477,8 @@ def headline(by_dtype: dict[str, Any]) -> dict[str, Any]:
             "steady_seconds": steady,
             "cold_seconds": cold,
             "steady_fraction_of_gemm_peak": packed["fraction_of_gemm_peak"],
+            "model_flops_utilisation": packed["model_flops_utilisation"],
+            "peak_bytes": packed["peak_bytes"],
             "speedup_over_layer_loop": loop and loop / steady,
         }
         for stage in TORCH_STAGES:
@@ -440,7 +492,8 @@ def print_table(dtype: str, result: dict[str, Any]) -> None:
     """One line a stage."""
     rate, flops = result["gemm_flops_per_second"], result["needed_flops"]
     console.print(
-        f"[bold]{dtype}[/bold]: GEMM {rate / 1e9:.0f} GFLOP/s, needed {flops / 1e12:.1f} TFLOP"
+        f"[bold]{dtype}[/bold]: {result['weight_bytes'] / 1e9:.2f} GB of weights, GEMM"
+        f" {rate / 1e9:.0f} GFLOP/s, needed {flops / 1e12:.1f} TFLOP"
     )
     console.print(f"{'stage':<24}{'steady s':>10}{'compile s':>11}{'of GEMM':>9}{'GB':>7}  agrees")
     for name, entry in result["stages"].items():
@@ -449,6 +502,7 @@ def print_table(dtype: str, result: dict[str, Any]) -> None:
             f"{name:<24}{entry['steady_seconds']:>10.1f}{entry['compile_seconds']:>11.1f}"
             f"{entry['fraction_of_gemm_peak']:>9.2f}{(peak or 0) / 1e9:>7.2f}"
             f"  {entry['agreement_with_packed']:.4f}"
+            + (f"  MFU {share:.1%}" if (share := entry["model_flops_utilisation"]) else "")
         )
 
 
@@ -543,8 +597,10 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("model", DEFAULT_MODEL, "a known name or a path")
-    flags.DEFINE_string("shape", None, "random weights of this named model's shape instead")
-    flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "parameter dtypes, one after the other")
+    flags.DEFINE_string("shape", None, "random weights of this model's shape instead")
+    flags.DEFINE_list(
+        "dtypes", ["float32", "bfloat16"], "dtypes, one after the other; int8: kernels"
+    )
     flags.DEFINE_list("stages", list(STAGES), "which steps to time")
     flags.DEFINE_integer("repeats", 3, "timed turns after the one that compiles")
     flags.DEFINE_boolean("depths", True, "also time the sweep alone at several depths")

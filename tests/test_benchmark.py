@@ -7,6 +7,8 @@ import json
 import pytest
 from tiny_checkpoint import run, save_tiny
 
+from experiments.benchmark import peak_flops
+
 FLAGS = (
     "--num_prompts=3",
     "--batch_size=4",
@@ -54,9 +56,39 @@ def test_the_headline_has_its_figures(result):
         "speedup_over_torch_paper",
         "cold_speedup_over_torch_paper",
         "speedup_over_torch_loop",
+        "model_flops_utilisation",
+        "peak_bytes",
         "cold_speedup_over_torch_loop",
     }
-    assert all(value > 0 for value in line.values())
+    measured = {k: v for k, v in line.items() if k != "model_flops_utilisation"}
+    assert all(value > 0 for value in measured.values())
+
+
+def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path, tokenizer):
+    shape = save_tiny(tmp_path / "tiny", tokenizer)
+    out = tmp_path / "out"
+    flags = [flag for flag in FLAGS if not flag.startswith(("--dtypes", "--tasks"))]
+    done = run(
+        "benchmark",
+        f"--shape={shape}",
+        "--dtypes=bfloat16,int8",
+        "--stages=layer_loop,packed",
+        "--tasks=algorithmic_to_upper",
+        f"--out={out}",
+        *flags,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "benchmark.json").read_text())
+    assert result["model"].startswith("random ")
+    for dtype in ("bfloat16", "int8"):
+        line = result["headline"][dtype]
+        assert line["peak_bytes"] > 0
+        assert line["speedup_over_layer_loop"] > 0
+        assert line["model_flops_utilisation"] is None  # no vendor states the peak of a CPU
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("cpu") is None
+    sizes = [result["dtypes"][dtype]["weight_bytes"] for dtype in ("bfloat16", "int8")]
+    assert sizes[0] > sizes[1]
 
 
 @pytest.mark.parametrize(
