@@ -89,8 +89,9 @@ def test_mesh_flags_are_read_and_nonsense_is_refused():
         sharding.make_mesh(MeshShape(64, 64))
 
 
-def test_every_matrix_of_every_named_model_is_split_over_two_devices_or_more():
-    for name, model in NAMED_MODELS.items():
+def test_every_matrix_is_split_and_no_norm_is():
+    for name in ("llama-30b", "llama-2-70b", "smollm2-360m", "pythia-12b", "gpt-j-6b"):
+        model = NAMED_MODELS[name]
         for path, shape in leaf_shapes(model.config).items():
             axis = sharding.split_axis(model.config, path, shape, 2)
             heads = model.config.num_heads, model.config.num_kv_heads
