@@ -15,7 +15,8 @@ model/ (the final model in bfloat16), train_small.json and train_small.png/.svg.
 The model shipped as `pythia-icl-small` is model/ of the first command, and train_small.json.
 
 Expected: ICL 0.98 by step 360 and 1.00 at the end (625 s on 2 cores shared with twenty other
-processes, 2,090 tokens/s).
+processes, 2,090 tokens/s). Without the vector-prompting loss, after 600 steps, ICL 0.93 and no task
+vector at any layer: at most 0.27, which is the zero-shot baseline (320 s).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -184,7 +185,7 @@ def test_a_torn_line_of_the_log_is_cut_and_later_ones_taken_back(tmp_path):
 
 
 TRAIN = (
-    "--steps=60",
+    "--steps=30",
     "--warmup=5",
     "--width=16",
     "--num_heads=2",
@@ -192,7 +193,7 @@ TRAIN = (
     "--vector_layer=0",
     "--batch_size=4",
     "--log_every=1",
-    "--save_every=10",
+    "--save_every=5",
 )
 
 
@@ -207,7 +208,7 @@ def test_killed_the_same_command_goes_on_and_ends_the_same(tmp_path):
     assert done.returncode == 0, done.stderr
     out, killed = tmp_path / "killed", []
     log = out / "log.jsonl"
-    for lines in (13, 34):
+    for lines in (8, 19):
         process = subprocess.Popen(
             command_line("train_small", *TRAIN, f"--out={out}"),
             cwd=ROOT,
@@ -221,7 +222,7 @@ def test_killed_the_same_command_goes_on_and_ends_the_same(tmp_path):
                 break
             time.sleep(0.002)
         process.wait()
-    assert killed == [13, 34], "the runs ended before they could be killed"
+    assert killed == [8, 19], "the runs ended before they could be killed"
     done = run("train_small", *TRAIN, f"--out={out}", **cache)
     assert done.returncode == 0, done.stderr
     assert "going on from step" in done.stdout
@@ -231,12 +232,15 @@ def test_killed_the_same_command_goes_on_and_ends_the_same(tmp_path):
         for d in (out, tmp_path / "whole")
     ]
     assert hashes[0] == hashes[1]
-    flags = (f"--run={out}", "--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
+    some = tmp_path / "some"
+    for step in ("step0", "step30"):
+        shutil.copytree(out / step, some / step)
+    flags = (f"--run={some}", "--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
     swept = tmp_path / "swept"
     done = run("emergence", *flags, f"--out={swept}", **cache)
     assert done.returncode == 0, done.stderr
     result = json.loads((swept / "emergence.json").read_text())
-    assert [step["step"] for step in result["steps"]] == kept_steps(60)
+    assert [step["step"] for step in result["steps"]] == [0, 30]
     assert {len(step["dev_accuracy_by_layer"]) for step in result["steps"]} == {2}
     assert (swept / "emergence.png").exists()
 
