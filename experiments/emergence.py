@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from convert.command import mesh_from_flags
 from experiments import command
 from experiments import study as studies
 from experiments.command import FLAGS, console
@@ -174,7 +175,13 @@ def main() -> None:
     study: Study | None = None
     try:
         for moment in moments:
-            model = load_model(moment.model, FLAGS.dtype, revision=moment.revision)
+            model = load_model(
+                moment.model,
+                FLAGS.dtype,
+                revision=moment.revision,
+                mesh=mesh_from_flags(FLAGS.batch_size),
+                weights=FLAGS.weights,
+            )
             check_injection(model, settings.batch_size)
             if study is None:
                 tasks, left_out = studies.fitting_tasks(
