@@ -48,7 +48,7 @@ class Recipe:
       seed: of the order of examples.
     """
 
-    steps: int = 60
+    steps: int = 30
     batch_size: int = 16
     learning_rate: float = 0.1
     check_every: int = 10
