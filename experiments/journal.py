@@ -10,6 +10,7 @@ A line is {"unit": sha256 of what, "what": {...}, "value": ..., "crc": of the th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -57,11 +58,15 @@ class Journal:
             raise TaskVecError(
                 f"{self.path}: another run is writing it; wait for it, or choose another --out"
             ) from None
+        atexit.register(self.close)  # bad input may end the run before anything is kept
         self._values = self._load()
 
     def close(self) -> None:
-        """Lets another process have it."""
-        self._file.close()
+        """Lets another process have it; one that holds nothing is taken away."""
+        if not self._file.closed:
+            if not os.fstat(self._file.fileno()).st_size:
+                self.path.unlink(missing_ok=True)
+            self._file.close()
 
     def unit(self, what: What, compute: Callable[[], Any]) -> Any:
         """The value of a unit: found, or computed now and kept.
