@@ -9,7 +9,7 @@ self-contained page. With several models also results/cross_models.json and a pa
 Stopped at any moment, the same command goes on where it was: finished work is found in the journal.
 
 Expected on the default model at the paper's settings: the numbers of each experiment's own header
-(41 minutes on 2 cores shared with two other sessions).
+(41 minutes on 2 cores shared with other work).
 """
 
 from __future__ import annotations
