@@ -219,4 +219,5 @@ def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, m
     assert swept(tmp_path / "out") == alone
     result = json.loads((tmp_path / "out" / "layer_sweep.json").read_text())
     assert result["provenance"]["device"]["processes"] == count
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".jsonl", ".png"]
+    left = sorted(path.suffix for path in (tmp_path / "out").iterdir())
+    assert left == [".json", ".jsonl", ".png"]
