@@ -182,10 +182,12 @@ def raw_read(source: str) -> None:
 
 def convert_in_memory(source: str, dtype: str) -> None:
     """Source to parameters on the device."""
-    from convert import convert
-    from taskvec_jax.loading import to_device
+    import jax
 
-    convert(Path(source), dtype, place=to_device)
+    from convert import convert
+
+    device = jax.devices()[0]
+    convert(Path(source), dtype, place=lambda path, leaf: jax.device_put(leaf, device))
 
 
 def convert_to_disk(source: str, out: str, dtype: str) -> None:

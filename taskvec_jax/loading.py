@@ -178,12 +178,6 @@ def from_hub_or_wheel(name: str, revision: str | None) -> bool:
     return False
 
 
-def to_device(path: str, leaf: np.ndarray) -> jax.Array:
-    """Moves one finished parameter to the first device; on a CPU its memory is taken over."""
-    del path
-    return jax.device_put(leaf, jax.devices()[0])
-
-
 def _chosen(mesh: MeshChoice, config: DecoderConfig) -> Mesh | None:
     return mesh if mesh is None or isinstance(mesh, Mesh) else mesh(config)
 
