@@ -143,56 +143,24 @@ def test_parameters_that_are_not_what_was_converted_are_named(
         verify.check_hashes(tmp_path / "out", dataclasses.replace(model, params=wrong))
 
 
-def test_bfloat16_keeps_the_top_token_on_real_prompts(default_model: Model) -> None:
-    """99 in 100 positions at least, of prompts as the experiments make them, near-ties aside:
-    where the two best logits differ by less than bfloat16 can hold, either is right."""
-    pairs = ["France->Paris", "Italy->Rome", "Japan->Tokyo", "Egypt->Cairo", "Peru->Lima"]
-    verbs = ["go->going", "see->seeing", "make->making", "run->running", "sit->sitting"]
-    texts = ["\n".join(f"example:{pair}" for pair in words) for words in (pairs, verbs)]
-    agreed = total = 0
-    half = Decoder(dataclasses.replace(default_model.config, dtype="bfloat16"))
-    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), default_model.params)
-    for text in texts:
-        tokens = jnp.array([default_model.tokenizer.encode(text)])
-        full = np.asarray(jax.jit(default_model.decoder.apply)(default_model.params, tokens)[0])
-        ours = np.asarray(jax.jit(half.apply)(params, tokens)[0])
-        two = np.sort(full, axis=-1)[:, -2:]
-        clear = two[:, 1] - two[:, 0] > 2**-7 * np.abs(two[:, 1])
-        agreed += int((full.argmax(-1) == ours.argmax(-1))[clear].sum())
-        total += int(clear.sum())
-    assert total > 50
-    assert agreed / total >= 0.99
+def test_bfloat16_keeps_float32s_token_on_99_of_100_real_prompts(default_model: Model) -> None:
+    """At the arrow of 60 prompts of each task, without exception for near-ties. Float32's tokens
+    are Hugging Face's (test_hf_parity)."""
+    encode = default_model.tokenizer.encode
+    rows = sorted((encode(p) for p in real_prompts(default_model.tokenizer, 1080)), key=len)
 
-
-def test_bfloat16_differs_no_more_than_rounding_the_weights_alone_does(
-    default_model: Model,
-) -> None:
-    """At the arrow of real prompts. The default model's weights are not bfloat16 numbers, so even
-    exact arithmetic on the rounded weights picks another token now and then, and no decoder in
-    bfloat16 can agree more often than that. Whatever differs must be nearer to a tie than the
-    spacing of bfloat16 at that logit."""
-    rows = [default_model.tokenizer.encode(p) for p in real_prompts(default_model.tokenizer, 54)]
-    tokens, last = default_model.tokenizer.pad(rows)
-
-    def logits(dtype: str, params: Params) -> np.ndarray:
+    def predict(dtype: str) -> np.ndarray:
         decoder = Decoder(dataclasses.replace(default_model.config, dtype=dtype))
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), default_model.params)
 
         @jax.jit
-        def read(params: Params) -> jax.Array:
-            return decoder.apply(params, tokens, last, method="read")[1]
+        def read(tokens: jax.Array, last: jax.Array) -> jax.Array:
+            return decoder.apply(params, tokens, last, method="read")[1].argmax(-1)
 
-        return np.asarray(read(params))
+        padded = [default_model.tokenizer.pad(rows[i : i + 60]) for i in range(0, 1080, 60)]
+        return np.concatenate([read(*batch) for batch in padded])
 
-    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), default_model.params)
-    exact = logits("float32", default_model.params)
-    rounded = logits("float32", jax.tree.map(lambda leaf: leaf.astype("float32"), half))
-    ours = logits("bfloat16", half)
-    best, second = -np.sort(-exact, axis=-1)[:, :2].T
-    spacing = 2.0 ** (np.floor(np.log2(np.abs(best))) - 7)
-    for other in (rounded, ours):
-        differs = other.argmax(-1) != exact.argmax(-1)
-        assert ((best - second)[differs] < spacing[differs]).all()
-        assert differs.mean() <= 0.06  # 10 and 12 of 1,080 when measured
+    assert (predict("bfloat16") == predict("float32")).mean() >= 0.99
 
 
 @pytest.mark.parametrize(
