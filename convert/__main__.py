@@ -34,7 +34,7 @@ def target() -> Path:
 def main() -> None:
     """Converts, or plans, as the flags ask."""
     if FLAGS.plan:
-        for line in plan_lines(*describe(FLAGS.model)):
+        for line in plan_lines(*describe(FLAGS.model, FLAGS.revision)):
             console.print(line, markup=False)
         return
     out = target()

@@ -37,7 +37,7 @@ def fetch(repository: str, revision: str | None) -> Path:
     """
     import huggingface_hub  # slow to import
 
-    what = repository + (f" at revision {revision}" if revision else "")
+    what = _say(repository, revision)
     try:
         found = huggingface_hub.snapshot_download(
             repository, revision=revision, local_files_only=True
@@ -59,13 +59,40 @@ def fetch(repository: str, revision: str | None) -> Path:
                 )
             )
     except Exception as error:  # no network, no such repository, gated, disk full
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise TaskVecError(
-            f"{what} is not on this machine and cannot be fetched from the Hugging Face hub"
-            f" ({type(error).__name__}: {reason}); connect once (and accept its licence if it is"
-            " gated), or copy its directory here and give it with --model=PATH"
-        ) from None
+        raise _unreachable(what, error) from None
     raise TaskVecError(
         f"{what} has neither safetensors nor pytorch_model.bin files; give the path of another"
         " form of this model with --model=PATH"
+    )
+
+
+def fetch_config(repository: str, revision: str | None) -> Path:
+    """The local directory of a model's config.json, and perhaps of nothing else of the model.
+
+    Args:
+      repository, revision: as for `fetch`.
+
+    Raises:
+      TaskVecError: it is not here and cannot be fetched.
+    """
+    import huggingface_hub  # slow to import
+
+    try:  # the hub's cache is asked first, by this call itself
+        return Path(
+            huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)
+        ).parent
+    except Exception as error:  # no network, no such repository or file, gated, disk full
+        raise _unreachable(_say(repository, revision), error) from None
+
+
+def _say(repository: str, revision: str | None) -> str:
+    return repository + (f" at revision {revision}" if revision else "")
+
+
+def _unreachable(what: str, error: Exception) -> TaskVecError:
+    reason = (str(error).strip().splitlines() or [""])[0][:200]
+    return TaskVecError(
+        f"{what} is not on this machine and cannot be fetched from the Hugging Face hub"
+        f" ({type(error).__name__}: {reason}); connect once (and accept its licence if it is"
+        " gated), or copy its directory here and give it with --model=PATH"
     )

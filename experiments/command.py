@@ -22,7 +22,7 @@ from convert.command import FLAGS, console, progress_bar
 from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
-from taskvec_jax.loading import Model, load_model
+from taskvec_jax.loading import Model, from_hub_or_wheel, load_model
 from taskvec_jax.plan import (
     GB,
     PLANNED_BATCH,
@@ -167,13 +167,24 @@ def run(main: Callable[[], None]) -> None:
 
     def planned() -> None:
         if "plan" in FLAGS and FLAGS.plan:
-            for line in plan_lines(*describe(FLAGS.model)):
+            for line in plan_lines(*describe(FLAGS.model, FLAGS.revision)):
                 console.print(line, markup=False)
             return
         enable_compilation_cache()
         main()
 
     command.run(planned)
+
+
+def results_directory() -> Path:
+    """Where the results of the model go, made: --out, or results/<model>[@revision].
+
+    Raises:
+      TaskVecError: no such model (a misspelt name leaves nothing behind), or no leave to write.
+    """
+    from_hub_or_wheel(FLAGS.model, FLAGS.revision)
+    revision = f"@{FLAGS.revision.replace('/', '--')}" if FLAGS.revision else ""
+    return prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}{revision}")
 
 
 def prepare_out(path: str) -> Path:

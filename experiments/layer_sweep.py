@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ def main() -> None:
     """Runs the sweep the flags ask for."""
     settings = command.settings_from_flags()
     tasks = command.tasks_from_flags()
-    out = command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
+    out = command.results_directory()
     started = time.monotonic()
     preemption.listen()
     with contextlib.closing(Journal(out, preemption.stop_if_asked)) as journal:

@@ -35,6 +35,7 @@ from experiments import (
 from experiments import study as studies
 from experiments.command import FLAGS, console, prepare_out, run
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.loading import from_hub_or_wheel
 
 MODULES = (
     main_results,
@@ -54,6 +55,8 @@ def main() -> None:
     stems = [Path(name).name for name in names]
     if len(set(stems)) != len(stems):
         raise TaskVecError(f"two models of --model={FLAGS.model} would share results/{stems[0]}")
+    for name in names:  # before hours go into the first
+        from_hub_or_wheel(name, FLAGS.revision)
     several = len(names) > 1
     top = Path(FLAGS.out or "results")
     directories = []

@@ -227,7 +227,7 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
     """
     settings = command.settings_from_flags()
     asked, available = command.tasks_from_flags(), command.available_tasks_from_flags()
-    out = out or command.prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}")
+    out = out or command.results_directory()
     preemption.listen()
     journal = Journal(out, preemption.stop_if_asked)
     model = model or command.model_from_flags()

@@ -167,7 +167,7 @@ def from_hub_or_wheel(name: str, revision: str | None) -> bool:
         )
     if known is not None or on_hub:
         return True
-    if not Path(name).exists():
+    if not name or not Path(name).exists():
         close = difflib.get_close_matches(name, NAMED_MODELS, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise TaskVecError(

@@ -2,7 +2,7 @@
 
     print("\\n".join(plan_lines(*describe("llama-30b"))))
 
-Numbers come from the shapes alone; no weights and no network are touched.
+Numbers come from the shapes alone; no weights are touched, and no network for known names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from taskvec_jax import checkpoint
 from taskvec_jax.config import NAMED_MODELS, DecoderConfig
 from taskvec_jax.decoder import leaf_shapes, leaf_types
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.loading import checkpoint_path, from_hub_or_wheel
 from taskvec_jax.sharding import MeshShape, split_axis
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -193,22 +194,31 @@ def this_machine() -> Mesh:
     return Mesh(f"this machine ({devices[0].device_kind})", len(devices), float(memory))
 
 
-def describe(name_or_path: str) -> tuple[str, DecoderConfig]:
+def describe(name_or_path: str, revision: str | None = None) -> tuple[str, DecoderConfig]:
     """Name and shapes of a model, without reading its weights.
 
+    What the registry names, under its name or its repository's, needs no network; of another model
+    of the hub the config alone is fetched.
+
+    Args:
+      name_or_path, revision: as for `loading.load_model`.
+
     Raises:
-      TaskVecError: neither a known name nor a path that holds a model.
+      TaskVecError: no such model, or its config is not here and cannot be fetched.
     """
-    if name_or_path in NAMED_MODELS:
-        return name_or_path, NAMED_MODELS[name_or_path].config
+    if from_hub_or_wheel(name_or_path, revision):
+        for name, known in NAMED_MODELS.items():
+            if name_or_path in (name, known.source):
+                return name_or_path, known.config
+        kept = checkpoint_path(name_or_path, revision)
+        if checkpoint.is_checkpoint(kept):
+            return name_or_path, checkpoint.read_config(kept)
+        from convert import hub, read_config  # only for weights that are not converted yet
+
+        return name_or_path, read_config(hub.fetch_config(name_or_path, revision))
     path = Path(name_or_path)
     if checkpoint.is_checkpoint(path):
         return path.name, checkpoint.read_config(path)
-    if not path.exists():
-        raise TaskVecError(
-            f"no plan for {name_or_path!r}: its shapes are not here; allowed: a path, or one of"
-            f" {', '.join(NAMED_MODELS)}"
-        )
     from convert import read_config  # only for weights that are not converted yet
 
     return path.name, read_config(path)

@@ -128,8 +128,34 @@ def test_the_plan_of_a_directory_is_read_from_its_config(tmp_path: Path) -> None
     (directory / "model.safetensors").unlink()
     name, config = describe(str(directory))
     assert (name, config.family, config.rope_dim) == ("gptj", "gptj", 6)
-    with pytest.raises(TaskVecError, match="no plan for 'ORG/NAME'"):
-        describe("ORG/NAME")
+    with pytest.raises(TaskVecError, match=r"unknown model 'lama-7b' \(did you mean llama-7b"):
+        describe("lama-7b")
+
+
+def test_the_plan_of_a_repository_needs_its_config_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKVEC_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    files = hf.save(hf.random_model(hf.neox()), tmp_path / "files")
+    asked = []
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        asked.append((repository, file, revision))
+        return str(files / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert describe("EleutherAI/pythia-1b", "step8")[1] == NAMED_MODELS["pythia-1b"].config
+    assert asked == []
+    name, config = describe("SomeOrg/pythia-tiny", "step1000")
+    assert (name, config) == ("SomeOrg/pythia-tiny", convert.read_config(files))
+    assert asked == [("SomeOrg/pythia-tiny", "config.json", "step1000")]
+
+    def fails(*args: Any, **kwargs: Any) -> str:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    with pytest.raises(TaskVecError, match=r"SomeOrg/pythia-tiny is not on this machine.*PATH"):
+        describe("SomeOrg/pythia-tiny")
 
 
 @pytest.mark.parametrize("module", ["convert", "experiments.layer_sweep"])
