@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from convert.sources import open_weights
@@ -50,14 +52,15 @@ def fetch(repository: str, revision: str | None) -> Path:
     except Exception:  # huggingface_hub raises several kinds for "not in the cache"
         pass
     try:
-        names = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
-        files = wanted_files(list(names))
-        if files:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    repository, revision=revision, allow_patterns=files
+        with _quiet():
+            names = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
+            files = wanted_files(list(names))
+            if files:
+                return Path(
+                    huggingface_hub.snapshot_download(
+                        repository, revision=revision, allow_patterns=files
+                    )
                 )
-            )
     except Exception as error:  # no network, no such repository, gated, disk full
         raise _unreachable(what, error) from None
     raise TaskVecError(
@@ -78,11 +81,25 @@ def fetch_config(repository: str, revision: str | None) -> Path:
     import huggingface_hub  # slow to import
 
     try:  # the hub's cache is asked first, by this call itself
-        return Path(
-            huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)
-        ).parent
+        with _quiet():
+            return Path(
+                huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)
+            ).parent
     except Exception as error:  # no network, no such repository or file, gated, disk full
         raise _unreachable(_say(repository, revision), error) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a network the hub's client warns of every retry, twice; our one line says it all."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _say(repository: str, revision: str | None) -> str:
