@@ -323,7 +323,7 @@ def test_vectors_that_start_elsewhere_than_theta_learn_too(two_layers, tmp_path,
         return learning.learn(model, train, dev, is_right, initial, norms, *rest)
 
     monkeypatch.setattr(learned_task_vector, "learn", learn)
-    recipe = learning.Recipe(steps=12, batch_size=4, learning_rate=0.3, check_every=12)
+    recipe = learning.Recipe(steps=40, batch_size=4, learning_rate=0.2, check_every=40)
     found = learned_task_vector.learn_task(study, study.tasks[0], [0, 1], recipe, init, "kl")
     study.journal.close()
     ((initial, norms),) = started
