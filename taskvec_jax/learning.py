@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -275,7 +275,7 @@ def learn(
     check_positions(shortest, initial.shape[1] if initial.ndim == 3 else 1)
     births = births_of(layers, config.num_layers)
     place = np.asarray(layers, np.int32)
-    held = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
+    held: Any = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
     units = (norms / config.width**0.5).astype(np.float32)
     rates = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
     # Kept on the host between steps: what a step gives stands on the devices of the parameters,

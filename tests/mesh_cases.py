@@ -212,19 +212,15 @@ def learned(config: DecoderConfig, mesh: Any) -> dict[str, np.ndarray]:
     return {"train losses": found.losses, "dev losses": found.dev_losses}
 
 
-def gradients() -> dict[str, dict[str, Any]]:
-    """Layout -> how far training and learned vectors are from one device's."""
-    config, out = CONFIGS["pythia"], {}
+def gradients() -> dict[str, Any]:
+    """How far losses of training and of learned vectors are from one device's."""
+    config, mesh = CONFIGS["pythia"], sharding.make_mesh(MeshShape(2, 4))
     with tempfile.TemporaryDirectory() as scratch:
-        alone = trained(config, None, Path(scratch, "state"))[0] | learned(config, None)
-        for shape in (MeshShape(8, 1), MeshShape(2, 4)):
-            mesh = sharding.make_mesh(shape)
-            losses, kept = trained(config, mesh, Path(scratch, "state"))
-            out[str(shape)] = {
-                "differences": difference(losses | learned(config, mesh), alone),
-                "placed": kept,
-            }
-    return out
+        alone, _ = trained(config, None, Path(scratch, "state"))
+        losses, kept = trained(config, mesh, Path(scratch, "state"))
+    differences = difference(losses, alone)
+    differences |= difference(learned(config, mesh), learned(config, None))
+    return {"differences": differences, "placed": kept}
 
 
 if __name__ == "__main__":

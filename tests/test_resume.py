@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tiny_checkpoint import SMALL, run, save_tiny
-from zygote import Child, Zygote
+from zygote import QUICK, Child, Zygote
 
 KILLS = 10
 
@@ -37,7 +37,7 @@ def final(directory: Path) -> dict[str, object]:
 
 def start(zygote: Zygote, module: str, *flags: str, out: Path, **env: str) -> Child:
     printed = out.with_name(f"{out.name}.printed")
-    return zygote.start(module, *flags, f"--out={out}", printed=printed, **env)
+    return zygote.start(module, *flags, f"--out={out}", printed=printed, env=env)
 
 
 def size(path: Path) -> int:
@@ -47,9 +47,9 @@ def size(path: Path) -> int:
 def test_killed_at_ten_random_moments_the_results_are_the_same(zygote, tmp_path, tokenizer):
     model = save_tiny(tmp_path / "tiny", tokenizer)
     flags = (f"--model={model}", *SMALL)
-    cache = str(tmp_path / "cache")
+    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
     whole = tmp_path / "whole"  # by a process of its own, whose strings hash otherwise
-    done = run("vocabulary_projection", *flags, f"--out={whole}", TASKVEC_CACHE=cache)
+    done = run("vocabulary_projection", *flags, f"--out={whole}", **env)
     assert done.returncode == 0, done.stderr
     lines = (whole / "journal.jsonl").read_bytes().splitlines()
     assert len(lines) == 2 * 18
@@ -60,7 +60,7 @@ def test_killed_at_ten_random_moments_the_results_are_the_same(zygote, tmp_path,
     killed = 0
     while killed < KILLS:
         before = size(journal)
-        child = start(zygote, "vocabulary_projection", *flags, out=out, TASKVEC_CACHE=cache)
+        child = start(zygote, "vocabulary_projection", *flags, out=out, **env)
         # Wait for the first new byte of some runs, not of others; then for a random moment.
         patient = rng.random() < 0.8
         while patient and size(journal) <= before and child.poll() is None:
@@ -73,7 +73,7 @@ def test_killed_at_ten_random_moments_the_results_are_the_same(zygote, tmp_path,
             break  # it was over before its moment; what is left is checked below
     assert killed >= KILLS, "the runs end too early for ten kills"
 
-    child = start(zygote, "vocabulary_projection", *flags, out=out, TASKVEC_CACHE=cache)
+    child = start(zygote, "vocabulary_projection", *flags, out=out, **env)
     assert child.wait() == 0, child.printed
     assert final(out) == final(whole)
     resumed = [json.loads(line)["unit"] for line in journal.read_bytes().splitlines()]
@@ -85,9 +85,10 @@ def test_runs_with_other_settings_share_a_directory_without_mixing(zygote, tmp_p
     model = save_tiny(tmp_path / "tiny", tokenizer)
     flags = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
     shared, alone = tmp_path / "shared", tmp_path / "alone"
+    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
     for out, seeds in ((shared, (0, 1)), (alone, (1,))):
         for seed in seeds:
-            child = start(zygote, "main_results", *flags, f"--seed={seed}", out=out)
+            child = start(zygote, "main_results", *flags, f"--seed={seed}", out=out, **env)
             assert child.wait() == 0, child.printed
     assert final(shared) == final(alone)
     assert len((shared / "journal.jsonl").read_bytes().splitlines()) == 2
@@ -101,7 +102,7 @@ def test_sigterm_ends_between_units_and_a_rerun_on_other_devices_goes_on(
     tasks = ",".join(f"algorithmic_{name}" for name in names)
     flags = (f"--model={model}", f"--tasks={tasks}", *SMALL)
     env = {"TASKVEC_CACHE": str(tmp_path / "cache")}
-    one, two = (f"--xla_force_host_platform_device_count={n}" for n in (1, 2))
+    one, two = (f"--xla_force_host_platform_device_count={n} {QUICK}" for n in (1, 2))
 
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     child = start(zygote, "layer_sweep", *flags, out=whole, XLA_FLAGS=one, **env)

@@ -224,12 +224,11 @@ def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, m
 
 
 def test_training_and_learned_vectors_lose_on_8_devices_what_they_lose_on_one(cases):
-    assert len(cases["gradients"]) == 2
-    for layout, found in cases["gradients"].items():
-        assert found["placed"], layout
-        assert len(found["differences"]) == 3
-        for name, value in found["differences"].items():
-            assert value <= 1e-5, (layout, name, value)
+    found = cases["gradients"]
+    assert found["placed"]
+    assert sorted(found["differences"]) == ["dev losses", "losses", "train losses"]
+    for name, value in found["differences"].items():
+        assert value <= 1e-5, (name, value)
 
 
 def test_rows_that_devices_cannot_share_are_refused():

@@ -13,7 +13,7 @@ from typing import Any
 import chex
 import numpy as np
 import pytest
-from zygote import Child, Zygote
+from zygote import QUICK, Child, Zygote
 
 from convert.export import export
 from experiments import emergence
@@ -245,7 +245,7 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
     where something could be lost."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
     deeds, env = tmp_path / "deeds", {"TASKVEC_CACHE": str(tmp_path / "cache")}
-    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    env["XLA_FLAGS"] = QUICK
     rng = random.Random(20261125)
     with Zygote("train_small", "emergence") as zygote:
 
@@ -255,8 +255,8 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
                 *TRAIN,
                 f"--out={directory}",
                 printed=tmp_path / "printed",
+                env=env,
                 doom={"under": str(directory), "record": str(deeds), **doom},
-                **env,
             )
 
         child = start(whole)
@@ -267,8 +267,9 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
         for _ in range(KILLS):
             delay = rng.choice([0.0, 0.02 * rng.random()])
             dooms.append({"nth": rng.randrange(quarter), "delay": delay})
+        saved = 0
         for doom in dooms:
-            before = saved_step(out)
+            before = saved
             child = start(out, **doom)
             assert child.wait() in (-signal.SIGKILL, -signal.SIGALRM), (doom, child.printed)
             last, saved = last_step(out), saved_step(out)
@@ -294,9 +295,8 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
         for place in ((f"--run={some}",), ("--model=SomeOrg/grown", "--revision=step1000,step0")):
             found = tmp_path / f"swept{len(swept)}"
             flags = ("--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
-            child = zygote.start(
-                "emergence", *place, *flags, f"--out={found}", printed=tmp_path / "printed", **env
-            )
+            flags += (f"--out={found}",)
+            child = zygote.start("emergence", *place, *flags, printed=tmp_path / "printed", env=env)
             assert child.wait() == 0, child.printed
             assert (found / "emergence.png").exists()
             swept.append(json.loads((found / "emergence.json").read_text()))

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+# For programs that run for milliseconds: what LLVM would make faster is not worth its time.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 DEEDS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
 
 
@@ -92,16 +94,16 @@ class Zygote:
         module: str,
         *flags: str,
         printed: Path,
+        env: dict[str, str],
         doom: dict[str, Any] | None = None,
-        **env: str,
     ) -> Child:
         """Starts a run.
 
         Args:
           module: of `experiments`.
           printed: file for what it prints.
-          doom: `watch`'s arguments.
-          env: environment variables.
+          env: environment variables that are set for it.
+          doom: `watch`'s arguments; None: it is not watched.
         """
         order = {"module": module, "flags": flags, "printed": str(printed), "env": env}
         orders, answers = self._process.stdin, self._process.stdout
