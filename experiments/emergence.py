@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from convert.command import mesh_from_flags
-from experiments import command
+from experiments import command, preemption
 from experiments import study as studies
 from experiments.command import FLAGS, console
 from experiments.journal import Journal
@@ -168,7 +168,8 @@ def main() -> None:
     asked, available = command.tasks_from_flags(), command.available_tasks_from_flags()
     stem = Path(FLAGS.run or FLAGS.model).name
     out = command.prepare_out(FLAGS.out or f"results/{stem}_emergence")
-    journal = Journal(out)
+    preemption.listen()
+    journal = Journal(out, preemption.stop_if_asked)
     started = time.monotonic()
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}

@@ -10,7 +10,9 @@ on pairs that are asked neither on dev nor on test, stopped on dev, scored on te
 prompt's own extracted theta, the mean theta it starts from, and in-context learning (learned
 vectors: arXiv 2509.24169). --loss=kl asks for the next-token distribution of the whole prompt
 instead of the answer; --vector_norm holds the vector at a multiple of theta's norm; --init sets
-where it starts. --layers: all, best (the main results' layer of each task), or numbers.
+where it starts. --num_positions=P learns P vectors a layer, written together over the last P tokens
+of the query; they start from the mean residual stream at the last P tokens of the dummy prompts.
+--layers: all, best (the main results' layer of each task), or numbers.
 Runs on one task of each category unless --tasks names others or --every_task asks for all.
 
 Writes learned_task_vector.json and learned_task_vector.png/.svg under --out.
@@ -47,7 +49,7 @@ from taskvec_jax.learning import Examples, Learned, Recipe, check_layers, learn,
 from taskvec_jax.patching import read_states
 from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, render_query, sample
 from taskvec_jax.sampling import draw, seeded
-from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
+from taskvec_jax.sweep import check_finite, inject_vectors, read_texts, sweep_layers
 from taskvec_jax.tasks import Task
 from taskvec_jax.tasks.task import Pair
 
@@ -75,6 +77,9 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "vector_norm", None, "learned vectors: held at this multiple of theta's norm; free if unset"
     )
+    flags.DEFINE_integer(
+        "num_positions", 1, "learned vectors: at this many last tokens of the query, together"
+    )
 
 
 def run(study: Study) -> dict[str, Any]:
@@ -92,6 +97,8 @@ def run(study: Study) -> dict[str, Any]:
             "--init=zero has no direction, so --vector_norm cannot scale it; allowed with"
             " --vector_norm: --init=theta or --init=random"
         )
+    if given.num_positions < 1:
+        raise TaskVecError(f"--num_positions={given.num_positions}; it must be at least 1")
     num_layers = study.model.config.num_layers
     asked = parse_layers(given.layers, num_layers)
     tasks = study.tasks if given.every_task else studies.chosen_tasks(study, TASKS)
@@ -108,12 +115,13 @@ def run(study: Study) -> dict[str, Any]:
                     task,
                     study.settings,
                     lambda task=task, layers=layers: learn_task(
-                        study, task, layers, recipe, given.init, given.loss
+                        study, task, layers, recipe, given.init, given.loss, given.num_positions
                     ),
                     layers=layers,
                     recipe=dataclasses.asdict(recipe),
                     init=given.init,
                     loss=given.loss,
+                    num_positions=given.num_positions,
                 ) | {"extracted_layer": extracted_layer}
             except TaskVecError as error:
                 if study.named:
@@ -125,7 +133,12 @@ def run(study: Study) -> dict[str, Any]:
         NAME,
         study.settings,
         {
-            "recipe": {**dataclasses.asdict(recipe), "init": given.init, "loss": given.loss},
+            "recipe": {
+                **dataclasses.asdict(recipe),
+                "init": given.init,
+                "loss": given.loss,
+                "num_positions": given.num_positions,
+            },
             "num_layers": num_layers,
             "tasks": results,
             "notes": notes,
@@ -218,12 +231,67 @@ def answer_tokens(judge: Judge, pair: Pair) -> list[int]:
     return sorted(set(found))
 
 
+def mean_states(study: Study, prompts: list[Prompt], num_positions: int) -> np.ndarray:
+    """Mean over dummy prompts of the residual stream at their last tokens.
+
+    Returns:
+      float32 [L, D], the mean theta, for one position; [L, P, D] for several.
+    """
+    model, size = study.model, study.settings.batch_size
+    if num_positions == 1:
+        return read_theta(model, prompts, size).mean(axis=0)
+    texts = [text for prompt in prompts for text in prompt.dummies()]
+    tokens, last = model.tokenizer.pad(model.tokenizer.encode_all(texts))
+    places = last[:, None] - np.arange(num_positions, dtype=np.int32)[::-1]
+    total = np.zeros((num_positions, model.config.num_layers, model.config.width))
+    for start in range(0, len(texts), size):
+        rows = np.minimum(np.arange(start, start + size), len(texts) - 1)
+        states, _ = read_states(model.decoder, model.params, tokens[rows], places[rows])
+        check_finite(states)
+        total += states[: len(texts) - start].sum(axis=0)
+    return (total / len(texts)).swapaxes(0, 1).astype(np.float32)
+
+
+def check_queries(judge: Judge, num_positions: int) -> None:
+    """Refuses to write over more tokens than the task's shortest query has.
+
+    Raises:
+      TaskVecError: it names that query.
+    """
+    texts = [render_query(pair.input) for pair in judge.fitted.pairs]
+    lengths = [len(ids) for ids in judge.model.tokenizer.encode_all(texts)]
+    if num_positions > (most := min(lengths)):
+        raise TaskVecError(
+            f"{judge.fitted.task.name}: --num_positions={num_positions}, but the query"
+            f" {texts[lengths.index(most)]!r} has {most} tokens; allowed: 1 to {most}"
+        )
+
+
+def at_last(values: np.ndarray, num_positions: int) -> np.ndarray:
+    """Of values [C, ...] or [C, P, ...] for several positions: those at the last token."""
+    return values if num_positions == 1 else values[:, -1]
+
+
 def learn_task(
-    study: Study, task: Task, layers: list[int], recipe: Recipe, init: str, loss: str
+    study: Study,
+    task: Task,
+    layers: list[int],
+    recipe: Recipe,
+    init: str,
+    loss: str,
+    num_positions: int = 1,
 ) -> dict[str, Any]:
-    """Learns one task's vectors and scores them on test; keeps the vectors in the journal."""
+    """Learns one task's vectors and scores them on test; keeps the vectors in the journal.
+
+    With several positions, cosine and norm_ratio are of the vector at the last token, and the mean
+    theta that is scored stands at all of them.
+
+    Raises:
+      TaskVecError: too few pairs, a query shorter than num_positions, or a loss that diverges.
+    """
     model, settings = study.model, study.settings
     judge = Judge(model, fit(task, model.tokenizer))
+    check_queries(judge, num_positions)
     split = split_pairs(judge.fitted, settings)
     # Mean theta is read from prompts made of train pairs alone, so that no answer leaks into it.
     own = dataclasses.replace(judge.fitted, pairs=tuple(split.train))
@@ -235,7 +303,7 @@ def learn_task(
         num_demonstrations=settings.num_demonstrations,
         num_dummy_queries=settings.num_dummy_queries,
     )
-    mean = read_theta(model, train_prompts, settings.batch_size).mean(axis=0)[layers]  # [C, D]
+    mean = mean_states(study, train_prompts, num_positions)[layers]  # [C, D] or [C, P, D]
     norms = np.linalg.norm(mean, axis=-1)
     dev_prompts = [Prompt((), pair, ()) for pair in split.dev]
     learned = learn(
@@ -261,8 +329,11 @@ def learn_task(
         recipe=dataclasses.asdict(recipe),
         init=init,
         loss=loss,
+        num_positions=num_positions,
     )
     study.journal.keep_array(what, learned.vectors)
+    ends = (at_last(vectors, num_positions) for vectors in (learned.vectors, mean))
+    ratio = at_last(np.linalg.norm(learned.vectors, axis=-1) / norms, num_positions)
     return {
         "layers": layers,
         "pairs": {"train": len(split.train), "dev": len(split.dev)},
@@ -275,8 +346,8 @@ def learn_task(
         "checks": learned.checks,
         "dev_losses": learned.dev_losses.tolist(),
         "train_losses": learned.losses.tolist(),
-        "cosine": [cosine(a, b) for a, b in zip(learned.vectors, mean, strict=True)],
-        "norm_ratio": (np.linalg.norm(learned.vectors, axis=-1) / norms).tolist(),
+        "cosine": [cosine(a, b) for a, b in zip(*ends, strict=True)],
+        "norm_ratio": ratio.tolist(),
     }
 
 
@@ -388,6 +459,11 @@ def section(result: dict[str, Any]) -> Section:
         f"At the layer where extracted theta does best on dev, the learned vector scores at least"
         f" as much on {no_worse} of {len(tasks)} tasks, {np.mean(gains):+.2f} on average.",
     ]
+    if (positions := result["recipe"]["num_positions"]) > 1:
+        words.append(
+            f"Learned vectors, and the mean they start from, are written over the last {positions}"
+            " tokens of a query together; each prompt's own theta over the last one alone."
+        )
     if any(task["dealt"] for task in tasks.values()):
         names = ", ".join(name for name, task in tasks.items() if task["dealt"])
         words.append(

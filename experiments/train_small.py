@@ -9,6 +9,9 @@ The architecture is Pythia's (GPT-NeoX), a million parameters; the tasks and the
 answer of a zero-shot query whose arrow is overwritten, after --vector_layer, with theta of the
 row's own demonstrations and another query.
 
+--mesh=data:N,model:M splits the rows of a step, and the parameters, over devices; the losses are
+those of one device but for float noise, and a run may go on on another mesh.
+
 Writes under --out: log.jsonl (a line every --log_every steps), step<N>/ (converted models on the
 way, for `experiments.emergence`), state/ (what a killed run goes on from: the same command again),
 model/ (the final model in bfloat16), train_small.json and train_small.png/.svg.
@@ -32,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from experiments import command
 from experiments.command import FLAGS, console
@@ -43,6 +47,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, draw_prompts
 from taskvec_jax.loading import Model, hash_leaves, hash_params
 from taskvec_jax.prompts import fit
+from taskvec_jax.sharding import MeshShape, make_mesh
 from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import Task
 from taskvec_jax.tokenizer import Tokenizer
@@ -231,6 +236,8 @@ def go_on_from(out: Path, config: DecoderConfig, settings: Training, about: Any)
             )
     else:
         command.write_json(record, about)
+    with checkpoint.writing(out / "state"):
+        pass  # a run killed while it replaced the state has left it beside its place
     if not (out / "state").exists():
         return fresh
     return training.restore_state(out / "state", fresh)
@@ -252,6 +259,8 @@ def main() -> None:
         "tokenizer_sha256": tokenizer.sha256,
         "tasks": [task.name for task in TRAINING_TASKS],
     }
+    mesh = make_mesh(MeshShape.parse(FLAGS.mesh)) if FLAGS.mesh else None
+    training.check_rows(mesh, FLAGS.batch_size)
     state = go_on_from(out, config, settings, about)
     mixture = Mixture(tokenizer, settings.seed, FLAGS.batch_size)
     origin = {"model": NAME, "source": "experiments.train_small", "made_with": about}
@@ -271,17 +280,19 @@ def main() -> None:
     else:
         recorder.keep(state)
     try:
-        state = training.run(config, settings, state, mixture.batch, recorder.step)
+        state = training.run(config, settings, state, mixture.batch, recorder.step, mesh)
     except TaskVecError as error:
         raise TaskVecError(f"{error}; what was good is kept in {out / 'state'}") from None
     shipped = dataclasses.replace(config, dtype="bfloat16")
     save_model(out / "model", shipped, state.params, tokenizer, {**origin, "step": state.step})
-    finish(out, about, tokenizer, recorder.log.read())
+    finish(out, about, tokenizer, recorder.log.read(), mesh)
 
 
-def finish(out: Path, about: dict[str, Any], tokenizer: Tokenizer, lines: Any) -> None:
+def finish(
+    out: Path, about: dict[str, Any], tokenizer: Tokenizer, lines: Any, mesh: Mesh | None
+) -> None:
     """Scores the final model as it was written, and writes the result and its figure."""
-    restored = checkpoint.restore(out / "model", "float32")
+    restored = checkpoint.restore(out / "model", "float32", mesh)
     model = Model(
         NAME,
         Decoder(restored.config),
@@ -289,6 +300,7 @@ def finish(out: Path, about: dict[str, Any], tokenizer: Tokenizer, lines: Any) -
         tokenizer,
         restored.config,
         restored.manifest["weights_sha256"],
+        mesh,
     )
     scores = icl_accuracy(model, [*TRAINING_TASKS, HELD_OUT], Settings())
     held_out = scores.pop(HELD_OUT.name)
@@ -354,6 +366,11 @@ if __name__ == "__main__":
     flags.DEFINE_float("clip", defaults.clip, "largest norm of a gradient")
     flags.DEFINE_float("vector_loss", 0.5, "weight of the vector-prompting loss; 0: none")
     flags.DEFINE_integer("vector_layer", 2, "where that loss reads and writes theta")
+    flags.DEFINE_string(
+        "mesh",
+        None,
+        "data:N,model:M, devices that rows and parameters are split over; unset: one",
+    )
     flags.DEFINE_integer("log_every", 50, "steps between lines of the log")
     flags.DEFINE_integer("save_every", 200, "steps between states a killed run goes on from")
     command.run(main)

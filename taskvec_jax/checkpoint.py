@@ -40,6 +40,7 @@ CHUNK_BYTES = 64_000_000  # of a leaf on disk, at most
 ABOUT = "about.json"  # beside named arrays
 MARGIN = 20_000_000  # bytes beside the parameters: the tokenizer, indices
 SCRATCH = "partial."  # part of the name of directories that are not complete yet
+OLD = ".old"  # end of the name of what is being replaced
 
 
 class Checkpoint(NamedTuple):
@@ -60,7 +61,8 @@ def is_checkpoint(path: Path) -> bool:
 def writing(path: Path) -> Iterator[None]:
     """Makes this process the only one that writes `path`, waiting for another to finish.
 
-    What writers that were killed have left behind is cleared away; the lock dies with them.
+    What writers that were killed have left behind is cleared away; the lock dies with them. One
+    killed between its two renames had moved `path` away: it is put back.
 
     Raises:
       TaskVecError: the parent directory cannot be written.
@@ -81,7 +83,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _clear(path: Path) -> None:
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{SCRATCH}*"):
+    leftovers = sorted(path.parent.glob(f".{glob.escape(path.name)}.{SCRATCH}*"))
+    if not path.exists():
+        for old in [leftover for leftover in leftovers if leftover.suffix == OLD][:1]:
+            os.replace(old, path)
+    for leftover in leftovers:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -142,9 +148,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield made
         made.chmod(0o755)
         if path.exists():  # moved away whole: a reader must not meet it half deleted
-            os.replace(path, f"{made}.old")
+            os.replace(path, f"{made}{OLD}")
         os.replace(made, path)
-        shutil.rmtree(f"{made}.old", ignore_errors=True)
+        shutil.rmtree(f"{made}{OLD}", ignore_errors=True)
 
 
 def _unwritable(path: Path, error: OSError) -> str:

@@ -3,13 +3,17 @@
 The decoder is frozen; one vector for each layer is trained by gradient through the override, all
 layers in one program. A copy of the last token carries each layer's vector (`sweep.copy_states`),
 and copies never see each other, so the gradient of the sum of their losses is every layer's own
-gradient. The tokens before the last one do not depend on any vector.
+gradient. The tokens before the last one do not depend on any vector. With vectors at the last P
+tokens a copy is P tokens; all P vectors of a layer are written, and learned, together.
 
 Vectors are trained in units of the root mean square of the initial theta at their layer, because
 residual streams grow by orders of magnitude with depth and Adam's steps do not.
 
+Over a mesh the rows of a step lie on `data`; a step whose rows `data` does not divide is filled up
+with rows that do not count.
+
 Shapes: N examples, B of them in a step, T tokens, C copies (one a trained layer), A answers, D
-width, V vocabulary.
+width, V vocabulary. Vectors are [C, D], or [C, P, D] at the last P tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +32,8 @@ from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
-from taskvec_jax.sweep import births_of, copy_states, top
+from taskvec_jax.sharding import fetch, put_rows, rows_for
+from taskvec_jax.sweep import births_of, check_positions, copy_states, top
 from taskvec_jax.tokenizer import PAD
 
 NO_ANSWER = -1  # fills up the answers of an example that has fewer than others
@@ -119,7 +124,7 @@ def losses_of(
 
     Args:
       examples: B of them.
-      vectors: [C, D], the same for all examples.
+      vectors: [C, D] or [C, P, D], the same for all examples.
       layers: int [C], the layer after which each replaces the residual stream at the last token.
       births: see `sweep.copy_states`.
 
@@ -161,13 +166,13 @@ ADAM = optax.scale_by_adam()
 
 
 def hold_norm(vectors: jax.Array, norms: jax.Array | None) -> jax.Array:
-    """Vectors [C, D] scaled to these norms [C]; untouched when None."""
+    """Vectors [..., D] scaled to these norms [...]; untouched when None."""
     if norms is None:
         return vectors
-    return vectors * (norms / jnp.linalg.norm(vectors, axis=-1))[:, None]
+    return vectors * (norms / jnp.linalg.norm(vectors, axis=-1))[..., None]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "births"))
+@functools.partial(jax.jit, static_argnames=("config", "births", "count"))
 def train_step(
     config: DecoderConfig,
     params: Params,
@@ -179,30 +184,32 @@ def train_step(
     units: jax.Array,
     rate: jax.Array,
     held: jax.Array | None,
+    count: int,
 ) -> tuple[jax.Array, optax.OptState, jax.Array]:
     """One step of Adam on every vector.
 
     Args:
       examples, vectors, layers, births: as of `losses_of`.
       state: of `ADAM`.
-      units: [C], what vectors are measured in at each layer.
+      units: [C] or [C, P], what vectors are measured in at each layer.
       rate: learning rate, in those units.
-      held: [C], norms the vectors are held at; None leaves them free.
+      held: [C] or [C, P], norms the vectors are held at; None leaves them free.
+      count: the examples that count, the first ones.
 
     Returns:
-      vectors [C, D], the optimiser's state, and the mean loss of each vector before the step [C].
+      vectors, the optimiser's state, and the mean loss of each vector before the step [C].
     """
 
     def total(scaled: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses, _ = losses_of(config, params, examples, scaled * units[:, None], layers, births)
-        losses = losses.mean(axis=0)
+        losses, _ = losses_of(config, params, examples, scaled * units[..., None], layers, births)
+        losses = losses[:count].mean(axis=0)
         return losses.sum(), losses
 
-    scaled = vectors / units[:, None]
+    scaled = vectors / units[..., None]
     gradient, losses = jax.grad(total, has_aux=True)(scaled)
     updates, state = ADAM.update(gradient, state)
     update = jnp.asarray(updates)
-    return hold_norm((scaled - rate * update) * units[:, None], held), state, losses
+    return hold_norm((scaled - rate * update) * units[..., None], held), state, losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +217,7 @@ class Learned:
     """Vectors as they did best on dev.
 
     Attributes:
-      vectors: float32 [C, D].
+      vectors: float32 [C, D] or [C, P, D].
       step: int [C], after how many steps each was taken; 0 is the initial value.
       dev_accuracy: float [C].
       losses: float32 [steps, C], mean training loss of each vector at each step.
@@ -242,8 +249,8 @@ def learn(
     Args:
       train, dev: examples.
       is_right: what the model says to the dev examples, int [N, C] -> bool [N, C].
-      initial: [C, D].
-      norms: [C], of theta at each layer; above 0.
+      initial: [C, D], or [C, P, D] for vectors at the last P tokens.
+      norms: [C] or [C, P], of theta at each layer; above 0.
       layers: C layers in rising order.
       recipe: how.
       progress: called with the steps done.
@@ -252,20 +259,23 @@ def learn(
       The best vectors by dev accuracy, ties to the lower dev loss; the initial ones count.
 
     Raises:
-      TaskVecError: layers out of range or order, shapes that do not fit, or a loss that is not
-        finite; the message names its layer.
+      TaskVecError: layers out of range or order, shapes that do not fit, a query of fewer than P
+        tokens, or a loss that is not finite; the message names its layer.
     """
     config = model.config
     check_layers(layers, config.num_layers)
-    shape = (len(layers), config.width)
-    if initial.shape != shape or norms.shape != shape[:1]:
+    shape = (len(layers), *initial.shape[1:-1], config.width)
+    if initial.ndim not in (2, 3) or initial.shape != shape or norms.shape != shape[:-1]:
         raise TaskVecError(
             f"initial vectors have shape {initial.shape} and norms {norms.shape}; allowed:"
-            f" {shape} and {shape[:1]}, one vector for each layer trained"
+            f" {shape} and {shape[:-1]}, one vector for each layer trained, or one for each of its"
+            " positions"
         )
+    shortest = 1 + min(int(part.last.min()) for part in (train, dev))
+    check_positions(shortest, initial.shape[1] if initial.ndim == 3 else 1)
     births = births_of(layers, config.num_layers)
-    place = jnp.asarray(layers, jnp.int32)
-    held = None if recipe.norm is None else jnp.asarray(recipe.norm * norms, jnp.float32)
+    place = np.asarray(layers, np.int32)
+    held: Any = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
     units = (norms / config.width**0.5).astype(np.float32)
     rates = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
     # Kept on the host between steps: what a step gives stands on the devices of the parameters,
@@ -273,6 +283,7 @@ def learn(
     vectors = np.asarray(hold_norm(jnp.asarray(initial, jnp.float32), held))
     state = jax.device_get(ADAM.init(vectors))
     order = _order(len(train.tokens), recipe)
+    fill = rows_for(model.mesh, recipe.batch_size) - recipe.batch_size
     best = vectors
     best_score = np.full((2, len(layers)), -np.inf)  # accuracy, minus the loss
     best_step = np.zeros(len(layers), int)
@@ -286,7 +297,7 @@ def learn(
             better = (score[0] > best_score[0]) | (
                 (score[0] == best_score[0]) & (score[1] > best_score[1])
             )
-            best = np.where(better[:, None], vectors, best)
+            best = np.where(better.reshape(-1, *[1] * (initial.ndim - 1)), vectors, best)
             best_score, best_step = (
                 np.where(better, score, best_score),
                 np.where(better, step, best_step),
@@ -296,8 +307,10 @@ def learn(
             dev_accuracies.append(accuracy)
         if step == recipe.steps:
             break
-        batch = Examples(*(leaf[order[step]] for leaf in train))
-        vectors, state, loss = jax.device_get(
+        rows = np.pad(order[step], (0, fill), mode="edge")
+        batch = put_rows(model.mesh, Examples(*(leaf[rows] for leaf in train)))
+        vectors, state, loss = jax.tree.map(
+            fetch,
             train_step(
                 config,
                 model.params,
@@ -307,9 +320,10 @@ def learn(
                 place,
                 births,
                 units,
-                jnp.asarray(rates(step), jnp.float32),
+                np.asarray(rates(step), np.float32),
                 held,
-            )
+                recipe.batch_size,
+            ),
         )
         losses.append(loss)
         _check_finite(loss, layers, step, recipe)
@@ -335,20 +349,20 @@ def score_examples(
     """Losses [N, C] and the most likely tokens int [N, C] of any number of examples."""
     births = births_of(layers, model.config.num_layers)
     losses, said = [], []
-    count = len(examples.tokens)
+    count, batch_size = len(examples.tokens), rows_for(model.mesh, batch_size)
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)  # one shape
-        batch = Examples(*(leaf[rows] for leaf in examples))
+        batch = put_rows(model.mesh, Examples(*(leaf[rows] for leaf in examples)))
         loss, tokens = score_vectors(
             model.config,
             model.params,
             batch,
-            jnp.asarray(vectors),
-            jnp.asarray(layers, jnp.int32),
+            np.asarray(vectors),
+            np.asarray(layers, np.int32),
             births,
         )
-        losses.append(np.asarray(loss)[: count - start])
-        said.append(np.asarray(tokens)[: count - start])
+        losses.append(fetch(loss)[: count - start])
+        said.append(fetch(tokens)[: count - start])
     return np.concatenate(losses), np.concatenate(said)
 
 

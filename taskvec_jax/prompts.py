@@ -7,6 +7,7 @@ at the last `->` of demonstrations + a dummy query, and written at the `->` of t
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sampling import draw, seeded
@@ -19,6 +20,7 @@ UNFILTERED_CATEGORY = "knowledge"  # answers may be several tokens long
 RULE_CATEGORY = "algorithmic"  # letters stand as they are, never behind a space
 LEADING_SPACE_SHARE = 0.7  # of the pairs that the plain form keeps
 FEW_PAIRS = 70
+_fitted: weakref.WeakKeyDictionary[Tokenizer, dict[Task, FittedTask]] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +92,18 @@ def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     The arrow must be the query's last token, alone. Outside the knowledge category the answer must
     be one token after it. Word lists take the form with leading spaces when it keeps at least 0.7
     times as many pairs as the plain form; letters and knowledge stay plain (the paper's code).
+    Remembered for each tokenizer: controls ask for every other task once a task.
 
     Raises:
       TaskVecError: no pair is left; the template does not suit this tokenizer.
     """
+    known = _fitted.setdefault(tokenizer, {})
+    if task not in known:
+        known[task] = _fit(task, tokenizer)
+    return known[task]
+
+
+def _fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     single = task.category != UNFILTERED_CATEGORY
     plain = [pair for pair in task.pairs if _fits(pair, tokenizer, single)]
     kept, leading_space = plain, False

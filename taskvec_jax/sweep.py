@@ -222,7 +222,8 @@ def copy_states(
     Args:
       tokens: int [B, T], zero-shot queries, right-padded.
       last: int [B], index of the last token.
-      vectors: [B, C, D].
+      vectors: [B, C, D]; or [B, C, P, D], written together over the last P tokens, which every
+        query must have: a copy is then a branch of P tokens.
       layers: int [B, C], the layer after which each vector is written.
       births: (layers done, copies alive) at the end of each group of layers: copy c must not be
         written before the group in which it is first alive.
@@ -232,20 +233,28 @@ def copy_states(
       [B, 1 + C, D]; the first is the untouched query's.
     """
     rows, length = tokens.shape
+    if vectors.ndim == 3:
+        vectors = vectors[:, :, None]
+    size = vectors.shape[2]  # P
+    vectors = vectors.reshape(rows, vectors.shape[1] * size, config.width)
+    layers = jnp.repeat(layers, size, axis=1)
+    first = last[:, None] - (size - 1)  # [B, 1]
     block = FAMILY_MODULES[config.family].Block(config)
     place = jnp.arange(length, dtype=jnp.int32)[None]
     token = Decoder(config).apply(params, tokens, method="embed")
-    plain_branch = jnp.where(place < last[:, None], TRUNK, jnp.where(place == last[:, None], 1, -1))
+    plain_branch = jnp.where(place < first, TRUNK, jnp.where(place <= last[:, None], 1, PADDING))
     x, start = token, 0
-    for stop, alive in births:
+    for stop, copies_alive in births:
+        alive = copies_alive * size
         newborn = length + alive - x.shape[1]
         x = jnp.pad(x, ((0, 0), (0, newborn), (0, 0)))
-        copy = jnp.arange(alive, dtype=jnp.int32)
+        copy = jnp.repeat(jnp.arange(copies_alive, dtype=jnp.int32), size)
+        within = jnp.tile(jnp.arange(size, dtype=jnp.int32), copies_alive)
         layout = Layout(
             jnp.concatenate(
                 [
                     jnp.broadcast_to(place, (rows, length)),
-                    jnp.broadcast_to(last[:, None], (rows, alive)),
+                    first + within,
                 ],
                 axis=1,
             ),
@@ -264,7 +273,7 @@ def copy_states(
         x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
         start = stop
     plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    return jnp.concatenate([plain, x[:, length:]], axis=1)
+    return jnp.concatenate([plain, x[:, length + size - 1 :: size]], axis=1)
 
 
 def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
@@ -422,7 +431,7 @@ def inject_vectors(
 
     Args:
       queries: token ids of N texts.
-      vectors: float [N, C, D].
+      vectors: float [N, C, D]; or [N, C, P, D], written together over the last P tokens.
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
       batch_size: rows a program call works on.
       births: see `inject_rows`; all copies alive from the first layer when None.
@@ -431,14 +440,18 @@ def inject_vectors(
       Answers [N, 1 + C]; the first column is the untouched query's.
 
     Raises:
-      TaskVecError: a layer out of range, or vectors of another shape.
+      TaskVecError: a layer out of range, vectors of another shape, or a query shorter than P.
     """
     config, rows = model.config, len(queries)
     layers = np.broadcast_to(np.asarray(layers), (rows, vectors.shape[1])).astype(np.int32)
-    if vectors.shape[::2] != (rows, config.width):
+    shape = vectors.shape
+    if vectors.ndim not in (3, 4) or (shape[0], shape[-1]) != (rows, config.width):
         raise TaskVecError(
-            f"vectors have shape {vectors.shape}; allowed: ({rows}, copies, {config.width})"
+            f"vectors have shape {shape}; allowed: ({rows}, copies, {config.width}), or"
+            f" ({rows}, copies, positions, {config.width})"
         )
+    if vectors.ndim == 4:
+        check_positions(min(map(len, queries)), shape[2])
     if layers.size and not (layers.min() >= 0 and layers.max() < config.num_layers):
         raise TaskVecError(
             f"layers run from {layers.min()} to {layers.max()}; allowed:"
@@ -463,6 +476,19 @@ def inject_vectors(
 
     _in_chunks("injecting", model, lengths, batch_size, call)
     return answers
+
+
+def check_positions(shortest: int, positions: int) -> None:
+    """Refuses to write over more tokens than a query has.
+
+    Raises:
+      TaskVecError: it does not have them.
+    """
+    if not 1 <= positions <= shortest:
+        raise TaskVecError(
+            f"{positions} tokens are to be written over, and the shortest query has {shortest};"
+            f" allowed: 1 to {shortest} positions"
+        )
 
 
 def sweep_layers(

@@ -1,7 +1,8 @@
 """The optax loop: a decoder trained from scratch, with checkpoints, resume and a stop at NaN.
 
 Nothing here knows words: rows come as arrays from a function of the step, so that a run that goes
-on after a kill meets the rows it would have met.
+on after a kill meets the rows it would have met. Over a mesh, rows lie on `data` and parameters,
+with their moments, as `sharding.placement` says; a state on disk knows of no mesh.
 
 Shapes: B rows, T tokens, Q tokens of a zero-shot query, V vocabulary, D width.
 """
@@ -19,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from taskvec_jax import checkpoint
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Override, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sharding import placement, put_rows, shape_of
 
 
 class Batch(NamedTuple):
@@ -170,7 +173,8 @@ def initial_state(config: DecoderConfig, training: Training) -> State:
             noise = jax.random.normal(key, shape, jnp.float32)
             leaves[path] = deviation / math.sqrt(config.width) * noise
         else:
-            leaves[path] = jnp.full(shape, float(path.endswith("scale")))
+            # Of a dtype that is given: what JAX infers compiles the first step twice.
+            leaves[path] = jnp.full(shape, float(path.endswith("scale")), jnp.float32)
     params = unflatten(leaves)
     return State(0, params, optimiser(training).init(params))
 
@@ -216,19 +220,26 @@ def run(
     state: State,
     batches: Callable[[int], Batch],
     done: Callable[[State, Measures], None],
+    mesh: Mesh | None = None,
 ) -> State:
     """Trains from `state` to the last step.
 
     Args:
+      state: wherever it lies; it is moved to the mesh.
       batches: step (0-based) -> its rows.
       done: called after every step, with the state it led to and what it measured.
+      mesh: what rows and parameters are split over; None: all is on one device.
 
     Raises:
-      TaskVecError: the loss or the gradient is not finite; `done` is not called for that step.
+      TaskVecError: `data` does not divide the rows of a step; or the loss or the gradient is not
+        finite, and then `done` is not called for that step.
     """
+    state = place(config, training, state, mesh)
     while state.step < training.steps:
+        batch = batches(state.step)
+        check_rows(mesh, len(batch.tokens))
         params, kept, measures = train_step(
-            config, training, state.params, state.optimiser, batches(state.step)
+            config, training, state.params, state.optimiser, put_rows(mesh, batch)
         )
         if not np.isfinite([measures.loss, measures.gradient_norm]).all():
             raise TaskVecError(
@@ -239,6 +250,44 @@ def run(
         state = State(state.step + 1, params, kept)
         done(state, measures)
     return state
+
+
+def check_rows(mesh: Mesh | None, rows: int) -> None:
+    """Refuses rows that the devices of `data` cannot share evenly.
+
+    Filled up with others, the step would be another one.
+
+    Raises:
+      TaskVecError: they cannot.
+    """
+    if rows % (data := shape_of(mesh).data):
+        raise TaskVecError(
+            f"{rows} rows a step over data:{data}; allowed: a batch_size that is a multiple of"
+            f" {data}, or fewer devices on data"
+        )
+
+
+def place(config: DecoderConfig, training: Training, state: State, mesh: Mesh | None) -> State:
+    """A state on the devices of a mesh; left where it is without one."""
+    if mesh is None:
+        return state
+    shapes = {path: leaf.shape for path, leaf in flatten(state.params).items()}
+    shardings = unflatten(placement(config, shapes, mesh))
+    whole = NamedSharding(mesh, PartitionSpec())
+    params, kept = jax.device_put(
+        (state.params, state.optimiser),
+        (
+            shardings,
+            optax.tree.map_params(
+                optimiser(training),
+                lambda _, sharding: sharding,
+                state.optimiser,
+                shardings,
+                transform_non_params=lambda _: whole,
+            ),
+        ),
+    )
+    return State(state.step, params, kept)
 
 
 def save_state(path: Path, state: State) -> None:

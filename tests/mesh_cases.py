@@ -3,7 +3,7 @@
     python tests/mesh_cases.py          prints one JSON object: what was measured
 
 Every family on every (data, model) layout of 8 simulated CPU devices, against one device; the
-collectives of compiled programs; restored and converted shards.
+collectives of compiled programs; restored and converted shards; training and learned vectors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from conftest import LLAMA, PYTHIA, random_params
 
 from convert import export
 from experiments.mesh_plan import compile_sweep
-from taskvec_jax import checkpoint, loading, plan, sharding, sweep
+from taskvec_jax import checkpoint, learning, loading, plan, sharding, sweep, training
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, flatten, unflatten
 from taskvec_jax.loading import Model
@@ -157,8 +157,79 @@ def shards() -> dict[str, Any]:
     return out
 
 
+def train_batch(step: int) -> training.Batch:
+    """Random rows, each with an answer after its last token."""
+    rng = np.random.RandomState(step)
+    tokens, query = (rng.randint(0, 131, (ROWS, n)).astype(np.int32) for n in (TOKENS, 3))
+    weights = np.zeros(tokens.shape, np.float32)
+    weights[:, -1] = 1
+    ends = [np.full(ROWS, n - 1, np.int32) for n in (TOKENS, 3)]
+    answers = np.roll(tokens, -1, axis=1)
+    return training.Batch(tokens, answers, weights, ends[0], query, ends[1], tokens[:, 0])
+
+
+def trained(config: DecoderConfig, mesh: Any, scratch: Path) -> tuple[dict[str, np.ndarray], bool]:
+    """Losses of four steps, and of the last two again from a state that was saved; and whether
+    all parameters lie where they should after that."""
+    settings = training.Training(steps=4, warmup=1, vector_loss=0.5, vector_layer=0)
+    fresh = training.initial_state(config, settings)
+    losses: list[float] = []
+
+    def done(state: training.State, measures: training.Measures) -> None:
+        losses.append(float(measures.loss))
+        if state.step == 2:
+            training.save_state(scratch, state)
+
+    training.run(config, settings, fresh, train_batch, done, mesh)
+    like = training.initial_state(config, settings)
+    restored = training.restore_state(scratch, like)
+    last = training.run(config, settings, restored, train_batch, done, mesh)
+    wanted = flatten(place(config, like.params, mesh))
+    kept = all(
+        leaf.sharding.is_equivalent_to(wanted[path].sharding, leaf.ndim)
+        for path, leaf in flatten(last.params).items()
+    )
+    return {"losses": np.array(losses)}, kept
+
+
+def learned(config: DecoderConfig, mesh: Any) -> dict[str, np.ndarray]:
+    """Vectors learned at two positions by steps of 5 rows, which no number of devices divides."""
+    params = place(config, random_params(config), mesh)
+    model = Model("m", Decoder(config), params, None, config, "", mesh)  # type: ignore
+    rng = np.random.RandomState(2)
+    queries = [rng.randint(0, 131, n).tolist() for n in (3, 4, 2, 3, 4, 2, 3)]
+    examples = learning.make_examples(queries, [[i] for i in range(7)])
+    found = learning.learn(
+        model,
+        examples,
+        examples,
+        lambda said: said == np.arange(7)[:, None],
+        rng.standard_normal((2, 2, config.width)).astype(np.float32),
+        np.ones((2, 2), np.float32),
+        [0, 1],
+        learning.Recipe(steps=3, batch_size=5, check_every=3),
+    )
+    return {"train losses": found.losses, "dev losses": found.dev_losses}
+
+
+def gradients() -> dict[str, Any]:
+    """How far losses of training and of learned vectors are from one device's."""
+    config, mesh = CONFIGS["pythia"], sharding.make_mesh(MeshShape(2, 4))
+    with tempfile.TemporaryDirectory() as scratch:
+        alone, _ = trained(config, None, Path(scratch, "state"))
+        losses, kept = trained(config, mesh, Path(scratch, "state"))
+    differences = difference(losses, alone)
+    differences |= difference(learned(config, mesh), learned(config, None))
+    return {"differences": differences, "placed": kept}
+
+
 if __name__ == "__main__":
-    parts = {"agreement": agreement, "collectives": layer_collectives, "shards": shards}
+    parts = {
+        "agreement": agreement,
+        "collectives": layer_collectives,
+        "shards": shards,
+        "gradients": gradients,
+    }
     found = {}
     for name, part in parts.items():
         started = time.monotonic()

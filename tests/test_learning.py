@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,32 +16,34 @@ from experiments import learned_task_vector
 from experiments.journal import Journal
 from experiments.study import Study
 from taskvec_jax import learning
+from taskvec_jax.decoder import FAMILY_MODULES
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
+from taskvec_jax.layers import look, plain_layout
 from taskvec_jax.loading import Model
 from taskvec_jax.prompts import FittedTask, fit
-from taskvec_jax.sweep import births_of, wavefront_births
+from taskvec_jax.sweep import births_of, inject_vectors, wavefront_births
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.tokenizer import Tokenizer
 
 RECIPE = learning.Recipe(steps=12, batch_size=3, learning_rate=0.3, check_every=4)
 
 
-def queries() -> list[list[int]]:
+def queries(shortest: int = 1) -> list[list[int]]:
     rng = np.random.RandomState(5)
-    return [rng.randint(0, 131, n).tolist() for n in (4, 7, 2, 4, 1)]
+    return [rng.randint(0, 131, max(n, shortest)).tolist() for n in (4, 7, 2, 4, 1)]
 
 
-def examples(wanted: bool = False) -> learning.Examples:
+def examples(wanted: bool = False, shortest: int = 1) -> learning.Examples:
     log_p = None
     if wanted:
         noise = np.random.RandomState(6).standard_normal((5, 131)).astype(np.float32)
         log_p = noise - np.log(np.exp(noise).sum(-1, keepdims=True))
-    return learning.make_examples(queries(), [[3], [5, 9], [3], [120, 4, 7], [0]], log_p)
+    return learning.make_examples(queries(shortest), [[3], [5, 9], [3], [120, 4, 7], [0]], log_p)
 
 
-def some_vectors(copies: int, width: int = LLAMA.width) -> np.ndarray:
-    return np.random.RandomState(7).standard_normal((copies, width)).astype(np.float32)
+def some_vectors(*shape: int, width: int = LLAMA.width) -> np.ndarray:
+    return np.random.RandomState(7).standard_normal((*shape, width)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +74,51 @@ def test_losses_are_those_of_injecting_each_vector_alone(model, wanted):
         np.testing.assert_allclose(losses[:, c], want, rtol=1e-5, atol=1e-5)
 
 
+def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model):
+    """Against a plain loop over blocks that knows no copies and no branches."""
+    positions, batch, layers = 3, examples(shortest=3), [0, 2, 4]
+    vectors = some_vectors(3, positions)
+    losses, said = learning.score_examples(model, batch, vectors, layers, batch_size=5)
+    block = FAMILY_MODULES[LLAMA.family].Block(LLAMA)
+    sight = look(LLAMA, plain_layout(batch.tokens.shape[1]))
+    places = batch.last[:, None] - np.arange(positions)[::-1]
+    rows = np.arange(5)
+
+    @jax.jit
+    def logits(vectors, written_after):
+        x = model.decoder.apply(model.params, batch.tokens, method="embed")
+        for layer in range(LLAMA.num_layers):
+            own = jax.tree.map(
+                lambda leaf, layer=layer: leaf[layer], model.params["params"]["layers"]
+            )
+            x = block.apply({"params": own}, x, sight)
+            written = x.at[rows[:, None], places].set(vectors)
+            x = jnp.where(layer == written_after, written, x)
+        return model.decoder.apply(model.params, x[rows, batch.last], method="unembed")
+
+    for c, layer in enumerate(layers):
+        log_q = np.asarray(jax.nn.log_softmax(logits(vectors[c], layer)))
+        np.testing.assert_array_equal(said[:, c], log_q.argmax(-1))
+        want = [
+            -np.log(np.exp(log_q[i, answers[answers != learning.NO_ANSWER]]).sum())
+            for i, answers in enumerate(batch.answers)
+        ]
+        np.testing.assert_allclose(losses[:, c], want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("config", "wanted"), [(LLAMA, False), (PYTHIA, True)], ids=["answers", "distribution"]
+    ("config", "wanted", "positions"),
+    [(LLAMA, False, ()), (PYTHIA, True, (2,))],
+    ids=["answers", "distribution at two positions"],
 )
-def test_gradients_through_the_override_match_finite_differences(config, wanted):
+def test_gradients_through_the_override_match_finite_differences(config, wanted, positions):
     with jax.enable_x64(True):
         config = dataclasses.replace(config, dtype="float64", vocab_size=131)
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), random_params(config))
         layers = [0, 1, config.num_layers - 1]
         births = births_of(layers, config.num_layers)
-        vectors = jnp.asarray(some_vectors(3, config.width), jnp.float64)
-        batch = examples(wanted)
+        vectors = jnp.asarray(some_vectors(3, *positions, width=config.width), jnp.float64)
+        batch = examples(wanted, shortest=2)
         batch = batch._replace(wanted=batch.wanted.astype(np.float64))
 
         @jax.jit
@@ -92,10 +130,14 @@ def test_gradients_through_the_override_match_finite_differences(config, wanted)
         rng, h = np.random.RandomState(8), 1e-5
         for c in range(3):  # along a direction in each vector alone: no copy sees another
             way = np.zeros(vectors.shape)
-            way[c] = rng.standard_normal(config.width)
+            way[c] = rng.standard_normal(vectors.shape[1:])
             slope = (total(vectors + h * way) - total(vectors - h * way)) / (2 * h)
             np.testing.assert_allclose((gradient * way).sum(), slope, rtol=1e-6, atol=1e-8)
-        assert all(np.abs(gradient[c]).max() > 1e-3 for c in range(3))
+        seen = np.abs(gradient).max(axis=-1) > 1e-3
+        if positions:  # nobody sees what the last layer gives before the last token
+            assert not seen[-1, 0]
+            seen = seen[:, -1] & (seen[:, 0] | (np.arange(3) == 2))
+        assert seen.all()
 
 
 def right(said: np.ndarray) -> np.ndarray:
@@ -104,7 +146,7 @@ def right(said: np.ndarray) -> np.ndarray:
 
 
 def learned(model: Model, layers: list[int], recipe: learning.Recipe = RECIPE, **more):
-    initial = some_vectors(LLAMA.num_layers)[layers]
+    initial = some_vectors(LLAMA.num_layers, *more.pop("positions", ()))[layers]
     norms = np.linalg.norm(initial, axis=-1)
     given = {"train": examples(), "dev": examples(), **more}
     return learning.learn(
@@ -131,12 +173,29 @@ def test_a_layer_learns_the_same_alone_and_among_others(model):
     np.testing.assert_allclose(alone.vectors[0], together.vectors[3], rtol=1e-3, atol=1e-4)
 
 
+def test_two_positions_are_learned_together_in_one_program(model):
+    batch = examples(shortest=2)
+    before = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    found = learned(model, [0, 1, 2, 3, 4], positions=(2,), train=batch, dev=batch)
+    after = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    assert after <= before + 1
+    assert (found.dev_losses[-1] < found.dev_losses[0] - 0.1).all()
+    # Nobody sees what the last layer gives before the last token, so nothing is to be learned.
+    moved = np.abs(found.vectors - some_vectors(LLAMA.num_layers, 2)).max(axis=-1) > 0.01  # [C, P]
+    assert moved[:-1].all()
+    assert moved[-1].tolist() == [False, True]
+
+
 def test_learning_repeats_and_keeps_the_norm_it_is_told(model):
     recipe = dataclasses.replace(RECIPE, norm=0.5, steps=4)
     found, again = learned(model, [1, 4], recipe), learned(model, [1, 4], recipe)
     np.testing.assert_array_equal(found.vectors, again.vectors)
     norms = np.linalg.norm(some_vectors(LLAMA.num_layers)[[1, 4]], axis=-1)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=-1), 0.5 * norms, rtol=1e-5)
+    one = learned(model, [1, 4], recipe, positions=(1,))  # the same with its axis of positions
+    np.testing.assert_allclose(one.losses, found.losses, rtol=1e-5)
+    np.testing.assert_allclose(one.vectors[:, 0], found.vectors, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(one.step, found.step)
 
 
 def test_padding_and_batches_change_no_loss(model):
@@ -185,6 +244,10 @@ def test_settings_that_cannot_be_are_refused(model):
         learning.learn(model, examples(), examples(), right, initial, np.ones(3), [1, 2], RECIPE)
     with pytest.raises(TaskVecError, match="every example needs an answer"):
         learning.make_examples([[1]], [[]])
+    with pytest.raises(TaskVecError, match="shortest query has 1; allowed: 1 to 1 positions"):
+        learned(model, [1, 2], positions=(2,))
+    with pytest.raises(TaskVecError, match="shortest query has 2; allowed: 1 to 2 positions"):
+        inject_vectors(model, [[1, 2, 3], [4, 5]], some_vectors(2, 1, 3), np.array([0]), 2)
 
 
 def test_layers_of_the_flag_are_all_best_or_numbers():
@@ -214,25 +277,68 @@ def test_too_few_pairs_to_learn_from_are_refused():
         learned_task_vector.split_pairs(fitted, Settings())
 
 
-def test_a_task_is_learned_scored_and_drawn_whole(tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def two_layers(tokenizer: Tokenizer) -> Model:
     config = dataclasses.replace(LLAMA, vocab_size=tokenizer.vocab_size, num_layers=2)
+    return model_of(config, tokenizer)
+
+
+def tiny_study(model: Model, out: Path) -> Study:
     task = TASKS["algorithmic_next_letter"]
     settings = Settings(num_prompts=4, num_demonstrations=2, num_dummy_queries=1, batch_size=4)
-    journal = Journal(tmp_path)
-    study = Study(
-        model_of(config, tokenizer), [task], [task], settings, settings, tmp_path, journal
-    )
+    journal = Journal(out)
+    return Study(model, [task], [task], settings, settings, out, journal)
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, positions):
+    study = tiny_study(two_layers, tmp_path)
+    task = study.tasks[0]
     recipe = learning.Recipe(steps=2, batch_size=4, learning_rate=0.1, check_every=1)
-    found = learned_task_vector.learn_task(study, task, [0, 1], recipe, "theta", "kl")
-    journal.close()
+    found = learned_task_vector.learn_task(study, task, [0, 1], recipe, "theta", "kl", positions)
+    study.journal.close()
     assert len(list((tmp_path / "arrays").glob("*.npy"))) == 1
     for name in ("extracted", "mean_theta", "learned"):
         assert [score["n"] for score in found[name]] == [4, 4]
     assert (np.array(found["dev_accuracy"]) >= found["dev_accuracy_of_mean"]).all()
     assert np.array(found["train_losses"]).min() > 0  # a KL
-    result = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
-    assert "of 1 tasks" in learned_task_vector.section(result).words[0]
+    result: dict[str, Any] = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
+    result["recipe"] = {"num_positions": positions}
+    words = learned_task_vector.section(result).words
+    assert "of 1 tasks" in words[0]
+    assert any("over the last 2 tokens" in word for word in words) == (positions == 2)
     assert list(learned_task_vector.draw_figures(result)) == ["learned_task_vector"]
     one = {k: v[:1] if isinstance(v, list) else v for k, v in found.items()}
     result["tasks"][task.name] = one | {"extracted_layer": 0}
     assert list(learned_task_vector.draw_figures(result)) == ["learned_task_vector"]
+
+
+@pytest.mark.parametrize("init", ["zero", "random"])
+def test_vectors_that_start_elsewhere_than_theta_learn_too(two_layers, tmp_path, monkeypatch, init):
+    study = tiny_study(two_layers, tmp_path)
+    started: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def learn(model, train, dev, is_right, initial, norms, *rest):
+        started.append((initial, norms))
+        return learning.learn(model, train, dev, is_right, initial, norms, *rest)
+
+    monkeypatch.setattr(learned_task_vector, "learn", learn)
+    recipe = learning.Recipe(steps=40, batch_size=4, learning_rate=0.2, check_every=40)
+    found = learned_task_vector.learn_task(study, study.tasks[0], [0, 1], recipe, init, "kl")
+    study.journal.close()
+    ((initial, norms),) = started
+    size = np.linalg.norm(initial, axis=-1)
+    np.testing.assert_allclose(size, 0 * norms if init == "zero" else norms, rtol=1e-5)
+    losses = np.array(found["train_losses"])
+    a_round = found["pairs"]["train"] // 4  # steps that see every pair once
+    assert (losses[-a_round:].mean(axis=0) < losses[:a_round].mean(axis=0) - 0.1).all()
+
+
+def test_more_positions_than_a_query_has_are_refused(two_layers, tmp_path):
+    study = tiny_study(two_layers, tmp_path)
+    why = r"--num_positions=5, but the query 'example:.->' has 4 tokens; allowed: 1 to 4"
+    with pytest.raises(TaskVecError, match=why):
+        learned_task_vector.learn_task(
+            study, study.tasks[0], [0], learning.Recipe(), "theta", "label", 5
+        )
+    study.journal.close()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tiny_checkpoint import ROOT, SMALL, command_line, run, save_tiny
+import pytest
+from tiny_checkpoint import SMALL, run, save_tiny
+from zygote import QUICK, Child, Zygote
 
 KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote("vocabulary_projection", "main_results", "layer_sweep") as made:
+        yield made
 
 
 def final(directory: Path) -> dict[str, object]:
@@ -28,16 +35,21 @@ def final(directory: Path) -> dict[str, object]:
     return found
 
 
+def start(zygote: Zygote, module: str, *flags: str, out: Path, **env: str) -> Child:
+    printed = out.with_name(f"{out.name}.printed")
+    return zygote.start(module, *flags, f"--out={out}", printed=printed, env=env)
+
+
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_killed_at_ten_random_moments_the_results_are_the_same(tmp_path, tokenizer):
+def test_killed_at_ten_random_moments_the_results_are_the_same(zygote, tmp_path, tokenizer):
     model = save_tiny(tmp_path / "tiny", tokenizer)
     flags = (f"--model={model}", *SMALL)
-    cache = str(tmp_path / "cache")
-    whole = tmp_path / "whole"
-    done = run("vocabulary_projection", *flags, f"--out={whole}", TASKVEC_CACHE=cache)
+    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
+    whole = tmp_path / "whole"  # by a process of its own, whose strings hash otherwise
+    done = run("vocabulary_projection", *flags, f"--out={whole}", **env)
     assert done.returncode == 0, done.stderr
     lines = (whole / "journal.jsonl").read_bytes().splitlines()
     assert len(lines) == 2 * 18
@@ -48,86 +60,68 @@ def test_killed_at_ten_random_moments_the_results_are_the_same(tmp_path, tokeniz
     killed = 0
     while killed < KILLS:
         before = size(journal)
-        process = subprocess.Popen(
-            command_line("vocabulary_projection", *flags, f"--out={out}"),
-            cwd=ROOT,
-            env={**os.environ, "TASKVEC_CACHE": cache, "PYTHONHASHSEED": str(killed)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        child = start(zygote, "vocabulary_projection", *flags, out=out, **env)
         # Wait for the first new byte of some runs, not of others; then for a random moment.
         patient = rng.random() < 0.8
-        while patient and size(journal) <= before and process.poll() is None:
+        while patient and size(journal) <= before and child.poll() is None:
             time.sleep(0.002)
-        time.sleep(rng.random() * (0.15 if patient else 3.0))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        time.sleep(rng.random() * (0.15 if patient else 1.0))
+        if child.poll() is None:
+            child.kill()
             killed += 1
-        process.wait()
-        if process.returncode == 0:
+        if child.wait() == 0:
             break  # it was over before its moment; what is left is checked below
     assert killed >= KILLS, "the runs end too early for ten kills"
 
-    done = run("vocabulary_projection", *flags, f"--out={out}", TASKVEC_CACHE=cache)
-    assert done.returncode == 0, done.stderr
+    child = start(zygote, "vocabulary_projection", *flags, out=out, **env)
+    assert child.wait() == 0, child.printed
     assert final(out) == final(whole)
     resumed = [json.loads(line)["unit"] for line in journal.read_bytes().splitlines()]
     assert len(resumed) == len(set(resumed)), "a unit was computed twice"
     assert set(resumed) == {json.loads(line)["unit"] for line in lines}
 
 
-def test_runs_with_other_settings_share_a_directory_without_mixing(tmp_path, tokenizer):
+def test_runs_with_other_settings_share_a_directory_without_mixing(zygote, tmp_path, tokenizer):
     model = save_tiny(tmp_path / "tiny", tokenizer)
     flags = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
     shared, alone = tmp_path / "shared", tmp_path / "alone"
+    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
     for out, seeds in ((shared, (0, 1)), (alone, (1,))):
         for seed in seeds:
-            done = run("main_results", *flags, f"--seed={seed}", f"--out={out}")
-            assert done.returncode == 0, done.stderr
+            child = start(zygote, "main_results", *flags, f"--seed={seed}", out=out, **env)
+            assert child.wait() == 0, child.printed
     assert final(shared) == final(alone)
     assert len((shared / "journal.jsonl").read_bytes().splitlines()) == 2
 
 
-def asked_to_stop(*flags: str, out: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """A run that is sent SIGTERM as soon as its first unit is done."""
-    process = subprocess.Popen(
-        command_line("layer_sweep", *flags, f"--out={out}"),
-        cwd=ROOT,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while size(out / "journal.jsonl") == 0 and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-
-def test_sigterm_ends_between_units_and_a_rerun_on_other_devices_goes_on(tmp_path, tokenizer):
+def test_sigterm_ends_between_units_and_a_rerun_on_other_devices_goes_on(
+    zygote, tmp_path, tokenizer
+):
     model = save_tiny(tmp_path / "tiny", tokenizer)
     names = ("to_upper", "to_lower", "next_letter", "prev_letter", "list_first", "list_last")
     tasks = ",".join(f"algorithmic_{name}" for name in names)
     flags = (f"--model={model}", f"--tasks={tasks}", *SMALL)
     env = {"TASKVEC_CACHE": str(tmp_path / "cache")}
-    one, two = (f"--xla_force_host_platform_device_count={n}" for n in (1, 2))
+    one, two = (f"--xla_force_host_platform_device_count={n} {QUICK}" for n in (1, 2))
 
     whole, out = tmp_path / "whole", tmp_path / "stopped"
-    done = run("layer_sweep", *flags, f"--out={whole}", XLA_FLAGS=one, **env)
-    assert done.returncode == 0, done.stderr
+    child = start(zygote, "layer_sweep", *flags, out=whole, XLA_FLAGS=one, **env)
+    assert child.wait() == 0, child.printed
 
-    stopped = asked_to_stop(*flags, out=out, XLA_FLAGS=one, **env)
-    assert stopped.returncode == 0, stopped.stderr
-    assert "stopped by SIGTERM between two units" in stopped.stdout
+    child = start(zygote, "layer_sweep", *flags, out=out, XLA_FLAGS=one, **env)
+    while size(out / "journal.jsonl") == 0 and child.poll() is None:
+        time.sleep(0.002)  # its first unit is not done yet
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 0, child.printed
+    assert "stopped by SIGTERM between two units" in child.printed
     assert not (out / "layer_sweep.json").exists()
     lines = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
     assert 1 <= len(lines) < 6
     assert all(line.endswith(b"\n") for line in lines)
 
     # More devices, and a smaller batch, as another machine may have.
-    done = run("layer_sweep", *flags, "--batch_size=3", f"--out={out}", XLA_FLAGS=two, **env)
-    assert done.returncode == 0, done.stderr
+    child = start(zygote, "layer_sweep", *flags, "--batch_size=3", out=out, XLA_FLAGS=two, **env)
+    assert child.wait() == 0, child.printed
     after = (out / "journal.jsonl").read_bytes().splitlines(keepends=True)
     assert after[: len(lines)] == lines
     assert len(after) == 6

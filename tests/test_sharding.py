@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_checkpoint
 
-from taskvec_jax import sharding
+from taskvec_jax import sharding, training
 from taskvec_jax.config import NAMED_MODELS
 from taskvec_jax.decoder import leaf_shapes
 from taskvec_jax.errors import TaskVecError
@@ -221,3 +221,23 @@ def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, m
     assert result["provenance"]["device"]["processes"] == count
     left = sorted(path.suffix for path in (tmp_path / "out").iterdir())
     assert left == [".json", ".jsonl", ".png"]
+
+
+def test_training_and_learned_vectors_lose_on_8_devices_what_they_lose_on_one(cases):
+    found = cases["gradients"]
+    assert found["placed"]
+    assert sorted(found["differences"]) == ["dev losses", "losses", "train losses"]
+    for name, value in found["differences"].items():
+        assert value <= 1e-5, (name, value)
+
+
+def test_rows_that_devices_cannot_share_are_refused():
+    mesh = sharding.make_mesh(MeshShape(1, 1))
+    training.check_rows(mesh, 3)
+    training.check_rows(None, 3)
+    shape = MeshShape(4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "shape_of", lambda mesh: shape)
+        training.check_rows(mesh, 8)
+        with pytest.raises(TaskVecError, match="30 rows a step over data:4; allowed: a batch_size"):
+            training.check_rows(mesh, 30)

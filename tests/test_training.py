@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import random
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import chex
 import numpy as np
 import pytest
-from tiny_checkpoint import ROOT, command_line, run
+from zygote import QUICK, Child, Zygote
 
+from convert.export import export
 from experiments import emergence
 from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
 from experiments.train_small import Log, go_on_from, kept_steps, small_pythia
-from taskvec_jax import training
+from taskvec_jax import checkpoint, training
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompts import fit, render_query
 from taskvec_jax.tokenizer import Tokenizer
@@ -184,65 +183,130 @@ def test_a_torn_line_of_the_log_is_cut_and_later_ones_taken_back(tmp_path):
     assert [line["step"] for line in Log(path, 2).read()] == [1, 2]
 
 
-TRAIN = (
-    "--steps=30",
-    "--warmup=5",
+def test_a_state_whose_writer_was_killed_between_two_renames_is_put_back(tmp_path):
+    """A state is replaced by moving the old one aside and the new one into its place."""
+    about = {"training": 1}
+    go_on_from(tmp_path, CONFIG, SETTINGS, about)
+    state = training.initial_state(CONFIG, SETTINGS)
+    training.save_state(tmp_path / "state", state._replace(step=4))
+    (tmp_path / "state").rename(tmp_path / ".state.partial.x.old")
+    (tmp_path / ".state.partial.x").mkdir()
+    assert go_on_from(tmp_path, CONFIG, SETTINGS, about).step == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "state"]
+
+
+SAVE_EVERY = 2
+TRAIN = (  # few enough steps to meet no batch of lists, which would be compiled too
+    "--steps=5",
+    "--warmup=2",
     "--width=16",
     "--num_heads=2",
     "--num_layers=2",
     "--vector_layer=0",
     "--batch_size=4",
     "--log_every=1",
-    "--save_every=5",
+    f"--save_every={SAVE_EVERY}",
 )
+KILLS = 7
 
 
 def curve(out: Path) -> list[Any]:
+    if not (out / "log.jsonl").exists():
+        return []
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-def test_killed_the_same_command_goes_on_and_ends_the_same(tmp_path):
-    cache = {"TASKVEC_CACHE": str(tmp_path / "cache")}
-    done = run("train_small", *TRAIN, f"--out={tmp_path / 'whole'}", **cache)
-    assert done.returncode == 0, done.stderr
-    out, killed = tmp_path / "killed", []
-    log = out / "log.jsonl"
-    for lines in (8, 19):
-        process = subprocess.Popen(
-            command_line("train_small", *TRAIN, f"--out={out}"),
-            cwd=ROOT,
-            env={**os.environ, **cache},
-            stdout=subprocess.DEVNULL,
-        )
-        while process.poll() is None:
-            if log.exists() and log.read_bytes().count(b"\n") >= lines:
-                process.send_signal(signal.SIGKILL)
-                killed.append(lines)
-                break
-            time.sleep(0.002)
-        process.wait()
-    assert killed == [8, 19], "the runs ended before they could be killed"
-    done = run("train_small", *TRAIN, f"--out={out}", **cache)
-    assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
-    assert curve(out) == curve(tmp_path / "whole")
-    hashes = [
-        json.loads((d / "model" / "manifest.json").read_text())["weights_sha256"]
-        for d in (out, tmp_path / "whole")
-    ]
-    assert hashes[0] == hashes[1]
-    some = tmp_path / "some"
-    for step in ("step0", "step30"):
-        shutil.copytree(out / step, some / step)
-    flags = (f"--run={some}", "--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
-    swept = tmp_path / "swept"
-    done = run("emergence", *flags, f"--out={swept}", **cache)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((swept / "emergence.json").read_text())
-    assert [step["step"] for step in result["steps"]] == [0, 30]
-    assert {len(step["dev_accuracy_by_layer"]) for step in result["steps"]} == {2}
-    assert (swept / "emergence.png").exists()
+def last_step(out: Path) -> int:
+    return max((line["step"] for line in curve(out)), default=0)
+
+
+def saved_step(out: Path) -> int:
+    """The step a run would go on from: of the state, or of one that was just moved aside."""
+    for place in (out / "state", *out.glob(".state.partial.*.old")):
+        if (place / "about.json").exists():
+            return json.loads((place / "about.json").read_text())["step"]
+    return 0
+
+
+def in_hub_cache(run: Path, cache: Path, revisions: dict[str, str]) -> None:
+    """Kept models of a run as revisions of SomeOrg/grown, as the hub's own cache holds them."""
+    repository = cache / "models--SomeOrg--grown"
+    (repository / "refs").mkdir(parents=True)
+    for i, (revision, step) in enumerate(revisions.items()):
+        commit = f"{i:040x}"
+        (repository / "refs" / revision).write_text(commit)
+        kept = checkpoint.restore(run / step)
+        export(kept.config, kept.params, kept.tokenizer, repository / "snapshots" / commit)
+
+
+def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_same(tmp_path):
+    """Points are where a run touches its directory, or a few milliseconds later, because that is
+    where something could be lost."""
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    deeds, env = tmp_path / "deeds", {"TASKVEC_CACHE": str(tmp_path / "cache")}
+    env["XLA_FLAGS"] = QUICK
+    rng = random.Random(20261125)
+    with Zygote("train_small", "emergence") as zygote:
+
+        def start(directory: Path, **doom: Any) -> Child:
+            return zygote.start(
+                "train_small",
+                *TRAIN,
+                f"--out={directory}",
+                printed=tmp_path / "printed",
+                env=env,
+                doom={"under": str(directory), "record": str(deeds), **doom},
+            )
+
+        child = start(whole)
+        assert child.wait() == 0, child.printed
+        quarter = int(deeds.read_text()) // 4
+        # The first is where a state has been moved away and the next is not in its place yet.
+        dooms: list[dict[str, Any]] = [{"deed": rf"^os.rename \S+ {out}/state$", "nth": 1}]
+        for _ in range(KILLS):
+            delay = rng.choice([0.0, 0.02 * rng.random()])
+            dooms.append({"nth": rng.randrange(quarter), "delay": delay})
+        saved = 0
+        for doom in dooms:
+            before = saved
+            child = start(out, **doom)
+            assert child.wait() in (-signal.SIGKILL, -signal.SIGALRM), (doom, child.printed)
+            last, saved = last_step(out), saved_step(out)
+            print(f"{doom}: killed after step {last}, state of step {saved}")
+            assert before <= saved <= last <= saved + SAVE_EVERY
+        child = start(out)
+        assert child.wait() == 0, child.printed
+        assert f"going on from step {saved}" in child.printed
+        assert curve(out) == curve(whole)
+        hashes = [
+            json.loads((d / "model" / "manifest.json").read_text())["weights_sha256"]
+            for d in (out, whole)
+        ]
+        assert hashes[0] == hashes[1]
+
+        some, hub = tmp_path / "some", tmp_path / "hub"
+        for step in ("step0", "step5"):
+            shutil.copytree(out / step, some / step)
+        in_hub_cache(out, hub, {"step1000": "step5", "step0": "step0"})
+        env |= {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+        env |= {"TASKVEC_CHECKPOINTS": str(tmp_path / "checkpoints")}
+        swept = []
+        for place in ((f"--run={some}",), ("--model=SomeOrg/grown", "--revision=step1000,step0")):
+            found = tmp_path / f"swept{len(swept)}"
+            flags = ("--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
+            flags += (f"--out={found}",)
+            child = zygote.start("emergence", *place, *flags, printed=tmp_path / "printed", env=env)
+            assert child.wait() == 0, child.printed
+            assert (found / "emergence.png").exists()
+            swept.append(json.loads((found / "emergence.json").read_text()))
+    assert [step.pop("step") for step in swept[0]["steps"]] == [0, 5]
+    assert [step.pop("step") for step in swept[1]["steps"]] == [0, 1000]
+    assert {len(step["dev_accuracy_by_layer"]) for step in swept[0]["steps"]} == {2}
+    assert swept[1]["model"] == "SomeOrg/grown"
+    assert swept[1]["steps"] == swept[0]["steps"]
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["SomeOrg--grown@step0", "SomeOrg--grown@step1000"]
 
 
 def test_steps_are_swept_in_their_order_and_others_refused(tmp_path):
