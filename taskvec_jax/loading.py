@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -45,6 +45,7 @@ from taskvec_jax.tokenizer import Tokenizer
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 
+HASHED_BYTES = 8_000_000  # of a parameter that are brought to the host together
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PROJECT = Path(__file__).resolve().parent.parent
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
@@ -257,22 +258,27 @@ def hashes(params: Params) -> tuple[dict[str, str], str]:
 def _hashed(path: str, leaf: Any) -> Iterator[Any]:
     """The bytes that are hashed of a parameter.
 
-    One layer at a time unless it lies in the host's memory, so that the host never has it whole;
-    and copied, because an array keeps what the host has once been given of it.
+    In slices unless it lies in the host's memory, so that the host never has it whole: an array
+    keeps what the host has once been given of it.
     """
     yield f"{path} {leaf.shape} {leaf.dtype}\n".encode()
     parts: Iterable[Any] = [leaf]
     if isinstance(leaf, jax.Array) and [device.platform for device in leaf.devices()] != ["cpu"]:
-        stacked = path.startswith("layers/")
-        parts = (_layer(leaf, np.int32(i)) for i in range(len(leaf) if stacked else 0))
-        parts = parts if stacked else [jnp.copy(leaf)]
+        rows = leaf.sharding.shard_shape(leaf.shape)[0]
+        step = max(1, HASHED_BYTES * rows // leaf.nbytes)
+        parts = (
+            fetch(_slice(leaf, rows, np.int32(i), min(step, rows - i)))[shard]
+            for shard in range(len(leaf) // rows)
+            for i in range(0, rows, step)
+        )
     for part in parts:
         yield np.ascontiguousarray(fetch(part)).reshape(-1).view(np.uint8).data
 
 
-@jax.jit
-def _layer(leaf: jax.Array, index: np.ndarray) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+@functools.partial(jax.jit, static_argnames=("rows", "size"))
+def _slice(leaf: jax.Array, rows: int, start: Any, size: int) -> jax.Array:
+    """The same rows of every shard of `rows`, side by side: to cut through shards gathers them."""
+    return jax.lax.dynamic_slice_in_dim(leaf.reshape(-1, rows, *leaf.shape[1:]), start, size, 1)
 
 
 def convert_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hf
@@ -18,6 +20,7 @@ import pytest
 import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
+from convert import command
 from taskvec_jax import checkpoint, sharding
 from taskvec_jax.config import NAMED_MODELS
 from taskvec_jax.decoder import leaf_shapes
@@ -300,3 +303,22 @@ def test_processes_halve_and_stop_together(two):
         assert one["halving"]["moved"] < 1e-5
         assert one["stopping"] == ["goes on", "exits 0"]
         assert one["least"] == 6
+
+
+class Flags(SimpleNamespace):
+    """Parsed flags."""
+
+    def __contains__(self, name: str) -> bool:
+        return hasattr(self, name)
+
+
+def test_a_model_that_is_converted_first_says_its_mesh_once(monkeypatch, capsys):
+    flags = Flags(mesh="data:1,model:1", dtype="bfloat16", weights="int8")
+    monkeypatch.setattr(command, "FLAGS", flags)
+    choose = command.mesh_from_flags(50)
+    run = dataclasses.replace(
+        NAMED_MODELS["smollm2-135m-instruct"].config, dtype="bfloat16", weights="int8"
+    )
+    for config in (dataclasses.replace(run, dtype="float32", weights="whole"), run, run):
+        assert sharding.shape_of(choose(config)) == MeshShape()
+    assert capsys.readouterr().out == mesh_line(run, MeshShape(), 50) + "\n"
