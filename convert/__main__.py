@@ -6,18 +6,21 @@
     python -m convert --model=llama-30b --plan                numbers only, no network
 
 Tensors go one by one from the source to the device, so peak memory is the model plus a little;
-what is written appears under its name only when it is complete.
+what is written appears under its name only when it is complete. Several processes (--coordinator)
+convert together, each the shards it holds by --mesh, to a disk that all of them see.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 from absl import flags
 
 import taskvec_jax.checkpoint as checkpoint
 from convert import command
 from convert.command import FLAGS, console
+from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import checkpoint_path, convert_model, from_hub_or_wheel
 from taskvec_jax.plan import PLANNED_BATCH, describe, plan_lines
 
@@ -37,6 +40,11 @@ def main() -> None:
         for line in plan_lines(*describe(FLAGS.model, FLAGS.revision)):
             console.print(line, markup=False)
         return
+    if FLAGS.verify and jax.process_count() > 1:
+        raise TaskVecError(
+            "--verify needs the model in one process; leave it out, and run python -m"
+            " convert.verify --model=OUT in a single one afterwards"
+        )
     out = target()
     command.reporting(
         lambda report: convert_model(

@@ -54,18 +54,25 @@ def define_mesh_flags() -> None:
 
 
 def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:
-    """What --mesh asks for, or the choice for a config; said aloud where there is a choice.
+    """What --mesh asks for, or the choice for a config; said aloud, once, where there is a choice.
+
+    Conversion on first use asks too, for a model in the source's precision: that is not said.
 
     Raises:
       TaskVecError: --mesh cannot be read.
     """
     asked = MeshShape.parse(FLAGS.mesh) if FLAGS.mesh else None
+    said: set[str] = set()
 
     def choose(config: DecoderConfig) -> Mesh | None:
         if asked is None and jax.device_count() == 1:
             return None
         mesh = make_mesh(asked or choose_mesh(config, batch_size))
-        console.print(mesh_line(config, shape_of(mesh), batch_size), markup=False)
+        line = mesh_line(config, shape_of(mesh), batch_size)
+        run = FLAGS.dtype or config.dtype, FLAGS.weights if "weights" in FLAGS else "whole"
+        if (config.dtype, config.weights) == run and line not in said:
+            said.add(line)
+            console.print(line, markup=False)
         return mesh
 
     return choose

@@ -32,7 +32,7 @@ from taskvec_jax.plan import (
     plan_lines,
     share_bytes,
 )
-from taskvec_jax.sharding import is_first_process, shape_of
+from taskvec_jax.sharding import is_first_process, least, shape_of, together
 from taskvec_jax.tasks import Task, registry, select
 
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # lives as long as the process
@@ -116,6 +116,7 @@ def within_memory(settings: Settings, model: Model) -> Settings:
             batch_size = largest_batch(config, limit, settings.batch_size, mesh)
         except TaskVecError:
             batch_size = 1  # the count is an upper bound: one prompt may fit all the same
+        batch_size = least(batch_size)  # of several processes, which must compile the same
     if batch_size < settings.batch_size:
         console.print(f"{why}: {batch_size} prompts a call")
     return dataclasses.replace(settings, batch_size=batch_size)
@@ -195,19 +196,20 @@ def prepare_out(path: str) -> Path:
     Raises:
       TaskVecError: it cannot.
     """
-    if not is_first_process():
-        _scratch.append(tempfile.TemporaryDirectory())
-        return Path(_scratch[-1].name)
-    directory = Path(path)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise TaskVecError(
-            f"--out={path} cannot be written ({error.strerror}); choose another directory"
-        ) from None
-    return directory
+    with together():
+        if not is_first_process():
+            _scratch.append(tempfile.TemporaryDirectory())
+            return Path(_scratch[-1].name)
+        directory = Path(path)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            raise TaskVecError(
+                f"--out={path} cannot be written ({error.strerror}); choose another directory"
+            ) from None
+        return directory
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,12 +2,17 @@
 
     python -m experiments.conversion_benchmark
     python -m experiments.conversion_benchmark --layers=2 --width=256 --scratch=/tmp
+    python -m experiments.conversion_benchmark --processes=4
 
 Makes a sharded Hugging Face directory of random LLaMA weights (TinyLlama's shape unless flags say
 otherwise), then, each in a process of its own: reads all its tensors with the safetensors package
 and throws them away; converts it in memory; converts it and writes the checkpoint; restores that.
 Prints seconds, GB/s and peak resident memory beside the bound of a conversion, 1.25 x the converted
 tree + 300 MB, and writes conversion_benchmark.json under --out. Needs 5 GB of disk in --scratch.
+
+With --processes, that many processes that meet over localhost then convert, write and restore it
+with the model split between them: the most that any of them took, less what it takes for a tiny
+model, beside its share of the tree and the largest tensor.
 
 Expected on 2 cores: about 2 minutes, most of it making the checkpoint; see BUILD_NOTES.md.
 """
@@ -19,10 +24,12 @@ import multiprocessing
 import os
 import platform
 import resource
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +76,8 @@ def main() -> None:
                 f"{name:<18} {seconds:6.1f} s  {size / seconds / 1e9:5.2f} GB/s of source  peak"
                 f" {peak / MB:6.0f} MB  bound {bound / MB:6.0f} MB"
             )
+        if FLAGS.processes > 1:
+            results["shared"] = by_several(source, Path(scratch), dtype, size)
     results |= {"dtype": dtype, "cores": os.cpu_count(), "machine": platform.processor()}
     command.write_json(out / "conversion_benchmark.json", results)
     over = [
@@ -78,6 +87,33 @@ def main() -> None:
     ]
     if over:
         raise TaskVecError(f"{', '.join(over)} took more memory than allowed; see the table")
+
+
+def by_several(source: Path, scratch: Path, dtype: str, size: int) -> dict[str, Any]:
+    """Conversion and restore by --processes processes, of the source and of a tiny model.
+
+    Args:
+      size: bytes of the source.
+    """
+    count = FLAGS.processes
+    width = np.dtype(_numpy_dtype(dtype)).itemsize / 2  # of a number, against the source's
+    largest = 2 * FLAGS.width * max(FLAGS.vocabulary, FLAGS.width * 11 // 4)
+    share = size * width / count
+    tiny, out = (
+        scratch / "tiny",
+        {"processes": count, "share_bytes": share, "tensor_bytes": largest},
+    )
+    make_checkpoint(tiny, 1, 64 * count, 512)
+    for name, work in (("convert_and_write", convert_shares), ("restore", restore_shares)):
+        runtime = measured_together(count, work, str(tiny), str(scratch / "tiny_shares"), dtype)
+        seconds, peak = measured_together(count, work, str(source), str(scratch / "shares"), dtype)
+        out[name] = {"seconds": seconds, "peak_bytes": peak, "runtime_bytes": runtime[1]}
+        console.print(
+            f"{name} by {count} processes: {seconds:.1f} s; peak of the largest {peak / MB:.0f} MB,"
+            f" {(peak - runtime[1]) / MB:.0f} MB above a tiny model's; share {share / MB:.0f} MB,"
+            f" largest tensor {largest / MB:.0f} MB"
+        )
+    return out
 
 
 def _numpy_dtype(dtype: str) -> Any:
@@ -141,7 +177,7 @@ def make_checkpoint(directory: Path, layers: int, width: int, vocabulary: int) -
     return 2 * sum(int(np.prod(shape)) for shape in shapes.values())
 
 
-def measured(work: Callable[..., None], *arguments: str) -> tuple[float, int]:
+def measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
     """Seconds and peak resident bytes of some work in a fresh process.
 
     Raises:
@@ -160,7 +196,32 @@ def measured(work: Callable[..., None], *arguments: str) -> tuple[float, int]:
         process.join()
 
 
-def _measure(pipe: Any, work: Callable[..., None], arguments: tuple[str, ...]) -> None:
+def measured_together(count: int, work: Callable[..., None], *arguments: str) -> tuple[float, int]:
+    """`measured`, of several processes that meet: the longest, and the largest peak."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        where = f"localhost:{free.getsockname()[1]}"
+    with ThreadPoolExecutor(count) as pool:
+        found = list(
+            pool.map(
+                lambda i: measured(_in_company, where, str(count), str(i), work, *arguments),
+                range(count),
+            )
+        )
+    return max(seconds for seconds, _ in found), max(peak for _, peak in found)
+
+
+def _in_company(
+    where: str, count: str, index: str, work: Callable[..., None], *arguments: str
+) -> None:
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(where, int(count), int(index))
+    work(*arguments)
+
+
+def _measure(pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     # Nothing here needs torch, but transformers imports it (230 MB) wherever it is installed.
     sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     started = time.monotonic()
@@ -204,11 +265,35 @@ def restore(path: str) -> None:
     checkpoint.restore(Path(path))
 
 
+def convert_shares(source: str, out: str, dtype: str) -> None:
+    """`convert_to_disk`, the model split between the processes."""
+    import jax
+
+    from taskvec_jax.loading import convert_model
+    from taskvec_jax.sharding import MeshShape, make_mesh
+
+    mesh = make_mesh(MeshShape(model=jax.process_count()))
+    convert_model(source, Path(out), dtype=dtype, mesh=mesh)
+
+
+def restore_shares(source: str, path: str, dtype: str) -> None:
+    """`restore`, the model split between the processes."""
+    import jax
+
+    from taskvec_jax import checkpoint
+    from taskvec_jax.sharding import MeshShape, make_mesh
+
+    del source
+    mesh = make_mesh(MeshShape(model=jax.process_count()))
+    checkpoint.restore(Path(path), dtype, mesh)
+
+
 if __name__ == "__main__":
     flags.DEFINE_integer("layers", 22, "of the synthetic model")
     flags.DEFINE_integer("width", 2048, "of the synthetic model; a multiple of 64")
     flags.DEFINE_integer("vocabulary", 32000, "of the synthetic model")
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "of the converted tree")
+    flags.DEFINE_integer("processes", 1, "that share the model; 1: no sharing is measured")
     flags.DEFINE_string("scratch", None, "directory for 5 GB of files; the system's when left out")
     flags.DEFINE_string("out", "results/conversion_benchmark", "directory for results")
     command.run(main)

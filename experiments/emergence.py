@@ -174,13 +174,14 @@ def main() -> None:
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     study: Study | None = None
+    mesh = mesh_from_flags(FLAGS.batch_size)
     try:
         for moment in moments:
             model = load_model(
                 moment.model,
                 FLAGS.dtype,
                 revision=moment.revision,
-                mesh=mesh_from_flags(FLAGS.batch_size),
+                mesh=mesh,
                 weights=FLAGS.weights,
             )
             check_injection(model, settings.batch_size)

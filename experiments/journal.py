@@ -20,12 +20,12 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.sharding import from_first_process, is_first_process
+from taskvec_jax.sharding import from_first_process, is_first_process, together
 
 What = Mapping[str, Any]
 
@@ -45,19 +45,8 @@ class Journal:
         self.pause = pause
         self._depth = 0
         self._arrays = directory / "arrays"
-        try:
-            self._file = open(self.path, "a+b")  # noqa: SIM115 (held for the life of the process)
-        except OSError as error:
-            raise TaskVecError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
-            ) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise TaskVecError(
-                f"{self.path}: another run is writing it; wait for it, or choose another --out"
-            ) from None
+        with together():  # of several processes only the first one's directory is shared
+            self._file = _locked(self.path)
         atexit.register(self.close)  # bad input may end the run before anything is kept
         self._values = self._load()
 
@@ -152,6 +141,24 @@ class Journal:
             self._file.truncate(good)
             self._file.seek(good)
         return values
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The journal's file, open and this process's own."""
+    try:
+        file = open(path, "a+b")  # noqa: SIM115 (held for the life of the process)
+    except OSError as error:
+        raise TaskVecError(
+            f"{path}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise TaskVecError(
+            f"{path}: another run is writing it; wait for it, or choose another --out"
+        ) from None
+    return file
 
 
 def unit_name(what: What) -> str:

@@ -1,7 +1,8 @@
 """SIGTERM, which schedulers send before they take a machine away.
 
 The unit in hand is finished and kept, then the run ends with one line and exit status 0; the same
-command goes on from there, on another number of devices too.
+command goes on from there, on another number of devices too. Of several processes it is enough
+that one is asked: all end after the same unit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 from typing import Any
 
 from experiments.command import console
+from taskvec_jax.sharding import anywhere
 
 _asked = False
 
@@ -26,11 +28,11 @@ def listen() -> None:
 
 
 def stop_if_asked() -> None:
-    """To be called between units, where everything finished is on the disk.
+    """To be called between units, where everything finished is on the disk; by all processes.
 
     Raises:
-      SystemExit: 0, if SIGTERM came.
+      SystemExit: 0, if SIGTERM came to any of them.
     """
-    if _asked:
+    if anywhere(_asked):
         console.print("stopped by SIGTERM between two units; the same command goes on from here")
         raise SystemExit(0)

@@ -6,7 +6,8 @@
     <name>/manifest.json            where the weights came from, and their hashes
 
 A checkpoint is written under a temporary name and renamed when complete, so no reader ever sees
-half of one.
+half of one. Several processes write one together, each its shards, to a disk that all of them see;
+names, locks and everything that is not a shard are the first one's.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ from typing import Any, NamedTuple, TextIO, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.quantisation import quantise_leaf
-from taskvec_jax.sharding import placement, share
+from taskvec_jax.sharding import (
+    from_first_process,
+    is_first_process,
+    placement,
+    share,
+    together,
+)
 from taskvec_jax.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -62,11 +69,22 @@ def writing(path: Path) -> Iterator[None]:
     """Makes this process the only one that writes `path`, waiting for another to finish.
 
     What writers that were killed have left behind is cleared away; the lock dies with them. One
-    killed between its two renames had moved `path` away: it is put back.
+    killed between its two renames had moved `path` away: it is put back. Of several processes that
+    work together the first one has the lock, the others wait for it.
 
     Raises:
       TaskVecError: the parent directory cannot be written.
     """
+    with contextlib.ExitStack() as stack:
+        with together():
+            if is_first_process():
+                stack.enter_context(_alone(path))
+        yield
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """`writing`, of one process."""
     name = path.parent / f".{path.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,35 +140,51 @@ def _locked(name: Path) -> TextIO:
 def scratch(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path`, for what is fetched; cleared like a partial `path`.
 
+    Several processes get the same one.
+
     Raises:
-      TaskVecError: the parent directory cannot be written.
+      TaskVecError: the parent directory cannot be written, or not all processes see it.
     """
+    name = ""
+    with together():
+        if is_first_process():
+            try:
+                name = tempfile.mkdtemp(prefix=f".{path.name}.{SCRATCH}", dir=path.parent)
+            except OSError as error:
+                raise TaskVecError(_unwritable(path.parent, error)) from None
+    made = Path(os.fsdecode(from_first_process(os.fsencode(name))))
     try:
-        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.{SCRATCH}", dir=path.parent))
-    except OSError as error:
-        raise TaskVecError(_unwritable(path.parent, error)) from None
-    try:
+        with together():
+            if not made.is_dir():
+                raise TaskVecError(
+                    f"{path.parent}: not all processes see the same directory there; set"
+                    " TASKVEC_CHECKPOINTS to one on a disk they share"
+                )
         yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if is_first_process():
+            shutil.rmtree(made, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling directory that takes the place of `path` if the body succeeds.
 
-    To be used within `writing(path)`.
+    To be used within `writing(path)`; of several processes, in all.
 
     Raises:
       TaskVecError: the parent directory cannot be written.
     """
     with scratch(path) as made:
-        yield made
-        made.chmod(0o755)
-        if path.exists():  # moved away whole: a reader must not meet it half deleted
-            os.replace(path, f"{made}{OLD}")
-        os.replace(made, path)
-        shutil.rmtree(f"{made}{OLD}", ignore_errors=True)
+        with together():
+            yield made
+        with together():  # none goes on before `path` is there
+            if is_first_process():
+                made.chmod(0o755)
+                if path.exists():  # moved away whole: a reader must not meet it half deleted
+                    os.replace(path, f"{made}{OLD}")
+                os.replace(made, path)
+                shutil.rmtree(f"{made}{OLD}", ignore_errors=True)
 
 
 def _unwritable(path: Path, error: OSError) -> str:
@@ -169,19 +203,24 @@ def save(
 ) -> None:
     """Writes a converted model; an existing one at `path` is replaced at the very end.
 
-    To be used within `writing(path)`.
+    To be used within `writing(path)`. Of several processes each writes its shards; a failure in one
+    ends the others' wait after Orbax's 5 minutes.
 
     Raises:
       TaskVecError: the directory cannot be written, or the disk is full.
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+    sizes = [
+        _share_bytes(leaf.sharding, leaf) if isinstance(leaf, jax.Array) else leaf.nbytes
+        for leaf in jax.tree.leaves(params)
+    ]
     with replacing(path) as made:
         try:
-            (made / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-            (made / "tokenizer").mkdir()
-            tokenizer.save(made / "tokenizer" / "tokenizer.json")
+            if is_first_process():
+                (made / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+                (made / "tokenizer").mkdir()
+                tokenizer.save(made / "tokenizer" / "tokenizer.json")
             with ocp.Checkpointer(_handler(sizes)) as checkpointer:
                 # In chunks, so that a process with a part of a leaf need not read all of it.
                 chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
@@ -189,7 +228,8 @@ def save(
                     params["params"], save_args=jax.tree.map(lambda _: chunks, params["params"])
                 )
                 checkpointer.save((made / "params").absolute(), arguments)
-            (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            if is_first_process():
+                (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         except OSError as error:
             raise TaskVecError(_unwritable(path, error)) from None
         except Exception as error:  # what TensorStore and tokenizers raise for a full disk
@@ -197,6 +237,12 @@ def save(
             raise TaskVecError(
                 f"{path}: cannot be written ({reason}); is there room for the model?"
             ) from None
+
+
+def _share_bytes(sharding: Sharding, leaf: Any) -> int:
+    """Bytes of a leaf, an array or its shape and dtype, that this process reads or writes."""
+    box = share(sharding, leaf.shape)
+    return math.prod(s.stop - s.start for s in box) * leaf.dtype.itemsize
 
 
 def _check_shapes(saved: dict[str, Any], config: DecoderConfig) -> None:
@@ -270,9 +316,10 @@ def restore(
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    config, manifest = read_config(path), read_manifest(path)
-    if "weights_sha256" not in manifest:
-        raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
+    with together():
+        config, manifest = read_config(path), read_manifest(path)
+        if "weights_sha256" not in manifest:
+            raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
     if dtype is not None:
         config = DecoderConfig.from_dict({**config.to_dict(), "dtype": dtype})
     shapes = leaf_shapes(config)
@@ -283,10 +330,7 @@ def restore(
             for leaf, shape in shapes.items()
         }
     )["params"]
-    sizes = [  # of what this process reads
-        math.prod(s.stop - s.start for s in share(leaf.sharding, leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(target)
-    ]
+    sizes = [_share_bytes(leaf.sharding, leaf) for leaf in jax.tree.leaves(target)]
 
     def arguments(target: Any, *, partial: bool) -> Any:
         return ocp.args.PyTreeRestore(

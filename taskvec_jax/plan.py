@@ -20,7 +20,7 @@ from taskvec_jax.config import NAMED_MODELS, DecoderConfig
 from taskvec_jax.decoder import leaf_shapes, leaf_types
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import checkpoint_path, from_hub_or_wheel
-from taskvec_jax.sharding import MeshShape, split_axis
+from taskvec_jax.sharding import MeshShape, anywhere, split_axis
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN_DTYPES = ("float32", "bfloat16", "int8")  # int8: of the kernels, the rest in bfloat16
@@ -141,11 +141,12 @@ def device_bytes(config: DecoderConfig, dtype: str, batch_size: int, mesh: MeshS
 
 
 def choose_mesh(config: DecoderConfig, batch_size: int) -> MeshShape:
-    """All devices on `data` if the model fits one, else on `model`."""
+    """All devices on `data` if the model fits one (of every process), else on `model`."""
     devices = jax.device_count()
     data = MeshShape(data=devices)
     need = device_bytes(config, config.dtype, batch_size, data)
-    return data if need <= this_machine().device_bytes else MeshShape(model=devices)
+    small = anywhere(need > this_machine().device_bytes)
+    return MeshShape(model=devices) if small else data
 
 
 def mesh_line(config: DecoderConfig, mesh: MeshShape, batch_size: int) -> str:

@@ -13,8 +13,9 @@ Letters: B rows, H heads, G key/value heads, K size of a head, D width, F MLP wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -156,8 +157,17 @@ def split_axis(
 def placement(
     config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh | None
 ) -> dict[str, Sharding]:
-    """Path -> where the leaf lies; all on the first device without a mesh."""
+    """Path -> where the leaf lies; all on the first device without a mesh.
+
+    Raises:
+      TaskVecError: several processes, and no mesh.
+    """
     if mesh is None:
+        if jax.process_count() > 1:
+            raise TaskVecError(
+                f"there are {jax.process_count()} processes and no mesh; make one of all devices"
+                " (sharding.make_mesh)"
+            )
         return dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     placed: dict[str, Sharding] = {}
     for path, shape in shapes.items():
@@ -232,6 +242,56 @@ def fetch(array: Any) -> np.ndarray:
 def is_first_process() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+def least(number: int) -> int:
+    """The smallest of the numbers (below 2^31) that the processes have; all must ask for it."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).min())
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is up in any process; all processes must ask for it."""
+    return not least(not flag)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A step of all processes that fails in all of them if it fails in one.
+
+    Who is done waits for the others. Within the step no process may wait for another, or a failure
+    there is never heard of.
+
+    Raises:
+      TaskVecError: what went wrong in the first process that failed; a process whose own error is
+        of another kind keeps it.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    caught: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        caught = error
+    if anywhere(caught is not None):
+        ours = str(caught) if isinstance(caught, TaskVecError) else repr(caught)
+        message = "" if caught is None else f"{ours} (process {jax.process_index()})"
+        said = _gather_text(message)
+        if caught is None or isinstance(caught, TaskVecError):
+            raise TaskVecError(next(filter(None, said))) from None
+        raise caught
+
+
+def _gather_text(text: str) -> list[str]:
+    """What each process says; all processes must ask for it."""
+    content = text.encode()
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(content))))
+    buffer = np.zeros(sizes.max(), np.uint8)
+    buffer[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(buffer)).reshape(len(sizes), -1)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def from_first_process(content: bytes) -> bytes:

@@ -30,7 +30,7 @@ from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.loading import Model
-from taskvec_jax.sharding import fetch, put_rows, rows_for, shape_of
+from taskvec_jax.sharding import anywhere, fetch, put_rows, rows_for, shape_of
 from taskvec_jax.tokenizer import PAD
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a
@@ -326,15 +326,19 @@ def _in_chunks(
     model: Model,
     lengths: Sequence[int],
     batch_size: int,
-    call: Callable[[list[int], int], None],
+    call: Callable[[list[int], int], Any],
+    keep: Callable[[list[int], Any], None],
 ) -> None:
     """Calls a program on all rows, chunk by chunk; one that does not fit in memory is halved.
 
     Halving is logged, once a halving, and remembered for later calls. It changes no result: rows
-    know nothing of each other.
+    know nothing of each other. Several processes halve together: what one cannot compile or place
+    all do again. A process that fails while others already sum over `model` with it cannot tell
+    them; that takes devices of unequal memory, for shards are equal.
 
     Args:
-      call: (row numbers, rows the program is to work on) -> None; keeps what it computes.
+      call: (row numbers, rows the program is to work on) -> arrays on the devices.
+      keep: (row numbers, the same arrays on the host), which may have more rows -> None.
 
     Raises:
       TaskVecError: one row at a time does not fit.
@@ -345,15 +349,19 @@ def _in_chunks(
     chunks = _chunks(lengths, rows)
     while chunks:
         refused = None
+        made = None
         try:
-            call(chunks[0], rows)
+            made = jax.block_until_ready(call(chunks[0], rows))
         except jax.errors.JaxRuntimeError as error:
             if not _out_of_memory(error):
                 raise
             refused = str(error).strip().splitlines()[0][:200]
-        if refused is None:
+        if not anywhere(refused is not None):
+            keep(chunks[0], jax.tree.map(fetch, made))
             chunks = chunks[1:]
             continue
+        made = None
+        refused = refused or "in another process"
         if rows == least:
             raise TaskVecError(
                 f"{program}: one prompt at a time does not fit in the device's memory ({refused});"
@@ -390,16 +398,17 @@ def read_texts(
         np.empty((len(rows), reads), np.int32), np.empty((len(rows), reads), np.float32)
     )
 
-    def call(chunk: list[int], size: int) -> None:
+    def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         longest = max(lengths[i] for i in chunk)
         length = _round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
         planted = plant([rows[i] for i in _fill(chunk, size)], length, reads)
-        read, tokens, logits = read_rows(config, model.params, put_rows(model.mesh, planted))
-        residuals[chunk] = fetch(read)[: len(chunk)]
-        answers.tokens[chunk] = fetch(tokens)[: len(chunk)]
-        answers.logits[chunk] = fetch(logits)[: len(chunk)]
+        return read_rows(config, model.params, put_rows(model.mesh, planted))
 
-    _in_chunks("reading", model, lengths, batch_size, call)
+    def keep(chunk: list[int], read: tuple[np.ndarray, ...]) -> None:
+        for kept, array in zip((residuals, *answers), read, strict=True):
+            kept[chunk] = array[: len(chunk)]
+
+    _in_chunks("reading", model, lengths, batch_size, call, keep)
     check_finite(residuals)
     return residuals, answers
 
@@ -462,7 +471,7 @@ def inject_vectors(
     shape = (rows, 1 + vectors.shape[1])
     answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
 
-    def call(chunk: list[int], size: int) -> None:
+    def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = _round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
         filled = _fill(chunk, size)
         tokens = np.full((size, length), PAD, np.int32)
@@ -470,11 +479,13 @@ def inject_vectors(
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
-        ids, logits = inject_rows(config, model.params, *inputs, births)
-        answers.tokens[chunk] = fetch(ids)[: len(chunk)]
-        answers.logits[chunk] = fetch(logits)[: len(chunk)]
+        return inject_rows(config, model.params, *inputs, births)
 
-    _in_chunks("injecting", model, lengths, batch_size, call)
+    def keep(chunk: list[int], injected: tuple[np.ndarray, ...]) -> None:
+        for kept, array in zip(answers, injected, strict=True):
+            kept[chunk] = array[: len(chunk)]
+
+    _in_chunks("injecting", model, lengths, batch_size, call, keep)
     return answers
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 import tokenizers
-from conftest import LLAMA, PYTHIA, random_params
+from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
 from experiments.mesh_plan import compile_sweep
@@ -36,6 +36,7 @@ from taskvec_jax import checkpoint, learning, loading, plan, sharding, sweep, tr
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, flatten, unflatten
 from taskvec_jax.loading import Model
+from taskvec_jax.quantisation import quantise
 from taskvec_jax.sharding import MeshShape
 from taskvec_jax.tokenizer import Tokenizer
 
@@ -65,7 +66,7 @@ def place(config: DecoderConfig, params: Any, mesh: Any) -> Any:
 
 
 def measured(config: DecoderConfig, params: Any, mesh: Any) -> dict[str, np.ndarray]:
-    """Both programs of the sweep, on prompts that are the same everywhere."""
+    """The decoder and both programs of the sweep, on prompts that are the same everywhere."""
     decoder = Decoder(config)
     model = Model("m", decoder, place(config, params, mesh), None, config, "", mesh)  # type: ignore
     rng = np.random.RandomState(1)
@@ -76,12 +77,35 @@ def measured(config: DecoderConfig, params: Any, mesh: Any) -> dict[str, np.ndar
     queries, layers = [text[:3].tolist() for text in tokens], np.arange(config.num_layers)
     swept = sweep.inject_vectors(model, queries, residuals[:, 0], layers, ROWS)
     return {
+        "logits": full_logits(model, tokens),  # [B, T, V]
         "residuals": residuals,
         "read tokens": answers.tokens,
         "read logits": answers.logits,
         "swept tokens": swept.tokens,
         "swept logits": swept.logits,
     }
+
+
+def full_logits(model: Model, tokens: np.ndarray) -> np.ndarray:
+    """[B, T, V], from the decoder itself."""
+    placed = sharding.put_rows(model.mesh, tokens)
+    return sharding.fetch(logits_of(model.decoder, model.params, placed))
+
+
+def int8() -> dict[str, float]:
+    """Config -> how far its int8 form on a mesh is from that on one device: logits, relative."""
+    out = {}
+    tokens = np.random.RandomState(2).randint(0, 131, (ROWS, TOKENS)).astype(np.int32)
+    for name, shape in (("llama grouped", MeshShape(2, 4)), ("pythia", MeshShape(1, 8))):
+        config, params = quantise(CONFIGS[name], random_params(CONFIGS[name]))
+        logits = {}
+        for mesh in (None, sharding.make_mesh(shape)):
+            placed = place(config, params, mesh)
+            model = Model("m", Decoder(config), placed, None, config, "", mesh)  # type: ignore
+            logits[mesh] = full_logits(model, tokens)
+        alone, split = logits.values()
+        out[name] = difference({"": split}, {"": alone})[""]
+    return out
 
 
 def difference(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
@@ -154,6 +178,9 @@ def shards() -> dict[str, Any]:
                     for name, leaf in leaves.items()
                 ),
             }
+            small = loading.load_model(path, mesh=mesh, weights="int8")
+            out[path.name]["int8"] = loading.hash_params(small.params)
+    out["int8"] = loading.hash_params(quantise(config, params)[1])
     return out
 
 
@@ -226,6 +253,7 @@ def gradients() -> dict[str, Any]:
 if __name__ == "__main__":
     parts = {
         "agreement": agreement,
+        "int8": int8,
         "collectives": layer_collectives,
         "shards": shards,
         "gradients": gradients,

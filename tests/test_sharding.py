@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hf
+import numpy as np
 import pytest
 import tiny_checkpoint
+from safetensors.numpy import load_file, save_file
 
-from taskvec_jax import sharding, training
+from convert import command
+from taskvec_jax import checkpoint, sharding, training
 from taskvec_jax.config import NAMED_MODELS
 from taskvec_jax.decoder import leaf_shapes
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model
+from taskvec_jax.loading import Model, convert_model, hash_params
 from taskvec_jax.plan import choose_mesh, device_bytes, mesh_line, share_bytes
 from taskvec_jax.sharding import MeshShape
 
@@ -47,6 +55,12 @@ def test_every_layout_of_8_devices_gives_the_numbers_of_one(cases):
             for name, value in differences.items():
                 allowed = 0 if name.endswith("tokens") else 1e-5
                 assert value <= allowed, (config, layout, name, value)
+
+
+def test_int8_on_many_devices_gives_the_numbers_of_one(cases):
+    assert all(moved <= 1e-5 for moved in cases["int8"].values()), cases["int8"]
+    for way in ("restored", "converted"):
+        assert cases["shards"][way]["int8"] == cases["shards"]["int8"], way
 
 
 def test_a_layer_sums_over_devices_as_often_as_its_block_is_sequential(cases):
@@ -148,26 +162,20 @@ def test_processes_that_cannot_meet_are_refused_in_one_line():
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def run_processes(count: int, model: Path, out: Path, *flags: str) -> str:
-    """Runs the layer sweep in several processes at once; what process 0 printed."""
+def at_once(
+    count: int, command: Callable[[int, int], list[str]], stderr: int | None = subprocess.STDOUT
+) -> list[str]:
+    """Runs (port, id) -> command in several processes; what each printed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            tiny_checkpoint.command_line(
-                "layer_sweep",
-                f"--model={model}",
-                f"--out={out}",
-                *SMALL,
-                *flags,
-                f"--coordinator=localhost:{port}",
-                f"--num_processes={count}",
-                f"--process_id={i}",
-            ),
+            command(port, i),
             cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
         for i in range(count)
@@ -178,6 +186,24 @@ def run_processes(count: int, model: Path, out: Path, *flags: str) -> str:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0] * count, "\n".join(printed)
+    return printed
+
+
+def run_processes(count: int, model: Path, out: Path, *flags: str) -> str:
+    """Runs the layer sweep in several processes at once; what process 0 printed."""
+    printed = at_once(
+        count,
+        lambda port, i: tiny_checkpoint.command_line(
+            "layer_sweep",
+            f"--model={model}",
+            f"--out={out}",
+            *SMALL,
+            *flags,
+            f"--coordinator=localhost:{port}",
+            f"--num_processes={count}",
+            f"--process_id={i}",
+        ),
+    )
     assert all("baseline" not in text for text in printed[1:])  # only the first one speaks
     return printed[0]
 
@@ -241,3 +267,78 @@ def test_rows_that_devices_cannot_share_are_refused():
         training.check_rows(mesh, 8)
         with pytest.raises(TaskVecError, match="30 rows a step over data:4; allowed: a batch_size"):
             training.check_rows(mesh, 30)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
+    """What process_cases.py tells from two processes, and the directory they worked in."""
+    scratch = tmp_path_factory.mktemp("two")
+    cached = scratch / "hub" / "models--some--model"
+    source = cached / "snapshots" / "abc"
+    source.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    damaged = scratch / "damaged"
+    shutil.copytree(hf.save(hf.random_model(hf.llama()), source), damaged)
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["model.embed_tokens.weight"][3, -1] = np.nan  # of [101, 42], split along the width
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    script = str(ROOT / "tests" / "process_cases.py")
+    printed = at_once(
+        2,
+        lambda port, i: [sys.executable, script, str(port), "2", str(i), str(scratch)],
+        stderr=None,
+    )
+    told = [line for text in printed for line in text.splitlines() if line.startswith("{")]
+    return scratch, [json.loads(line) for line in told]  # gloo speaks too
+
+
+def test_several_processes_convert_a_model_each_its_shards(two):
+    scratch, told = two
+    convert_model(scratch / "hub/models--some--model/snapshots/abc", scratch / "alone")
+    alone, made = (scratch / name for name in ("alone", "checkpoints/some--model"))
+    manifests = [checkpoint.read_manifest(path) for path in (alone, made)]
+    for key in ("leaves_sha256", "weights_sha256", "files"):
+        assert manifests[0][key] == manifests[1][key]
+    assert manifests[1]["source"] == "some/model"
+    assert hash_params(checkpoint.restore(made).params) == manifests[1]["weights_sha256"]
+    assert [one["sha256"] for one in told] == [manifests[1]["weights_sha256"]] * 2
+    assert all(one["held"] == one["share"] for one in told)
+
+
+def test_what_stops_one_process_stops_all_with_its_message(two):
+    scratch, told = two
+    refusals = {one["refusal"] for one in told}
+    assert len(refusals) == 1
+    (said,) = refusals
+    assert "embed_tokens.weight has values that are not finite" in said
+    assert said.endswith("(process 1)")
+    assert [path.name for path in (scratch / "checkpoints").iterdir()] == ["some--model"]
+
+
+def test_processes_halve_and_stop_together(two):
+    for one in two[1]:
+        assert one["halving"]["calls"] == [6, 4, 2, 2, 2]  # rounded up to a row a process
+        assert one["halving"]["moved"] < 1e-5
+        assert one["stopping"] == ["goes on", "exits 0"]
+        assert one["least"] == 6
+
+
+class Flags(SimpleNamespace):
+    """Parsed flags."""
+
+    def __contains__(self, name: str) -> bool:
+        return hasattr(self, name)
+
+
+def test_a_model_that_is_converted_first_says_its_mesh_once(monkeypatch, capsys):
+    flags = Flags(mesh="data:1,model:1", dtype="bfloat16", weights="int8")
+    monkeypatch.setattr(command, "FLAGS", flags)
+    choose = command.mesh_from_flags(50)
+    run = dataclasses.replace(
+        NAMED_MODELS["smollm2-135m-instruct"].config, dtype="bfloat16", weights="int8"
+    )
+    for config in (dataclasses.replace(run, dtype="float32", weights="whole"), run, run):
+        assert sharding.shape_of(choose(config)) == MeshShape()
+    assert capsys.readouterr().out == mesh_line(run, MeshShape(), 50) + "\n"
