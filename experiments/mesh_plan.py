@@ -5,8 +5,8 @@
 
 Devices are simulated CPU devices. For each model and mesh: what the compiler says a device needs,
 what `--plan` says, and the collectives of a layer. Expected (2026-11-25, 2 cores, jax 0.10.2):
-the plan within 10 %; two all-reduces a layer for LLaMA and Pythia, fewer is not possible where
-attention and MLP are summed one after the other; about 20 s a line.
+the plan within 8 %; two all-reduces a layer for LLaMA, whose MLP reads what attention left, one for
+Pythia, and five collectives for LLaMA 30B over 8, whose 52 heads do not divide; 46 s in all.
 """
 
 from __future__ import annotations

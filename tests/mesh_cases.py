@@ -144,6 +144,7 @@ def layer_collectives() -> dict[str, dict[str, Any]]:
             ("llama", MeshShape(1, 8)),
             ("llama", MeshShape(8, 1)),
             ("llama grouped", MeshShape(2, 4)),
+            ("llama uneven", MeshShape(1, 8)),
             ("pythia", MeshShape(2, 4)),
             ("gptj", MeshShape(4, 2)),
         )
