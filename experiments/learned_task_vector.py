@@ -464,8 +464,8 @@ def section(result: dict[str, Any]) -> Section:
     if (positions := result["recipe"]["num_positions"]) > 1:
         words.append(
             f"Learned vectors, and the mean they start from, are written over the last {positions}"
-            " tokens of a query together; each prompt's own theta over the last one alone. What stood"
-            " there of the query is gone: where that is all of it, no vector can answer."
+            " tokens of a query together; each prompt's own theta over the last one alone. What"
+            " stood there of the query is gone: where that is all of it, no vector can answer."
         )
     if any(task["dealt"] for task in tasks.values()):
         names = ", ".join(name for name, task in tasks.items() if task["dealt"])
