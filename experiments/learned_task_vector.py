@@ -12,6 +12,8 @@ vectors: arXiv 2509.24169). --loss=kl asks for the next-token distribution of th
 instead of the answer; --vector_norm holds the vector at a multiple of theta's norm; --init sets
 where it starts. --num_positions=P learns P vectors a layer, written together over the last P tokens
 of the query; they start from the mean residual stream at the last P tokens of the dummy prompts.
+Before the arrow stands what is asked: a word of one token is gone with P=2, and no vector can
+answer what it cannot see (antonyms: 0.00); longer ones keep their beginning.
 --layers: all, best (the main results' layer of each task), or numbers.
 Runs on one task of each category unless --tasks names others or --every_task asks for all.
 
@@ -462,7 +464,8 @@ def section(result: dict[str, Any]) -> Section:
     if (positions := result["recipe"]["num_positions"]) > 1:
         words.append(
             f"Learned vectors, and the mean they start from, are written over the last {positions}"
-            " tokens of a query together; each prompt's own theta over the last one alone."
+            " tokens of a query together; each prompt's own theta over the last one alone. What"
+            " stood there of the query is gone: where that is all of it, no vector can answer."
         )
     if any(task["dealt"] for task in tasks.values()):
         names = ", ".join(name for name, task in tasks.items() if task["dealt"])
