@@ -18,9 +18,9 @@ answer what it cannot see (antonyms: 0.00); longer ones keep their beginning.
 Runs on one task of each category unless --tasks names others or --every_task asks for all.
 
 Writes learned_task_vector.json and learned_task_vector.png/.svg under --out.
-Expected on the default model with --layers=best --steps=20: antonyms .60 extracted, .68 learned,
-.58 in context; plurals .88, 1.00, .86; cosine to mean theta .9. A step for all 30 layers takes 1.5
-CPU seconds at float32.
+Expected on the default model: four tasks at all 30 layers take 3.5 minutes on 2 cores, all 18 with
+--every_task --layers=best 6.5; antonyms .60 extracted, .74 learned, .58 in context; plurals .88,
+1.00, .86; cosine to mean theta .9.
 """
 
 from __future__ import annotations
