@@ -41,11 +41,11 @@ from experiments import command
 from experiments.command import FLAGS, console
 from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
 from taskvec_jax import checkpoint, training
-from taskvec_jax.config import DecoderConfig
+from taskvec_jax.config import DecoderConfig, pythia
 from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, draw_prompts
-from taskvec_jax.loading import Model, hash_leaves, hash_params
+from taskvec_jax.loading import Model, hashes
 from taskvec_jax.prompts import fit
 from taskvec_jax.sharding import MeshShape, make_mesh
 from taskvec_jax.sweep import read_texts
@@ -70,23 +70,7 @@ def small_pythia(vocab_size: int, num_layers: int, width: int, num_heads: int) -
             f"--width={width} over --num_heads={num_heads}: each head must be a multiple of 8 wide"
             " (a quarter of it rotates, in pairs), such as --width=128 --num_heads=4"
         )
-    return DecoderConfig(
-        family="pythia",
-        vocab_size=vocab_size,
-        num_layers=num_layers,
-        width=width,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=width // num_heads,
-        mlp_width=4 * width,
-        norm_eps=1e-5,
-        rope_base=10_000.0,
-        rope_dim=width // num_heads // 4,
-        max_length=MAX_LENGTH,
-        attention_bias=True,
-        mlp_bias=True,
-        parallel_residual=True,
-    )
+    return pythia(vocab_size, num_layers, width, num_heads, max_length=MAX_LENGTH)
 
 
 def kept_steps(steps: int) -> list[int]:
@@ -197,11 +181,8 @@ def save_model(
 ) -> None:
     """Writes a converted model in the dtype of `config`."""
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.dtype)), params)
-    manifest = {
-        **about,
-        "leaves_sha256": hash_leaves(params),
-        "weights_sha256": hash_params(params),
-    }
+    leaves, whole = hashes(params)
+    manifest = {**about, "leaves_sha256": leaves, "weights_sha256": whole}
     with checkpoint.writing(path):
         checkpoint.save(path, config, params, tokenizer, manifest)
 

@@ -257,9 +257,16 @@ def _llama(
     )
 
 
-def _pythia(
-    vocab_size: int, num_layers: int, width: int, num_heads: int, *, gelu: str = "exact"
+def pythia(
+    vocab_size: int,
+    num_layers: int,
+    width: int,
+    num_heads: int,
+    *,
+    max_length: int = 2048,
+    gelu: str = "exact",
 ) -> DecoderConfig:
+    """The shapes of a Pythia: parallel residual, biases, a quarter of each head rotates."""
     return DecoderConfig(
         family="pythia",
         vocab_size=vocab_size,
@@ -272,7 +279,7 @@ def _pythia(
         norm_eps=1e-5,
         rope_base=10_000.0,
         rope_dim=width // num_heads // 4,
-        max_length=2048,
+        max_length=max_length,
         attention_bias=True,
         mlp_bias=True,
         parallel_residual=True,
@@ -318,7 +325,7 @@ NAMED_MODELS: dict[str, NamedModel] = {
         ),
     ),
     SMALL_MODEL: NamedModel(
-        dataclasses.replace(_pythia(157, 6, 128, 4), max_length=256),
+        pythia(157, 6, 128, 4, max_length=256),
         Shipped("python -m experiments.train_small"),
     ),
     "llama-7b": NamedModel(_llama(32000, 32, 4096, 32, 11008), "huggyllama/llama-7b"),
@@ -446,13 +453,11 @@ NAMED_MODELS: dict[str, NamedModel] = {
         "HuggingFaceTB/SmolLM2-1.7B",
     ),
     **{
-        f"pythia-{size}{suffix}": NamedModel(_pythia(*shape), f"EleutherAI/pythia-{size}{suffix}")
+        f"pythia-{size}{suffix}": NamedModel(pythia(*shape), f"EleutherAI/pythia-{size}{suffix}")
         for size, shape in _PYTHIA_SIZES.items()
         for suffix in ("", "-deduped")
     },
-    "gpt-neox-20b": NamedModel(
-        _pythia(50432, 44, 6144, 64, gelu="tanh"), "EleutherAI/gpt-neox-20b"
-    ),
+    "gpt-neox-20b": NamedModel(pythia(50432, 44, 6144, 64, gelu="tanh"), "EleutherAI/gpt-neox-20b"),
     "gpt-j-6b": NamedModel(
         DecoderConfig(
             family="gptj",
