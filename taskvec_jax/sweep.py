@@ -278,8 +278,7 @@ def copy_states(
 
 def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
     """Births for one copy a layer: in group g, the copies of the layers up to its end."""
-    ends = sorted({round(num_layers * (g + 1) / groups) for g in range(groups)} - {0})
-    return tuple((end, end) for end in ends)
+    return births_of(range(num_layers), num_layers, groups)
 
 
 def births_of(
@@ -288,10 +287,11 @@ def births_of(
     """Births for copies written after these layers, in rising order: no copy lives long before it
     is written, and long before the first one only the query itself is run.
 
-    Groups begin at multiples of L / groups, so that layers near each other compile one program.
+    Groups begin at the same layers whatever is written, so that layers near each other compile one
+    program.
     """
-    step = max(1, num_layers // groups)
-    starts = sorted({layer // step * step for layer in layers})
+    begins = [round(num_layers * group / groups) for group in range(groups)]
+    starts = sorted({max(begin for begin in begins if begin <= layer) for layer in layers})
     alive = [sum(layer < start for layer in layers) for start in starts]
     births = [(start, count) for start, count in zip(starts, alive, strict=True) if start]
     return (*births, (num_layers, len(layers)))
