@@ -122,13 +122,15 @@ def progress_bar() -> Progress:
     )
 
 
-def reporting(work: Callable[[Report], T]) -> T:
-    """Does a piece of work on the model behind a progress bar, and gives its result."""
+def reporting(work: Callable[[Report], T], name: str | None = None) -> T:
+    """Does a piece of work on a model, that of the flags unless another is named, behind a progress
+    bar, and gives its result."""
+    name = name or FLAGS.model
     with progress_bar() as bar:
-        row = bar.add_task(f"loading {FLAGS.model}", total=1)
+        row = bar.add_task(f"loading {name}", total=1)
 
         def report(what: str, done: int, total: int) -> None:
-            bar.update(row, description=f"{what} {FLAGS.model}", completed=done, total=total)
+            bar.update(row, description=f"{what} {name}", completed=done, total=total)
 
         return work(report)
 

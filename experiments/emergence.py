@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from convert.command import mesh_from_flags
+from convert.command import mesh_from_flags, reporting
 from experiments import command, preemption
 from experiments import study as studies
 from experiments.command import FLAGS, console
@@ -177,20 +177,20 @@ def main() -> None:
     mesh = mesh_from_flags(FLAGS.batch_size)
     try:
         for moment in moments:
-            model = load_model(
-                moment.model,
-                FLAGS.dtype,
-                revision=moment.revision,
-                mesh=mesh,
-                weights=FLAGS.weights,
+            model = reporting(
+                lambda report, moment=moment: load_model(
+                    moment.model, FLAGS.dtype, report, moment.revision, mesh, FLAGS.weights
+                ),
+                f"step {moment.step}",
             )
-            check_injection(model, settings.batch_size)
             if study is None:
+                settings = command.within_memory(settings, model)
                 tasks, left_out = studies.fitting_tasks(
                     model, asked, settings, must_fit=bool(FLAGS.tasks)
                 )
                 study = Study(model, tasks, available, settings, settings, out, journal)
             study = _with_model(study, model)
+            check_injection(model, settings.batch_size)
             with study.bar(f"step {moment.step}", len(study.tasks)) as begin:
                 steps.append(mean_of(moment.step, sweep_moment(study, begin)))
             console.print(_line(steps[-1]), markup=False)

@@ -302,6 +302,10 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
             assert child.wait() == 0, child.printed
             assert (found / "emergence.png").exists()
             swept.append(json.loads((found / "emergence.json").read_text()))
+        flags = (f"--run={some}", "--memory_gb=0.1", f"--out={tmp_path / 'tight'}")
+        child = zygote.start("emergence", *flags, printed=tmp_path / "printed", env=env)
+        assert child.wait() == 2
+        assert "error: memory of 0.10 GB is too little" in child.printed
     assert [step.pop("step") for step in swept[0]["steps"]] == [0, 5]
     assert [step.pop("step") for step in swept[1]["steps"]] == [0, 1000]
     assert {len(step["dev_accuracy_by_layer"]) for step in swept[0]["steps"]} == {2}
