@@ -99,10 +99,12 @@ def by_several(source: Path, scratch: Path, dtype: str, size: int) -> dict[str, 
     width = np.dtype(_numpy_dtype(dtype)).itemsize / 2  # of a number, against the source's
     largest = 2 * FLAGS.width * max(FLAGS.vocabulary, FLAGS.width * 11 // 4)
     share = size * width / count
-    tiny, out = (
-        scratch / "tiny",
-        {"processes": count, "share_bytes": share, "tensor_bytes": largest},
-    )
+    out: dict[str, Any] = {
+        "processes": count,
+        "share_bytes": share,
+        "tensor_bytes": largest,
+    }
+    tiny = scratch / "tiny"
     make_checkpoint(tiny, 1, 64 * count, 512)
     for name, work in (("convert_and_write", convert_shares), ("restore", restore_shares)):
         runtime = measured_together(count, work, str(tiny), str(scratch / "tiny_shares"), dtype)

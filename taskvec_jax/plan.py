@@ -207,22 +207,19 @@ def describe(name_or_path: str, revision: str | None = None) -> tuple[str, Decod
     Raises:
       TaskVecError: no such model, or its config is not here and cannot be fetched.
     """
-    if from_hub_or_wheel(name_or_path, revision):
+    fetched = from_hub_or_wheel(name_or_path, revision)
+    if fetched:
         for name, known in NAMED_MODELS.items():
             if name_or_path in (name, known.source):
                 return name_or_path, known.config
-        kept = checkpoint_path(name_or_path, revision)
-        if checkpoint.is_checkpoint(kept):
-            return name_or_path, checkpoint.read_config(kept)
-        from convert import hub, read_config  # only for weights that are not converted yet
-
-        return name_or_path, read_config(hub.fetch_config(name_or_path, revision))
-    path = Path(name_or_path)
+        name, path = name_or_path, checkpoint_path(name_or_path, revision)
+    else:
+        name, path = Path(name_or_path).name, Path(name_or_path)
     if checkpoint.is_checkpoint(path):
-        return path.name, checkpoint.read_config(path)
-    from convert import read_config  # only for weights that are not converted yet
+        return name, checkpoint.read_config(path)
+    from convert import hub, read_config  # only for weights that are not converted yet
 
-    return path.name, read_config(path)
+    return name, read_config(hub.fetch_config(name_or_path, revision) if fetched else path)
 
 
 def plan_lines(name: str, config: DecoderConfig, batch_size: int = PLANNED_BATCH) -> list[str]:
