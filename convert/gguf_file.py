@@ -7,6 +7,7 @@ package's own.
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,6 +33,7 @@ _SCALARS = {  # value type -> struct format
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
+CHUNK_BYTES = 4_000_000  # of a tensor that are dequantised together
 PLAIN: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -162,19 +164,38 @@ def read_tensor(path: Path, name: str, entry: Entry) -> np.ndarray:
     Raises:
       TaskVecError: a type that the gguf package does not dequantise, or a file cut short.
     """
-    with path.open("rb") as file:
-        file.seek(entry.start)
-        data = np.fromfile(file, np.uint8, entry.size)
-    if data.size != entry.size:
-        raise TaskVecError(f"{path}: became shorter while it was read; fetch it again")
-    if entry.kind.name in PLAIN:
-        return data.view(PLAIN[entry.kind.name]).reshape(entry.shape)
     try:
-        rows = data.reshape(*entry.shape[:-1], -1)
-        with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the caller
-            return gguf.dequantize(rows, entry.kind).reshape(entry.shape)
+        with path.open("rb") as file:
+            file.seek(entry.start)
+            if entry.kind.name in PLAIN:
+                return _read(file, entry.size).view(PLAIN[entry.kind.name]).reshape(entry.shape)
+            return _dequantised(file, entry)
+    except EOFError:
+        raise TaskVecError(f"{path}: became shorter while it was read; fetch it again") from None
     except NotImplementedError:
         raise TaskVecError(
             f"{path}: tensor {name} is of type {entry.kind.name}, which the gguf package does not"
             " dequantise; use another quantisation of this model"
         ) from None
+
+
+def _read(file: BinaryIO, size: int) -> np.ndarray:
+    data = np.fromfile(file, np.uint8, size)
+    if data.size != size:
+        raise EOFError
+    return data
+
+
+def _dequantised(file: BinaryIO, entry: Entry) -> np.ndarray:
+    """Some rows at a time, so that beside the result there is next to nothing."""
+    width = entry.shape[-1]
+    rows = math.prod(entry.shape[:-1])
+    row_size = entry.size // rows
+    out = np.empty((rows, width), np.float32)
+    step = max(1, CHUNK_BYTES // (4 * width))
+    for i in range(0, rows, step):
+        part = out[i : i + step]
+        data = _read(file, len(part) * row_size).reshape(len(part), row_size)
+        with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the caller
+            part[...] = gguf.dequantize(data, entry.kind)
+    return out.reshape(entry.shape)

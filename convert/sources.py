@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from convert import gguf_file, safetensors_file
 from convert.rules import Shapes
+from convert.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
 
 MAX_JSON = 64 << 20  # a config or an index of more bytes than this is not one
@@ -138,49 +137,6 @@ class GGUFSource:
         return gguf_file.read_tensor(self.files[0], name, self._entries[name])
 
 
-def _torch(path: Path) -> Any:
-    """The torch package, which only these two old formats need."""
-    try:
-        import torch
-    except ImportError:
-        raise TaskVecError(
-            f"{path}: reading it needs torch; pip install 'taskvec-jax[torch]', or use the"
-            " safetensors files of this model"
-        ) from None
-    return torch
-
-
-def _load_pickle(path: Path) -> dict[str, Any]:
-    """Name -> torch tensor, mapped from the file; nothing in it is ever executed."""
-    torch = _torch(path)
-    try:
-        mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are not, and cannot be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises many kinds for what is no file of tensors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise TaskVecError(
-            f"{path}: not a whole torch file of plain tensors ({reason}); fetch it again"
-        ) from None
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
-    ):
-        raise TaskVecError(f"{path}: holds something else than named tensors")
-    return loaded
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    """A torch tensor as NumPy; torch has no bfloat16 there, so its bits are taken."""
-    torch = _torch(Path())
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
-def _dtype_name(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 class TorchSource:
     """pytorch_model.bin of a directory, or the shards that its index names; needs torch."""
 
@@ -189,26 +145,26 @@ class TorchSource:
     def __init__(self, directory: Path) -> None:
         self.where = str(directory)
         self.files, index = _files(directory, self.SINGLE)
-        self._tensors: dict[str, Any] = {}
-        places: dict[str, Path] = {}
+        self._places: dict[str, TorchFile] = {}
         for path in self.files:
-            for name, tensor in _load_pickle(path).items():
-                if name in self._tensors:
+            file = TorchFile(path)
+            for name in file.entries:
+                if name in self._places:
                     raise TaskVecError(f"{directory}: tensor {name} is in two files")
-                self._tensors[name], places[name] = tensor, path
-        _check_index(directory, places, index)
+                self._places[name] = file
+        _check_index(directory, {name: file.path for name, file in self._places.items()}, index)
 
     def shapes(self) -> Shapes:
         """See `rules.Source`."""
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return {name: file.entries[name].shape for name, file in self._places.items()}
 
     def dtypes(self) -> dict[str, str]:
         """See `rules.Source`."""
-        return {name: _dtype_name(tensor) for name, tensor in self._tensors.items()}
+        return {name: file.entries[name].dtype for name, file in self._places.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
-        return _to_numpy(self._tensors[name])
+        return self._places[name].read(name)
 
 
 class MetaSource:
@@ -224,8 +180,9 @@ class MetaSource:
         self.where = str(directory)
         self.meta = read_json(directory / "params.json")
         self.files = sorted(directory.glob("consolidated.*.pth"))
-        self._shards = [_load_pickle(path) for path in self.files]
-        if any(shard.keys() != self._shards[0].keys() for shard in self._shards):
+        self._shards = [TorchFile(path) for path in self.files]
+        self._first = self._shards[0].entries
+        if any(shard.entries.keys() != self._first.keys() for shard in self._shards):
             raise TaskVecError(
                 f"{directory}: its consolidated.*.pth do not hold the same tensors; they are of"
                 " different downloads, fetch them again"
@@ -233,7 +190,7 @@ class MetaSource:
 
     def _axis(self, name: str) -> int | None:
         """The axis along which the shards are joined; None for what every shard has whole."""
-        shape = self._shards[0][name].shape
+        shape = self._first[name].shape
         if len(shape) < 2:
             return None
         if name == "tok_embeddings.weight":  # Llama 3 split its rows, 1 and 2 its columns
@@ -243,8 +200,8 @@ class MetaSource:
     @functools.cached_property
     def _shapes(self) -> Shapes:
         shapes = {}
-        for name in self._shards[0]:
-            parts = [tuple(shard[name].shape) for shard in self._shards]
+        for name in self._first:
+            parts = [shard.entries[name].shape for shard in self._shards]
             axis, shape = self._axis(name), list(parts[0])
             if any(part != parts[0] for part in parts):
                 raise TaskVecError(
@@ -261,11 +218,11 @@ class MetaSource:
 
     def dtypes(self) -> dict[str, str]:
         """See `rules.Source`."""
-        return {name: _dtype_name(tensor) for name, tensor in self._shards[0].items()}
+        return {name: entry.dtype for name, entry in self._first.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
-        parts = [_to_numpy(shard[name]) for shard in self._shards]
+        parts = [shard.read(name) for shard in self._shards]
         axis = self._axis(name)
         if axis is not None:
             return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)

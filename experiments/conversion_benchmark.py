@@ -2,6 +2,7 @@
 
     python -m experiments.conversion_benchmark
     python -m experiments.conversion_benchmark --layers=2 --width=256 --scratch=/tmp
+    python -m experiments.conversion_benchmark --formats=bin,pth,gguf
     python -m experiments.conversion_benchmark --processes=4
 
 Makes a sharded Hugging Face directory of random LLaMA weights (TinyLlama's shape unless flags say
@@ -9,6 +10,9 @@ otherwise), then, each in a process of its own: reads all its tensors with the s
 and throws them away; converts it in memory; converts it and writes the checkpoint; restores that.
 Prints seconds, GB/s and peak resident memory beside the bound of a conversion, 1.25 x the converted
 tree + 300 MB, and writes conversion_benchmark.json under --out. Needs 5 GB of disk in --scratch.
+--formats takes the same weights from other files: pytorch_model.bin in four, Meta's
+consolidated.*.pth in two (both need the torch extra, whose own memory is added to their bound),
+GGUF in Q8_0.
 
 With --processes, that many processes that meet over localhost then convert, write and restore it
 with the model split between them: the most that any of them took, less what it takes for a tiny
@@ -19,7 +23,7 @@ Expected on 2 cores: about 2 minutes, most of it making the checkpoint; see BUIL
 
 from __future__ import annotations
 
-import json
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -37,63 +41,94 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from experiments import command
+from experiments import command, synthetic_model
 from experiments.command import FLAGS, console
 from taskvec_jax.errors import TaskVecError
 
 MB = 1e6
-SHARDS = 4
-POOL = 1 << 23  # random numbers the weights are cut from
 
 
 def main() -> None:
     """Runs the benchmark the flags ask for."""
     out, dtype = command.prepare_out(FLAGS.out), FLAGS.dtype
-    with tempfile.TemporaryDirectory(dir=FLAGS.scratch) as scratch:
-        source = Path(scratch) / "source"
-        size = make_checkpoint(source, FLAGS.layers, FLAGS.width, FLAGS.vocabulary)
-        console.print(f"made {size / MB:.0f} MB of bfloat16 weights in {SHARDS} files")
-        results: dict[str, Any] = {"bytes": size, "layers": FLAGS.layers, "width": FLAGS.width}
-        converted = str(Path(scratch) / "converted")
-        stages: list[tuple[str, Callable[..., None], tuple[str, ...], str]] = [
-            ("raw_read", raw_read, (str(source),), "bfloat16"),
-            ("convert", convert_in_memory, (str(source), dtype), dtype),
-            ("convert_and_write", convert_to_disk, (str(source), converted, dtype), dtype),
-            ("restore", restore, (converted,), dtype),
-        ]
-        for name, work, arguments, kind in stages:
-            tree = size * np.dtype(_numpy_dtype(kind)).itemsize / 2
-            bound = 1.25 * tree + 300 * MB
-            seconds, peak = measured(work, *arguments)
-            results[name] = {
-                "seconds": seconds,
-                "gigabytes_per_second": size / seconds / 1e9,
-                "peak_bytes": peak,
-                "bound_bytes": bound,
-                "tree_bytes": tree,
-            }
-            console.print(
-                f"{name:<18} {seconds:6.1f} s  {size / seconds / 1e9:5.2f} GB/s of source  peak"
-                f" {peak / MB:6.0f} MB  bound {bound / MB:6.0f} MB"
-            )
-        if FLAGS.processes > 1:
-            results["shared"] = by_several(source, Path(scratch), dtype, size)
+    if unknown := sorted(set(FLAGS.formats) - set(synthetic_model.KINDS)):
+        raise TaskVecError(
+            f"--formats has {', '.join(unknown)}; allowed: {', '.join(synthetic_model.KINDS)}"
+        )
+    if FLAGS.width < 64 or FLAGS.width % 64:
+        raise TaskVecError(f"--width is {FLAGS.width}; allowed: multiples of 64")
+    config = synthetic_model.make_config(FLAGS.layers, FLAGS.width, FLAGS.vocabulary)
+    size = 2 * synthetic_model.count_parameters(config)
+    results: dict[str, Any] = {"bytes": size, "layers": FLAGS.layers, "width": FLAGS.width}
+    for kind in FLAGS.formats:
+        with tempfile.TemporaryDirectory(dir=FLAGS.scratch) as scratch:
+            source = synthetic_model.write(Path(scratch) / "source", config, kind)
+            on_disk = sum(file.stat().st_size for file in source.parent.rglob("*.*"))
+            console.print(f"made {on_disk / MB:.0f} MB of weights as {kind}")
+            results[kind] = in_stages(source, Path(scratch) / "converted", kind, dtype, size)
+            if FLAGS.processes > 1:
+                results[kind]["shared"] = by_several(source, Path(scratch), kind, dtype, size)
     results |= {"dtype": dtype, "cores": os.cpu_count(), "machine": platform.processor()}
     command.write_json(out / "conversion_benchmark.json", results)
     over = [
-        name
+        f"{name} of {kind}"
+        for kind in FLAGS.formats
         for name in ("convert", "convert_and_write")
-        if results[name]["peak_bytes"] > results[name]["bound_bytes"]
+        if results[kind][name]["peak_bytes"] > results[kind][name]["bound_bytes"]
     ]
     if over:
         raise TaskVecError(f"{', '.join(over)} took more memory than allowed; see the table")
 
 
-def by_several(source: Path, scratch: Path, dtype: str, size: int) -> dict[str, Any]:
+def in_stages(source: Path, converted: Path, kind: str, dtype: str, size: int) -> dict[str, Any]:
+    """Stage -> seconds, speed and memory of it, each in a process of its own.
+
+    Args:
+      source: what is converted.
+      converted: where the checkpoint is written.
+      kind: one of `synthetic_model.KINDS`.
+      dtype: of the converted tree.
+      size: of the weights in bfloat16, bytes.
+    """
+    stages: list[tuple[str, Callable[..., None], tuple[str, ...], str]] = [
+        ("raw_read", raw_read, (str(source),), "bfloat16"),
+        ("convert", convert_in_memory, (str(source), dtype), dtype),
+        ("convert_and_write", convert_to_disk, (str(source), str(converted), dtype), dtype),
+        ("restore", restore, (str(converted),), dtype),
+    ]
+    results = {}
+    needs_torch = kind in ("bin", "pth")
+    torch_itself = measured(start, torch=True)[1] - measured(start)[1] if needs_torch else 0
+    for name, work, arguments, stored in stages:
+        if name == "raw_read" and kind != "safetensors":
+            continue
+        tree = size * np.dtype(_numpy_dtype(stored)).itemsize / 2
+        torch = needs_torch and name != "restore"
+        bound = 1.25 * tree + 300 * MB + torch * torch_itself
+        seconds, peak = measured(work, *arguments, torch=torch)
+        results[name] = {
+            "seconds": seconds,
+            "gigabytes_per_second": size / seconds / 1e9,
+            "peak_bytes": peak,
+            "bound_bytes": bound,
+            "tree_bytes": tree,
+        }
+        console.print(
+            f"{name:<18} {seconds:6.1f} s  {size / seconds / 1e9:5.2f} GB/s of bfloat16  peak"
+            f" {peak / MB:6.0f} MB  bound {bound / MB:6.0f} MB"
+        )
+    return results
+
+
+def by_several(source: Path, scratch: Path, kind: str, dtype: str, size: int) -> dict[str, Any]:
     """Conversion and restore by --processes processes, of the source and of a tiny model.
 
     Args:
-      size: bytes of the source.
+      source: what is converted.
+      scratch: a directory for more.
+      kind: one of `synthetic_model.KINDS`.
+      dtype: of the converted tree.
+      size: of the weights in bfloat16, bytes.
     """
     count = FLAGS.processes
     width = np.dtype(_numpy_dtype(dtype)).itemsize / 2  # of a number, against the source's
@@ -104,11 +139,16 @@ def by_several(source: Path, scratch: Path, dtype: str, size: int) -> dict[str, 
         "share_bytes": share,
         "tensor_bytes": largest,
     }
-    tiny = scratch / "tiny"
-    make_checkpoint(tiny, 1, 64 * count, 512)
+    small = synthetic_model.make_config(1, 64 * count, 512)
+    tiny = synthetic_model.write(scratch / "tiny", small, kind)
+    torch = kind in ("bin", "pth")
     for name, work in (("convert_and_write", convert_shares), ("restore", restore_shares)):
-        runtime = measured_together(count, work, str(tiny), str(scratch / "tiny_shares"), dtype)
-        seconds, peak = measured_together(count, work, str(source), str(scratch / "shares"), dtype)
+        runtime = measured_together(
+            count, work, str(tiny), str(scratch / "tiny_shares"), dtype, torch=torch
+        )
+        seconds, peak = measured_together(
+            count, work, str(source), str(scratch / "shares"), dtype, torch=torch
+        )
         out[name] = {"seconds": seconds, "peak_bytes": peak, "runtime_bytes": runtime[1]}
         console.print(
             f"{name} by {count} processes: {seconds:.1f} s; peak of the largest {peak / MB:.0f} MB,"
@@ -122,72 +162,17 @@ def _numpy_dtype(dtype: str) -> Any:
     return ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
 
 
-def make_checkpoint(directory: Path, layers: int, width: int, vocabulary: int) -> int:
-    """Writes a sharded Hugging Face directory of random LLaMA weights; returns their bytes."""
-    import tokenizers
-
-    from convert import llama, rules, safetensors_file
-    from taskvec_jax.config import DecoderConfig
-
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=vocabulary,
-        num_layers=layers,
-        width=width,
-        num_heads=width // 64,
-        num_kv_heads=width // 64 // 4 or 1,
-        head_dim=64,
-        mlp_width=width * 11 // 4,
-        norm_eps=1e-5,
-        rope_base=10_000.0,
-        rope_dim=64,
-        max_length=2048,
-        dtype="bfloat16",
-    )
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(llama.config_to_hf(config)))
-    vocab = {f"w{i}": i for i in range(vocabulary)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="w0"))
-    backend.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
-    )
-    shapes = {
-        step.name: rules.source_shape(config, step)
-        for step in rules.applicable_steps(llama.HF, config)
-    }
-    rng = np.random.default_rng(0)
-    pool = (rng.standard_normal(POOL, np.float32) * 0.02).astype(ml_dtypes.bfloat16)
-
-    def random(shape: tuple[int, ...]) -> np.ndarray:
-        count = int(np.prod(shape))
-        start = int(rng.integers(POOL))
-        return np.resize(np.roll(pool, start), count).reshape(shape)
-
-    index: dict[str, str] = {}
-    names = list(shapes)
-    for i in range(SHARDS):
-        file = f"model-{i + 1:05d}-of-{SHARDS:05d}.safetensors"
-        part = names[i * len(names) // SHARDS : (i + 1) * len(names) // SHARDS]
-        safetensors_file.write(
-            directory / file,
-            ml_dtypes.bfloat16,
-            [(name, shapes[name], lambda name=name: random(shapes[name])) for name in part],
-        )
-        index |= dict.fromkeys(part, file)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return 2 * sum(int(np.prod(shape)) for shape in shapes.values())
-
-
-def measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
+def measured(work: Callable[..., None], *arguments: Any, torch: bool = False) -> tuple[float, int]:
     """Seconds and peak resident bytes of some work in a fresh process.
+
+    Without `torch` the process has none: transformers imports it (230 MB) wherever it finds it.
 
     Raises:
       TaskVecError: the process failed.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_measure, args=(theirs, work, arguments))
+    process = context.Process(target=_measure, args=(theirs, work, arguments, torch))
     process.start()
     theirs.close()
     try:
@@ -198,7 +183,9 @@ def measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
         process.join()
 
 
-def measured_together(count: int, work: Callable[..., None], *arguments: str) -> tuple[float, int]:
+def measured_together(
+    count: int, work: Callable[..., None], *arguments: str, torch: bool = False
+) -> tuple[float, int]:
     """`measured`, of several processes that meet: the longest, and the largest peak."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -206,7 +193,9 @@ def measured_together(count: int, work: Callable[..., None], *arguments: str) ->
     with ThreadPoolExecutor(count) as pool:
         found = list(
             pool.map(
-                lambda i: measured(_in_company, where, str(count), str(i), work, *arguments),
+                lambda i: measured(
+                    _in_company, where, str(count), str(i), work, *arguments, torch=torch
+                ),
                 range(count),
             )
         )
@@ -223,13 +212,22 @@ def _in_company(
     work(*arguments)
 
 
-def _measure(pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    # Nothing here needs torch, but transformers imports it (230 MB) wherever it is installed.
-    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+def _measure(pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...], torch: bool) -> None:
+    if not torch:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     started = time.monotonic()
     work(*arguments)
     seconds = time.monotonic() - started
-    pipe.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    pipe.send((seconds, _peak_bytes()))
+
+
+def _peak_bytes() -> int:
+    """Most resident memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage tells a process on Linux begins with its parent's memory
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on a Mac
 
 
 def raw_read(source: str) -> None:
@@ -241,6 +239,14 @@ def raw_read(source: str) -> None:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 tensor = file.get_tensor(name).reshape(-1).view(np.uint8)
                 tensor[::4096].max()  # a mapped page is read when it is touched
+
+
+def start() -> None:
+    """What every conversion imports, and torch where there is one."""
+    import convert  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import torch  # noqa: F401
 
 
 def convert_in_memory(source: str, dtype: str) -> None:
@@ -295,6 +301,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("width", 2048, "of the synthetic model; a multiple of 64")
     flags.DEFINE_integer("vocabulary", 32000, "of the synthetic model")
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "of the converted tree")
+    flags.DEFINE_list(
+        "formats", "safetensors", f"of the source: {', '.join(synthetic_model.KINDS)}"
+    )
     flags.DEFINE_integer("processes", 1, "that share the model; 1: no sharing is measured")
     flags.DEFINE_string("scratch", None, "directory for 5 GB of files; the system's when left out")
     flags.DEFINE_string("out", "results/conversion_benchmark", "directory for results")
