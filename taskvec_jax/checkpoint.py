@@ -264,11 +264,27 @@ def _handler(sizes: Sequence[int]) -> Any:
     """
     import orbax.checkpoint as ocp
 
-    in_flight = max(1.05 * max(sizes, default=0), 0.2 * sum(sizes) + 1e8) / 1e9
-    limit = cast(int, in_flight)  # declared int, used as a number
+    in_flight = 1.05 * max(sizes, default=0) + 1e6
+    limit = cast(int, in_flight / 1e9)  # declared int, used as a number
     return ocp.PyTreeCheckpointHandler(
         save_concurrent_gb=limit, restore_concurrent_gb=limit, use_compression=False
     )
+
+
+def _groups(leaves: dict[str, Any], weights: str) -> Iterator[dict[str, Any]]:
+    """The leaves (shape, dtype, sharding) in groups that take no more than the largest leaf.
+
+    One a group if they are to be quantised.
+    """
+    sizes = {name: _share_bytes(leaf.sharding, leaf) for name, leaf in leaves.items()}
+    most = max(sizes.values()) if weights == "whole" else 0
+    group: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        if group and sum(sizes[other] for other in group) + sizes[name] > most:
+            yield group
+            group = {}
+        group[name] = leaf
+    yield group
 
 
 def read_config(path: Path) -> DecoderConfig:
@@ -308,8 +324,8 @@ def restore(
 
     Without a mesh, all of it to the first device.
 
-    With weights="int8" one parameter after the other is read and quantised, so that memory for
-    the int8 tree and the largest parameter is enough.
+    Parameters are read one after the other, small ones together: beside the tree there is one of
+    them on the host. With weights="int8" each is quantised as soon as it is read.
 
     Raises:
       TaskVecError: no complete checkpoint there, or one whose arrays do not fit its config.
@@ -332,32 +348,36 @@ def restore(
     )["params"]
     sizes = [_share_bytes(leaf.sharding, leaf) for leaf in jax.tree.leaves(target)]
 
-    def arguments(target: Any, *, partial: bool) -> Any:
+    def arguments(group: dict[str, Any]) -> Any:
+        part = unflatten(group)["params"]
         return ocp.args.PyTreeRestore(
-            target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=partial,
+            part,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(part),
+            partial_restore=True,
         )
 
     with ocp.Checkpointer(_handler(sizes)) as checkpointer:
         try:
-            saved = checkpointer.metadata((path / "params").absolute()).item_metadata.tree
+            place = (path / "params").absolute()
+            saved = checkpointer.metadata(place).item_metadata.tree
             _check_shapes(
                 {name: leaf.shape for name, leaf in flatten({"params": saved}).items()}, config
             )
-            place = (path / "params").absolute()
-            if weights == "whole":
-                params = checkpointer.restore(place, arguments(target, partial=False))
-            else:
-                leaves: dict[str, jax.Array] = {}
-                config = dataclasses.replace(config, weights=weights)
-                kept = placement(config, leaf_shapes(config), mesh)
-                for name, leaf in flatten({"params": target}).items():
-                    one = unflatten({name: leaf})["params"]
-                    read = checkpointer.restore(place, arguments(one, partial=True))
-                    made = quantise_leaf(name, flatten({"params": read})[name])
+            leaves: dict[str, jax.Array] = {}
+            config = dataclasses.replace(config, weights=weights)
+            kept = placement(config, leaf_shapes(config), mesh)
+            for group in _groups(flatten({"params": target}), weights):
+                read = flatten({"params": checkpointer.restore(place, arguments(group))})
+                # Orbax hands a parameter on before its own copy is gone: not with the next one.
+                jax.block_until_ready(read)
+                while read:
+                    name, leaf = read.popitem()
+                    if weights == "whole":
+                        leaves[name] = leaf
+                        continue
+                    made = quantise_leaf(name, leaf)
                     leaves |= {at: jax.device_put(leaf, kept[at]) for at, leaf in made.items()}
-                params = unflatten(leaves)["params"]
+            params = unflatten(leaves)["params"]
         except Exception as error:  # Orbax raises many kinds for a damaged directory
             reason = str(error).strip().splitlines()[0][:200]
             raise TaskVecError(

@@ -7,6 +7,8 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -45,7 +48,7 @@ from taskvec_jax.tokenizer import Tokenizer
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 
-HASHED_BYTES = 8_000_000  # of a parameter that are brought to the host together
+HASHED_BYTES = 2_000_000  # of a parameter that are brought to the host together
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PROJECT = Path(__file__).resolve().parent.parent
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
@@ -264,21 +267,49 @@ def _hashed(path: str, leaf: Any) -> Iterator[Any]:
     yield f"{path} {leaf.shape} {leaf.dtype}\n".encode()
     parts: Iterable[Any] = [leaf]
     if isinstance(leaf, jax.Array) and [device.platform for device in leaf.devices()] != ["cpu"]:
-        rows = leaf.sharding.shard_shape(leaf.shape)[0]
-        step = max(1, HASHED_BYTES * rows // leaf.nbytes)
-        parts = (
-            fetch(_slice(leaf, rows, np.int32(i), min(step, rows - i)))[shard]
-            for shard in range(len(leaf) // rows)
-            for i in range(0, rows, step)
-        )
+        parts = _slices(leaf)
     for part in parts:
         yield np.ascontiguousarray(fetch(part)).reshape(-1).view(np.uint8).data
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "size"))
-def _slice(leaf: jax.Array, rows: int, start: Any, size: int) -> jax.Array:
-    """The same rows of every shard of `rows`, side by side: to cut through shards gathers them."""
-    return jax.lax.dynamic_slice_in_dim(leaf.reshape(-1, rows, *leaf.shape[1:]), start, size, 1)
+def _slices(leaf: jax.Array) -> Iterator[jax.Array]:
+    """A parameter in the order of its numbers, HASHED_BYTES at a time or one row."""
+    shard = leaf.sharding.shard_shape(leaf.shape)
+    split = [i for i in range(leaf.ndim) if shard[i] < leaf.shape[i]]
+    axis = split[0] if split else leaf.ndim - 1
+    # Seen as [rows, shards, size]: to cut along the shards' own axis would gather all of it.
+    rows, shards = math.prod(leaf.shape[:axis]), leaf.shape[axis] // shard[axis]
+    size = math.prod(shard[axis:])
+    most = max(1, HASHED_BYTES // leaf.dtype.itemsize)
+    if shards * size <= most:
+        step = most // (shards * size)
+        for i in range(0, rows, step):
+            yield _rows(leaf, (rows, shards, size), np.int32(i), min(step, rows - i))
+        return
+    for i, j in itertools.product(range(rows), range(shards)):
+        for k in range(0, size, most):
+            at = np.array([i, j, k], np.int32)
+            yield _part(leaf, (rows, shards, size), at, min(most, size - k))
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "count"))
+def _rows(leaf: jax.Array, grid: tuple[int, int, int], start: Any, count: int) -> jax.Array:
+    """Whole rows of a leaf that is seen as [rows, shards, size]."""
+    return jax.lax.dynamic_slice_in_dim(_bits(leaf).reshape(grid), start, count, 0)
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "count"))
+def _part(leaf: jax.Array, grid: tuple[int, int, int], at: Any, count: int) -> jax.Array:
+    """`count` numbers from (row, shard, offset) `at` on; the other shards add zeros to them."""
+    bits = _bits(leaf).reshape(grid)
+    every = jax.lax.dynamic_slice(bits, (at[0], 0, at[2]), (1, grid[1], count))[0]
+    return jnp.where(jnp.arange(grid[1])[:, None] == at[1], every, 0).sum(0, dtype=bits.dtype)
+
+
+def _bits(leaf: jax.Array) -> jax.Array:
+    """Numbers that no sum rounds, and no compiler widens."""
+    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+    return jax.lax.bitcast_convert_type(leaf, words[leaf.dtype.itemsize])
 
 
 def convert_model(
