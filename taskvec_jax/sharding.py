@@ -131,12 +131,10 @@ def make_mesh(shape: MeshShape) -> Mesh:
             f" {jax.process_count()} process(es); all of them: {few}"
         )
     # Laid out for two axes, whose neighbours are near, and only then cut into more.
-    flat = jax.make_mesh(
-        (shape.data, shape.model), (DATA, MODEL), devices=devices[: shape.devices]
-    ).devices
+    flat = jax.make_mesh((shape.data, shape.model), (DATA, MODEL), devices=devices[: shape.devices])
     sizes = {DATA: shape.data, **model_axes(shape.model)}
     return Mesh(
-        flat.reshape(*sizes.values()),
+        flat.devices.reshape(*sizes.values()),
         tuple(sizes),
         axis_types=(AxisType.Auto,) * len(sizes),  # Explicit breaks einsums over split heads
     )

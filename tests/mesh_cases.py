@@ -46,8 +46,10 @@ CONFIGS: dict[str, DecoderConfig] = {
     "llama": dataclasses.replace(LLAMA, **_EVEN, num_kv_heads=8, tied_unembed=False),
     # Fewer key/value heads than devices on some layouts.
     "llama grouped": dataclasses.replace(LLAMA, **_EVEN, num_kv_heads=2),
-    # Like LLaMA 30B's 52 over 8: heads lie on 4 devices, key/value heads on 2, all else on 8.
-    "llama halved": dataclasses.replace(LLAMA, **_EVEN | {"num_heads": 12}, num_kv_heads=2),
+    # Like LLaMA 30B's 52 over 8: heads lie on 4 devices, key/value heads on 2, the MLP on 8.
+    "llama halved": dataclasses.replace(
+        LLAMA, **_EVEN | {"num_heads": 12, "vocab_size": 132}, num_kv_heads=2
+    ),
     # Heads would lie on 2 of 8, which is too few, and the vocabulary on none: D is split instead.
     "llama uneven": dataclasses.replace(
         LLAMA, **_EVEN | {"num_heads": 6, "vocab_size": 131}, num_kv_heads=3
