@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from taskvec_jax.config import NAMED_MODELS, DecoderConfig
 from taskvec_jax.decoder import leaf_shapes, leaf_types
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import checkpoint_path, from_hub_or_wheel
-from taskvec_jax.sharding import MeshShape, anywhere, split_axis
+from taskvec_jax.sharding import MeshShape, anywhere, axes_of, head_axes, split_of
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN_DTYPES = ("float32", "bfloat16", "int8")  # int8: of the kernels, the rest in bfloat16
@@ -70,13 +71,13 @@ def weight_bytes(config: DecoderConfig, dtype: str) -> int:
 def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
     """Bytes of the parameters that each of some devices along `model` holds.
 
-    As `sharding.SPLITS` says. LLaMA 30B's 52 heads do not divide among 8: its attention is split
-    along D there.
+    As `sharding.SPLITS` says. LLaMA 30B's 52 heads do not divide among 8: two devices each hold the
+    same quarter of its attention there.
     """
     total = 0
     for path, leaf in leaf_types(in_precision(config, dtype)).items():
-        split = split_axis(config, path, leaf.shape, devices) is not None
-        total += leaf.size // (devices if split else 1) * leaf.dtype.itemsize
+        split = split_of(config, path, leaf.shape, devices)
+        total += leaf.size // (split.shards if split else 1) * leaf.dtype.itemsize
     return total
 
 
@@ -93,10 +94,12 @@ def sweep_bytes(
     c, wide, mesh = config, ITEM_BYTES[config.stream_dtype], mesh or MeshShape()
     rows = -(-batch_size // mesh.data)
 
-    def part(size: int) -> int:
-        return size // mesh.model if size % mesh.model == 0 else size
+    def part(size: int, over: Mapping[str, int] | None = None) -> int:
+        over = axes_of(size, mesh.model) if over is None else over
+        return size // math.prod(over.values())
 
-    heads, kv_heads = part(c.num_heads), part(c.num_kv_heads)
+    over, kv_over = head_axes(c, mesh.model)
+    heads, kv_heads = part(c.num_heads, over), part(c.num_kv_heads, kv_over)
 
     def program(tokens: int, answers: int) -> int:
         cells = 2 * tokens * c.width + 2 * heads * tokens**2 + 3 * tokens * part(c.mlp_width)

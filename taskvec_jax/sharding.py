@@ -3,10 +3,13 @@
     mesh = make_mesh(MeshShape.parse("data:2,model:4"))
     model = load_model("llama-7b", mesh=mesh)
 
-A mesh has two axes. Prompts are split over `data`; parameters over `model`, by `SPLITS`: heads,
-the MLP's hidden layer and the vocabulary, so that a layer needs one sum over the devices after
-attention and one after the MLP, and nothing else. XLA's partitioner does the rest: no program of
-ours names a collective.
+Prompts are split over `data`; parameters over `model`, by `SPLITS`: heads, the MLP's hidden layer
+and the vocabulary, so that a layer needs one sum over the devices after attention and one after the
+MLP, and nothing else. XLA's partitioner does the rest: no program of ours names a collective.
+
+`model` is an axis in flags and words alone: in a mesh it is one axis for each prime factor of its
+size (`model_axes`), so that what 8 devices do not divide may still lie on 4 of them, each part held
+by two.
 
 Letters: B rows, H heads, G key/value heads, K size of a head, D width, F MLP width, V vocabulary.
 """
@@ -15,8 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -30,17 +34,21 @@ DATA, MODEL = "data", "model"
 T = TypeVar("T")
 
 # Path of a leaf -> the axes that may lie on `model`, best first: counted from 0, the leading axis
-# of layers left out. The first one that the devices divide is taken; a leaf without one, and every
-# leaf that is not named (norms, biases of D numbers), is held whole by each device. Where heads do
-# not divide, attention falls back on D: a sum each for queries, keys and values, and a gather of
-# the output. To split K instead takes more collectives, because XLA then splits scores, and halves
-# of rotary pairs, too: 7 a layer with values alone, 17 with all three, against 5 (jax 0.10.2).
+# of layers left out. The first one that at least half of the devices divide is taken; a leaf
+# without one, and every leaf that is not named (norms, biases of D numbers), is held whole by each.
+#
+# Why half: attention on half of the devices is held twice. It is a third of LLaMA's parameters, so
+# a device holds 4/3 of an even share (LLaMA 30B, 52 heads on 4 of 8, in bfloat16: 10.8 GB, not 8.1)
+# for 2 collectives a layer instead of 5. On a quarter it would hold twice the share, and memory is
+# what `model` is for: then attention falls back on D, a sum each for queries, keys and values, and
+# a gather of the output. To split K instead takes more collectives, because XLA then splits scores,
+# and halves of rotary pairs, too: 7 with values alone, 17 with all three (jax 0.10.2).
 SPLITS: dict[str, tuple[int, ...]] = {
     "embed/embedding": (0, 1),  # [V, D]
     "layers/attn/query/kernel": (1, 0),  # [D, H, K]
     "layers/attn/query/kernel_scale": (0,),  # [H, K], of an int8 kernel; see quantisation.py
     "layers/attn/query/bias": (0,),  # [H, K]
-    "layers/attn/key/kernel": (1, 0),  # [D, G, K]; see `split_axis`
+    "layers/attn/key/kernel": (1, 0),  # [D, G, K]; see `head_axes`
     "layers/attn/key/kernel_scale": (0,),
     "layers/attn/key/bias": (0,),  # [G, K]
     "layers/attn/value/kernel": (1, 0),
@@ -58,6 +66,8 @@ SPLITS: dict[str, tuple[int, ...]] = {
     "unembed/kernel_scale": (0,),  # [V]
     "unembed/bias": (0,),  # [V]
 }
+ATTENTION = "layers/attn/"
+KEYS_AND_VALUES = (f"{ATTENTION}key/", f"{ATTENTION}value/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,41 +130,106 @@ def make_mesh(shape: MeshShape) -> Mesh:
             f"mesh {shape} is {shape.devices} devices, there are {len(devices)} in"
             f" {jax.process_count()} process(es); all of them: {few}"
         )
-    return jax.make_mesh(
-        (shape.data, shape.model),
-        (DATA, MODEL),
-        axis_types=(AxisType.Auto, AxisType.Auto),  # Explicit breaks einsums over split heads
-        devices=devices[: shape.devices],
+    # Laid out for two axes, whose neighbours are near, and only then cut into more.
+    flat = jax.make_mesh((shape.data, shape.model), (DATA, MODEL), devices=devices[: shape.devices])
+    sizes = {DATA: shape.data, **model_axes(shape.model)}
+    return Mesh(
+        flat.devices.reshape(*sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),  # Explicit breaks einsums over split heads
     )
+
+
+def model_axes(devices: int) -> dict[str, int]:
+    """Name -> size of the axes of a mesh that make up `model`; none for a single device."""
+    factors: list[int] = []
+    while (rest := devices // math.prod(factors)) > 1:
+        factors.append(next(n for n in range(2, rest + 1) if rest % n == 0))
+    return {f"{MODEL}{i}": size for i, size in enumerate(factors)}
 
 
 def shape_of(mesh: Mesh | None) -> MeshShape:
     """Sizes of a mesh; one device when there is none."""
-    return MeshShape() if mesh is None else MeshShape(mesh.shape[DATA], mesh.shape[MODEL])
+    if mesh is None:
+        return MeshShape()
+    return MeshShape(mesh.shape[DATA], mesh.size // mesh.shape[DATA])
 
 
-def split_axis(
+class Split(NamedTuple):
+    """How a leaf lies on `model`.
+
+    Attributes:
+      axis: of the leaf, 0-based.
+      over: name -> size of the axes of a mesh that it lies on, the outermost first.
+    """
+
+    axis: int
+    over: dict[str, int]
+
+    @property
+    def shards(self) -> int:
+        """How many there are of it; several devices hold the same one if they are more."""
+        return math.prod(self.over.values())
+
+
+def split_of(
     config: DecoderConfig, path: str, shape: tuple[int, ...], devices: int
-) -> int | None:
-    """Which axis of a leaf lies on `model`, or None if each device holds it whole.
-
-    Where the devices divide the heads but not the key/value heads, keys and values are held whole:
-    they are few, and every device needs all or most of them.
+) -> Split | None:
+    """How a leaf lies on `model`, or None if each device holds it whole.
 
     Args:
       path: of the leaf, without "params/".
       shape: of the leaf, with its layers.
+      devices: along `model`.
     """
-    if devices == 1:
-        return None
-    first = int(path.startswith("layers/"))
-    whole = config.num_heads % devices == 0 and config.num_kv_heads % devices != 0
-    if whole and path.startswith(("layers/attn/key/", "layers/attn/value/")):
-        return None
-    for axis in SPLITS.get(path, ()):
-        if shape[first + axis] % devices == 0:
-            return first + axis
+    axes, first = SPLITS.get(path, ()), int(path.startswith("layers/"))
+    heads, groups = head_axes(config, devices)
+    if axes and heads and path.startswith(ATTENTION):
+        over = groups if path.startswith(KEYS_AND_VALUES) else heads
+        return Split(first + axes[0], over) if over else None
+    for axis in axes:
+        if over := axes_of(shape[first + axis], devices):
+            return Split(first + axis, over)
     return None
+
+
+def axes_of(size: int, devices: int) -> dict[str, int]:
+    """The axes of a mesh that an axis of this size lies on; none if too few devices divide it.
+
+    Args:
+      devices: along `model`.
+    """
+    over = _dividing(size, model_axes(devices))
+    return over if _enough(over, devices) else {}
+
+
+def head_axes(config: DecoderConfig, devices: int) -> tuple[dict[str, int], dict[str, int]]:
+    """The axes of a mesh that heads, and key/value heads, lie on; none where attention lies on D.
+
+    Key/value heads are few: they lie on the axes that divide them, if there are any, and what the
+    other axes add is copies. Their axes are the outer ones of heads, so that a device has the keys
+    and values of its queries. Where a device's heads are not whole groups nor within one (40 heads
+    in groups of 4 over 8), XLA gathers queries, one collective a layer more.
+    """
+    axes = model_axes(devices)
+    groups = _dividing(config.num_kv_heads, axes)
+    rest = {name: size for name, size in axes.items() if name not in groups}
+    heads = groups | _dividing(config.num_heads // config.num_kv_heads, rest)
+    return (heads, groups) if _enough(heads, devices) else ({}, {})
+
+
+def _dividing(size: int, axes: Mapping[str, int]) -> dict[str, int]:
+    """As many of the axes of a mesh as divide a size together."""
+    taken: dict[str, int] = {}
+    for name, devices in axes.items():
+        if size % (math.prod(taken.values()) * devices) == 0:
+            taken[name] = devices
+    return taken
+
+
+def _enough(over: Mapping[str, int], devices: int) -> bool:
+    """Whether a split over these axes is worth its copies: at most two; see `SPLITS`."""
+    return bool(over) and 2 * math.prod(over.values()) >= devices
 
 
 def placement(
@@ -174,8 +249,8 @@ def placement(
         return dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     placed: dict[str, Sharding] = {}
     for path, shape in shapes.items():
-        axis = split_axis(config, path, shape, mesh.shape[MODEL])
-        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, MODEL)
+        split = split_of(config, path, shape, shape_of(mesh).model)
+        spec = PartitionSpec(*[None] * split.axis, tuple(split.over)) if split else PartitionSpec()
         placed[path] = NamedSharding(mesh, spec)
     return placed
 

@@ -115,7 +115,8 @@ def test_shares_add_up_to_the_model_and_a_little_more() -> None:
         assert share_bytes(config, "bfloat16", 1) == weight_bytes(config, "bfloat16")
         for devices in (2, 4, 8):
             total = devices * share_bytes(config, "bfloat16", devices)
-            assert 1.0 <= total / weight_bytes(config, "bfloat16") < 1.01
+            twice = (name, devices) == ("llama-30b", 8)  # attention: 52 heads on 4 of 8 devices
+            assert 1.0 <= total / weight_bytes(config, "bfloat16") < (4 / 3 if twice else 1.01)
 
 
 def test_a_sweep_needs_more_memory_with_more_prompts() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import os
 import shutil
 import socket
@@ -49,7 +51,7 @@ def cases() -> dict[str, Any]:
 
 
 def test_every_layout_of_8_devices_gives_the_numbers_of_one(cases):
-    assert len(cases["agreement"]) == 5
+    assert len(cases["agreement"]) == 6
     for config, layouts in cases["agreement"].items():
         for layout, differences in layouts.items():
             for name, value in differences.items():
@@ -66,11 +68,11 @@ def test_int8_on_many_devices_gives_the_numbers_of_one(cases):
 def test_a_layer_sums_over_devices_as_often_as_its_block_is_sequential(cases):
     """LLaMA's MLP reads what attention left, so two sums; parallel blocks add both up first.
 
-    Heads that do not divide: queries, keys and values are a sum each, and what attention gives is
-    gathered.
+    So it is if half of the devices divide the heads. If fewer do, queries, keys and values are a
+    sum each, and what attention gives is gathered.
     """
     uneven = ["all-gather", *["all-reduce"] * 4]
-    fewest = {"llama": 2, "llama grouped": 2, "pythia": 1, "gptj": 1}
+    fewest = {"llama": 2, "llama grouped": 2, "llama halved": 2, "pythia": 1, "gptj": 1}
     for case, programs in cases["collectives"].items():
         name, layout = case.rsplit(" ", 1)
         split = MeshShape.parse(layout).model > 1
@@ -112,34 +114,57 @@ def test_every_matrix_is_split_and_no_norm_is():
     for name in ("llama-30b", "llama-2-70b", "smollm2-360m", "pythia-12b", "gpt-j-6b"):
         model = NAMED_MODELS[name]
         for path, shape in leaf_shapes(model.config).items():
-            axis = sharding.split_axis(model.config, path, shape, 2)
+            split = sharding.split_of(model.config, path, shape, 2)
             heads = model.config.num_heads, model.config.num_kv_heads
             few = path.startswith(("layers/attn/key", "layers/attn/value")) and heads[1] % 2
             if path.endswith(("kernel", "embedding")) and not (few and heads[0] % 2 == 0):
-                assert axis is not None, (name, path)
+                assert split is not None, (name, path)
+                assert split.shards == 2, (name, path)
             if "norm" in path:
-                assert axis is None, (name, path)
+                assert split is None, (name, path)
 
 
-def test_few_key_value_heads_are_whole_on_every_device():
-    config = NAMED_MODELS["llama-2-70b"].config  # 64 heads, 8 of keys and values
+def attention_splits(name: str, devices: int) -> list[tuple[int, int] | None]:
+    """Axis and number of shards of the kernels of queries, keys, values and outputs."""
+    config = NAMED_MODELS[name].config
     shapes = leaf_shapes(config)
-
-    def axes(devices: int) -> list[int | None]:
-        paths = [f"layers/attn/{name}/kernel" for name in ("query", "key", "value", "out")]
-        return [sharding.split_axis(config, path, shapes[path], devices) for path in paths]
-
-    assert axes(8) == [2, 2, 2, 1]
-    assert axes(16) == [2, None, None, 1]
+    paths = [f"layers/attn/{part}/kernel" for part in ("query", "key", "value", "out")]
+    splits = [sharding.split_of(config, path, shapes[path], devices) for path in paths]
+    return [split and (split.axis, split.shards) for split in splits]
 
 
-def test_heads_that_do_not_divide_are_split_along_the_width():
-    config = NAMED_MODELS["llama-30b"].config  # 52 heads
-    shapes = leaf_shapes(config)
-    for name, axis in (("query", 1), ("key", 1), ("value", 1), ("out", 3)):
-        path = f"layers/attn/{name}/kernel"
-        assert sharding.split_axis(config, path, shapes[path], 8) == axis
-    assert share_bytes(config, "bfloat16", 8) < 1.01 * share_bytes(config, "bfloat16", 1) / 8
+def test_few_key_value_heads_are_copied_to_the_devices_that_share_them():
+    assert attention_splits("llama-2-70b", 8) == [(2, 8), (2, 8), (2, 8), (1, 8)]  # 64 heads in 8
+    assert attention_splits("llama-2-70b", 16) == [(2, 16), (2, 8), (2, 8), (1, 16)]
+    assert attention_splits("llama-3.2-3b", 3) == [(2, 3), None, None, (1, 3)]  # 24 heads in 8
+
+
+def test_heads_lie_on_half_of_the_devices_or_else_attention_on_the_width():
+    assert attention_splits("llama-30b", 4) == [(2, 4), (2, 4), (2, 4), (1, 4)]  # 52 heads
+    assert attention_splits("llama-30b", 8) == [(2, 4), (2, 4), (2, 4), (1, 4)]
+    assert attention_splits("llama-30b", 16) == [(1, 16), (1, 16), (1, 16), (3, 16)]
+    assert attention_splits("smollm2-135m", 2) == [(1, 2), (1, 2), (1, 2), (3, 2)]  # 9 heads
+    config = NAMED_MODELS["llama-30b"].config
+    whole = share_bytes(config, "bfloat16", 1)
+    assert 1.32 < share_bytes(config, "bfloat16", 8) * 8 / whole < 4 / 3
+    assert share_bytes(config, "bfloat16", 16) * 16 / whole < 1.01
+
+
+def test_heads_lie_on_the_most_devices_that_divide_them_with_those_of_keys_outside():
+    base = NAMED_MODELS["llama-7b"].config
+    for devices in range(1, 33):
+        axes = sharding.model_axes(devices)
+        assert math.prod(axes.values()) == devices
+        assert all(size % n for size in axes.values() for n in range(2, size))
+        for groups, each in itertools.product((1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 13)):
+            config = dataclasses.replace(base, num_heads=groups * each, num_kv_heads=groups)
+            heads, few = sharding.head_axes(config, devices)
+            most = math.gcd(groups * each, devices)  # every divisor is a product of its factors
+            wanted = most if most > 1 and 2 * most >= devices else 1
+            assert math.prod(heads.values()) == wanted
+            assert math.prod(few.values()) == (math.gcd(groups, devices) if heads else 1)
+            assert list(heads)[: len(few)] == list(few)
+            assert heads.items() <= axes.items()
 
 
 def test_the_choice_of_a_mesh_is_said_with_what_it_needs(monkeypatch):
