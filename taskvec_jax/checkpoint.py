@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import glob
 import json
 import math
@@ -222,10 +223,8 @@ def save(
                 (made / "tokenizer").mkdir()
                 tokenizer.save(made / "tokenizer" / "tokenizer.json")
             with ocp.Checkpointer(_handler(sizes)) as checkpointer:
-                # In chunks, so that a process with a part of a leaf need not read all of it.
-                chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
                 arguments = ocp.args.PyTreeSave(
-                    params["params"], save_args=jax.tree.map(lambda _: chunks, params["params"])
+                    params["params"], save_args=jax.tree.map(_in_chunks, params["params"])
                 )
                 checkpointer.save((made / "params").absolute(), arguments)
             if is_first_process():
@@ -237,6 +236,18 @@ def save(
             raise TaskVecError(
                 f"{path}: cannot be written ({reason}); is there room for the model?"
             ) from None
+
+
+def _in_chunks(leaf: Any) -> Any:
+    """How Orbax cuts a leaf on disk.
+
+    Small, so that a process with a part of it need not read all; unless processes have parts of it
+    already: a shard that is one chunk is written from where it is, without a copy.
+    """
+    import orbax.checkpoint as ocp
+
+    parted = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return ocp.SaveArgs(chunk_byte_size=None if parted else CHUNK_BYTES)
 
 
 def _share_bytes(sharding: Sharding, leaf: Any) -> int:
@@ -257,8 +268,8 @@ def _check_shapes(saved: dict[str, Any], config: DecoderConfig) -> None:
         raise ValueError("; ".join(wrong[:6]))
 
 
-def _handler(sizes: Sequence[int]) -> Any:
-    """Orbax's handler of trees, held to little memory beside the leaves of these sizes.
+def _handler(sizes: Sequence[int] = ()) -> Any:
+    """Orbax's handler of trees; leaves of these sizes are written one or a few at a time.
 
     Weights hardly compress, and compressing them needs a second copy of each leaf: left out.
     """
@@ -266,9 +277,7 @@ def _handler(sizes: Sequence[int]) -> Any:
 
     in_flight = 1.05 * max(sizes, default=0) + 1e6
     limit = cast(int, in_flight / 1e9)  # declared int, used as a number
-    return ocp.PyTreeCheckpointHandler(
-        save_concurrent_gb=limit, restore_concurrent_gb=limit, use_compression=False
-    )
+    return ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, use_compression=False)
 
 
 def _groups(leaves: dict[str, Any], weights: str) -> Iterator[dict[str, Any]]:
@@ -346,7 +355,6 @@ def restore(
             for leaf, shape in shapes.items()
         }
     )["params"]
-    sizes = [_share_bytes(leaf.sharding, leaf) for leaf in jax.tree.leaves(target)]
 
     def arguments(group: dict[str, Any]) -> Any:
         part = unflatten(group)["params"]
@@ -356,7 +364,7 @@ def restore(
             partial_restore=True,
         )
 
-    with ocp.Checkpointer(_handler(sizes)) as checkpointer:
+    with ocp.Checkpointer(_handler()) as checkpointer:
         try:
             place = (path / "params").absolute()
             saved = checkpointer.metadata(place).item_metadata.tree
@@ -368,8 +376,8 @@ def restore(
             kept = placement(config, leaf_shapes(config), mesh)
             for group in _groups(flatten({"params": target}), weights):
                 read = flatten({"params": checkpointer.restore(place, arguments(group))})
-                # Orbax hands a parameter on before its own copy is gone: not with the next one.
                 jax.block_until_ready(read)
+                gc.collect(1)  # Orbax's own copy, which cycles of its tasks keep
                 while read:
                     name, leaf = read.popitem()
                     if weights == "whole":
@@ -425,7 +433,7 @@ def restore_arrays(path: Path, like: dict[str, Any]) -> tuple[dict[str, Any], di
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
     )
     where = (path / "arrays").absolute()
-    with ocp.Checkpointer(_handler([leaf.nbytes for leaf in like.values()])) as reader:
+    with ocp.Checkpointer(_handler()) as reader:
         try:
             saved = reader.metadata(where).item_metadata.tree
         except Exception as error:  # Orbax raises many kinds for a damaged directory
