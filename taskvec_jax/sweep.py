@@ -127,9 +127,12 @@ def _layer(params: Params, index: jax.Array) -> Params:
 
     def take_bits(leaf: jax.Array) -> jax.Array:
         # XLA's CPU compiler widens 16-bit floats before it slices them: the whole stack, at every
-        # call, for a tenth of the time. As whole numbers they are left alone.
+        # call, for a tenth of the time. As whole numbers they are left alone; and the barrier
+        # keeps it from making whole numbers of the whole stack before the loop.
+        leaf, here = jax.lax.optimization_barrier((leaf, index))
         bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16)
-        return jax.lax.bitcast_convert_type(take(bits), leaf.dtype)
+        bits = jax.lax.dynamic_index_in_dim(bits, here, keepdims=False)
+        return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
     on_cpu = jax.default_backend() == "cpu"
     return jax.tree.map(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LLAMA
 
 from taskvec_jax import plan, sweep, work
+from taskvec_jax.decoder import leaf_types, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, check_injection, evaluate_task
 from taskvec_jax.tasks import TASKS
@@ -123,6 +128,46 @@ def test_peak_memory_stays_below_the_flag(tmp_path, default_model):
     )
     assert "prompts a call" in result.stdout
     assert int(result.stdout.splitlines()[-1]) <= bound * 1e9
+
+
+def test_the_plan_is_what_the_compiler_needs_for_llama_30b_on_8_devices():
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.mesh_plan",
+            "--models=llama-30b",
+            "--meshes=data:1,model:8",
+            "--dtype=bfloat16",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    said = re.search(
+        r"compiler ([\d.]+) GB a device .*, plan ([\d.]+) GB .*: (\d) all-reduce;", told
+    )
+    assert said, told
+    compiler, planned, sums = (float(number) for number in said.groups())
+    assert abs(planned / compiler - 1) <= 0.1
+    assert sums == 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sweep_makes_no_copy_of_the_layers(dtype):
+    config = dataclasses.replace(LLAMA, dtype=dtype, num_layers=16, mlp_width=512)
+    types = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaf_types(config).items()}
+    held = sum(x.size * x.dtype.itemsize for x in types.values())
+    params, tokens, one = unflatten(types), np.zeros((1, 3), np.int32), np.zeros(1, np.int32)
+    copies = (jnp.zeros((1, 16, 42)), jnp.arange(16)[None], sweep.wavefront_births(16))
+    for program in (
+        sweep.read_rows.lower(config, params, sweep.Rows(tokens, tokens, tokens, one[None])),
+        sweep.inject_rows.lower(config, params, jnp.array(tokens), jnp.array(one), *copies),
+    ):
+        memory = program.compile().memory_analysis()
+        assert memory is not None
+        assert memory.temp_size_in_bytes < 0.3 * held
 
 
 def test_the_batch_shrinks_with_the_memory_and_too_little_is_refused():
