@@ -14,8 +14,17 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from convert.sentencepiece_file import Piece, PieceKind, SentencePiece, read_sentencepiece
+from convert.tiktoken_file import is_tiktoken, read_tiktoken
 from taskvec_jax.errors import TaskVecError
 
+_LLAMA_3_SPECIALS = 256
+_LLAMA_3_SPECIAL = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    9: "<|eot_id|>",
+}  # the others are never in a prompt
 _CONTROL = 3  # tokenizer.ggml.token_type of special tokens
 _USER_DEFINED = 4
 
@@ -49,14 +58,19 @@ def from_directory(directory: Path) -> tokenizers.Tokenizer:
 def from_meta_directory(directory: Path) -> tokenizers.Tokenizer:
     """The tokenizer.model of one of Meta's own releases: in the directory, or one above it.
 
+    That of LLaMA 1 and 2 is sentencepiece's, that of Llama 3 tiktoken's.
+
     Raises:
       TaskVecError: there is none.
     """
     for place in (directory, directory.absolute().parent):
         if (place / "tokenizer.json").is_file():
             return from_directory(place)
-        if (place / "tokenizer.model").is_file():
-            return from_sentencepiece(place / "tokenizer.model", add_bos=True)
+        path = place / "tokenizer.model"
+        if path.is_file():
+            return (
+                from_tiktoken(path) if is_tiktoken(path) else from_sentencepiece(path, add_bos=True)
+            )
     raise TaskVecError(
         f"{directory}: no tokenizer.model here or in the directory above; put Meta's there"
     )
@@ -82,6 +96,43 @@ def from_sentencepiece(path: Path, add_bos: bool) -> tokenizers.Tokenizer:
       TaskVecError: the file is not a sentencepiece model of kind BPE or unigram.
     """
     return _from_pieces(read_sentencepiece(path), add_bos, str(path))
+
+
+def from_tiktoken(path: Path) -> tokenizers.Tokenizer:
+    """Builds Llama 3's tokenizer from the file that Meta released.
+
+    Its 256 special tokens are not in the file: they follow the others (llama3/tokenizer.py of
+    Meta's release), and the first begins every text.
+
+    Raises:
+      TaskVecError: the file is damaged.
+    """
+    ranked = read_tiktoken(path)
+    letters = _byte_letters()
+    texts = ["".join(letters[byte] for byte in token) for token in ranked]
+    pieces = [Piece(text, -rank, PieceKind.NORMAL) for rank, text in enumerate(texts)]
+    built = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={text: rank for rank, text in enumerate(texts)},
+            merges=_merges(pieces),
+            ignore_merges=True,
+        )
+    )
+    built.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS["llama-bpe"])
+    built.decoder = decoders.ByteLevel()
+    special = [
+        _LLAMA_3_SPECIAL.get(i, f"<|reserved_special_token_{i}|>") for i in range(_LLAMA_3_SPECIALS)
+    ]
+    _add_tokens(built, special, special=True)
+    _add_bos(built, texts + special, len(texts), str(path))
+    return built
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level BPE: itself if it can be seen."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
 
 
 def _from_pieces(model: SentencePiece, add_bos: bool, where: str) -> tokenizers.Tokenizer:
