@@ -24,8 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from convert import command
 from convert.command import FLAGS, console
 from taskvec_jax import plan, sweep
-from taskvec_jax.config import DTYPES, DecoderConfig
-from taskvec_jax.decoder import leaf_shapes, unflatten
+from taskvec_jax.config import DTYPES, WEIGHTS, DecoderConfig
+from taskvec_jax.decoder import leaf_types, unflatten
 from taskvec_jax.plan import GB
 from taskvec_jax.sharding import DATA, MeshShape, make_mesh, placement, rows_for
 
@@ -54,12 +54,12 @@ def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[st
         sharding = NamedSharding(mesh, PartitionSpec(DATA))
         return jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(dtype), sharding=sharding)
 
-    shapes = leaf_shapes(c)
-    shardings = placement(c, shapes, mesh)
+    leaves = leaf_types(c)
+    shardings = placement(c, {path: leaf.shape for path, leaf in leaves.items()}, mesh)
     params = unflatten(
         {
-            path: jax.ShapeDtypeStruct(shape, jnp.dtype(c.dtype), sharding=shardings[path])
-            for path, shape in shapes.items()
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+            for path, leaf in leaves.items()
         }
     )
     read_tokens = min(plan.PROMPT_TOKENS, c.max_length)
@@ -108,15 +108,18 @@ def main() -> None:
     for name in FLAGS.models:
         for shape in meshes:
             _, config = plan.describe(name)
-            config = dataclasses.replace(config, dtype=FLAGS.dtype)
+            config = dataclasses.replace(config, dtype=FLAGS.dtype, weights=FLAGS.weights)
             started = time.monotonic()
             programs = compile_sweep(config, make_mesh(shape), FLAGS.batch_size)
             planned = plan.device_bytes(config, config.dtype, FLAGS.batch_size, shape)
             needed = max(program.bytes for program in programs.values())
+            kind = (
+                config.dtype if config.weights == "whole" else f"{config.weights}, {config.dtype}"
+            )
             layer = max((max(p.loops, key=len) for p in programs.values()), key=len)
-            cells = ", ".join(f"{layer.count(kind)} {kind}" for kind in sorted(set(layer)))
+            cells = ", ".join(f"{layer.count(each)} {each}" for each in sorted(set(layer)))
             console.print(
-                f"{name} {config.dtype} {shape}: compiler {needed / GB:.2f} GB a device (read"
+                f"{name} {kind} {shape}: compiler {needed / GB:.2f} GB a device (read"
                 f" {programs['read'].bytes / GB:.2f}, inject {programs['inject'].bytes / GB:.2f}),"
                 f" plan {planned / GB:.2f} GB ({planned / needed - 1:+.1%}); a layer:"
                 f" {cells or 'no collectives'}; {time.monotonic() - started:.0f} s",
@@ -130,5 +133,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("meshes", "data:1,model:8;data:2,model:4", "meshes, with ; between")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
+    flags.DEFINE_enum("weights", "whole", list(WEIGHTS), "how kernels are kept")
     flags.DEFINE_integer("batch_size", plan.PLANNED_BATCH, "prompts a call")
     command.run(main)

@@ -74,11 +74,15 @@ def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
     As `sharding.SPLITS` says. LLaMA 30B's 52 heads do not divide among 8: two devices each hold the
     same quarter of its attention there.
     """
-    total = 0
-    for path, leaf in leaf_types(in_precision(config, dtype)).items():
-        split = split_of(config, path, leaf.shape, devices)
-        total += leaf.size // (split.shards if split else 1) * leaf.dtype.itemsize
-    return total
+    return sum(
+        leaf.size // _shards(config, path, leaf.shape, devices) * leaf.dtype.itemsize
+        for path, leaf in leaf_types(in_precision(config, dtype)).items()
+    )
+
+
+def _shards(config: DecoderConfig, path: str, shape: tuple[int, ...], devices: int) -> int:
+    split = split_of(config, path, shape, devices)
+    return split.shards if split else 1
 
 
 def sweep_bytes(
@@ -110,8 +114,10 @@ def sweep_bytes(
     inject = program(QUERY_TOKENS + c.num_layers, 1 + c.num_layers)
     unpacked = 0
     if c.weights == "int8":  # the kernels of one layer, as the product reads them
-        layer = [leaf for path, leaf in leaf_types(c).items() if path.startswith("layers/")]
-        unpacked = sum(leaf.size for leaf in layer) // c.num_layers * ITEM_BYTES[c.dtype]
+        for path, leaf in leaf_types(c).items():
+            if path.startswith("layers/"):
+                held = leaf.size // c.num_layers // _shards(c, path, leaf.shape, mesh.model)
+                unpacked += held * ITEM_BYTES[c.dtype]
     return max(read, inject) + unpacked
 
 
