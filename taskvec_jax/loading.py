@@ -149,8 +149,7 @@ def load_model(
             opened = open_model(path, dtype)
         config = dataclasses.replace(opened.config, weights=weights)
         mesh = _chosen(mesh, config)
-        # To quantise, processes work on a leaf together: a failure of one is not agreed then.
-        with together() if weights == "whole" else contextlib.nullcontext():
+        with together():
             params = _read(opened, mesh, progress, weights)
         tokenizer, weights_sha256 = Tokenizer(opened.tokenizer), hash_params(params)
     model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256, mesh)
@@ -221,6 +220,8 @@ def _read(opened: Any, mesh: Mesh | None, progress: Progress, weights: str = "wh
         placed = put_share(shardings[path], shapes[path], part)
         if weights == "whole":
             return placed
+        with together():  # to quantise is work of all: who has failed meanwhile ends it here
+            pass
         made = quantise_leaf(path, placed)
         placed = made.pop(path)
         scales.update(made)

@@ -334,12 +334,17 @@ def anywhere(flag: bool) -> bool:
     return not least(not flag)
 
 
+class _AgreedError(TaskVecError):
+    """What stopped a step of all processes, and all of them know it."""
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """A step of all processes that fails in all of them if it fails in one.
 
     Who is done waits for the others. Within the step no process may wait for another, or a failure
-    there is never heard of.
+    there is never heard of; unless in a step within the step: who fails outside of it ends it for
+    the others.
 
     Raises:
       TaskVecError: what went wrong in the first process that failed; a process whose own error is
@@ -351,6 +356,8 @@ def together() -> Iterator[None]:
     caught: Exception | None = None
     try:
         yield
+    except _AgreedError:
+        raise
     except Exception as error:
         caught = error
     if anywhere(caught is not None):
@@ -358,7 +365,7 @@ def together() -> Iterator[None]:
         message = "" if caught is None else f"{ours} (process {jax.process_index()})"
         said = _gather_text(message)
         if caught is None or isinstance(caught, TaskVecError):
-            raise TaskVecError(next(filter(None, said))) from None
+            raise _AgreedError(next(filter(None, said))) from None
         raise caught
 
 

@@ -42,14 +42,23 @@ def conversion() -> dict[str, Any]:
     return {"sha256": model.weights_sha256, "held": held, "share": share}
 
 
-def refusal() -> str:
-    """What is said of a source that only the second process can see is damaged."""
+def refusals() -> list[str]:
+    """What is said of a source that only the second process can see is damaged.
+
+    When it is converted, and when it is quantised, for which the first process needs the second.
+    """
     mesh = sharding.make_mesh(MeshShape(model=jax.process_count()))
-    try:
-        loading.convert_model(SCRATCH / "damaged", SCRATCH / "checkpoints" / "no", mesh=mesh)
-    except TaskVecError as error:
-        return str(error)
-    return "accepted"
+    damaged, said = SCRATCH / "damaged", []
+    for read in (
+        lambda: loading.convert_model(damaged, SCRATCH / "checkpoints" / "no", mesh=mesh),
+        lambda: loading.load_model(damaged, mesh=mesh, weights="int8"),
+    ):
+        try:
+            read()
+            said.append("accepted")
+        except TaskVecError as error:
+            said.append(str(error))
+    return said
 
 
 def halving(model: Model) -> dict[str, Any]:
@@ -93,7 +102,7 @@ def main() -> None:
     found = conversion()
     data = sharding.make_mesh(MeshShape(data=jax.process_count()))
     found |= {
-        "refusal": refusal(),
+        "refusals": refusals(),
         # Prompts on data: with parameters split, the others would wait inside the program.
         "halving": halving(loading.load_model("some/model", mesh=data)),
         "stopping": stopping(),
