@@ -29,6 +29,7 @@ from taskvec_jax.tasks import TASKS
 from taskvec_jax.tokenizer import Tokenizer
 
 TOLERANCE = 1e-4
+OPTIMISED = True  # the default model computes here
 
 TINY_MODELS = {
     "llama-grouped-untied": lambda: transformers.LlamaConfig(
