@@ -103,10 +103,12 @@ def within_memory(settings: Settings, model: Model) -> Settings:
     machine without it.
 
     Raises:
-      TaskVecError: not even one prompt at a time fits in --memory_gb.
+      TaskVecError: --memory_gb is not above 0, or not even one prompt at a time fits in it.
     """
     config, mesh = model.config, shape_of(model.mesh)
     if FLAGS.memory_gb is not None:
+        if not FLAGS.memory_gb > 0:  # nan is not either
+            raise TaskVecError(f"--memory_gb={FLAGS.memory_gb:g}; it must be above 0")
         limit, why = FLAGS.memory_gb * GB, f"--memory_gb={FLAGS.memory_gb:g}"
         batch_size = largest_batch(config, limit, settings.batch_size, mesh)
     else:

@@ -58,6 +58,8 @@ def define_flags() -> None:
 def run(study: Study) -> dict[str, Any]:
     """Both maps, task by task."""
     patches = [parse_patch(patch) for patch in flags.FLAGS.patches]
+    if not patches:
+        raise TaskVecError(f"--patches is empty; allowed: read:write, such as {PATCHES[-1]}")
     settings = dataclasses.replace(
         study.settings, num_prompts=min(MOST_PROMPTS, study.settings.num_prompts)
     )
