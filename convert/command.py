@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import jax
@@ -51,6 +51,35 @@ def define_mesh_flags() -> None:
     )
     flags.DEFINE_integer("num_processes", None, "how many processes there are; see --coordinator")
     flags.DEFINE_integer("process_id", None, "which of them this is, from 0; 0 prints and writes")
+
+
+def define_list(
+    name: str,
+    default: Sequence[str] | None,
+    explained: str,
+    check: Callable[[str], object] = str,
+    required: bool = False,
+) -> None:
+    """A flag of at least one word, with commas between.
+
+    Args:
+      check: refuses a word with a TaskVecError, before anything is done.
+    """
+    flags.DEFINE_list(
+        name, None if default is None else list(default), explained, required=required
+    )
+
+    def valid(words: list[str] | None) -> bool:
+        if words is not None and not words:
+            raise flags.ValidationError("it is empty; name at least one")
+        try:
+            for word in words or ():
+                check(word)
+        except TaskVecError as error:
+            raise flags.ValidationError(str(error)) from None
+        return True
+
+    flags.register_validator(name, valid)
 
 
 def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:

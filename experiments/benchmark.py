@@ -598,10 +598,10 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("model", DEFAULT_MODEL, "a known name or a path")
     flags.DEFINE_string("shape", None, "random weights of this model's shape instead")
-    flags.DEFINE_list(
+    command.define_list(
         "dtypes", ["float32", "bfloat16"], "dtypes, one after the other; int8: kernels"
     )
-    flags.DEFINE_list("stages", list(STAGES), "which steps to time")
+    command.define_list("stages", list(STAGES), "which steps to time")
     flags.DEFINE_integer("repeats", 3, "timed turns after the one that compiles")
     flags.DEFINE_boolean("depths", True, "also time the sweep alone at several depths")
     flags.DEFINE_string("out", "results/benchmark", "directory for results")

@@ -21,7 +21,6 @@ import numpy as np
 from experiments import study as studies
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
-from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import TaskResult, accuracy, evaluate_task, is_correct
 from taskvec_jax.tasks import Pair, Task
 
@@ -32,53 +31,47 @@ SOURCES = {  # name -> the task whose pairs are turned round
     "present_gerund": "linguistic_present_simple_gerund",
     "plural_singular": "linguistic_plural_singular",
     "antonyms": "linguistic_antonyms",
+    "copy": "linguistic_antonyms",  # of whose inputs copies are asked
 }
-COPY_SOURCE = "linguistic_antonyms"
 
 
 def run(study: Study) -> dict[str, Any]:
     """Runs every pair of directions the study's tasks allow."""
-    known = {task.name: task for task in study.available}
-    wanted = {
-        name: known[source]
-        for name, source in SOURCES.items()
-        if source in known and (source in {task.name for task in study.tasks})
+    known = {task.name: task for task in study.tasks}
+    turned = {
+        name: directions(name, known[source]) for name, source in SOURCES.items() if source in known
     }
     notes = [
         f"{name} is left out: no task {source} in this run"
         for name, source in SOURCES.items()
-        if name not in wanted
+        if source not in known
     ]
-    jobs: list[tuple[str, str, Task]] = []
-    for name, task in wanted.items():
-        jobs += [(name, way, turned) for way, turned in directions(name, task).items()]
-    if COPY_SOURCE in {task.name for task in study.tasks}:
-        jobs.append(("copy", "forward", copy_task(known[COPY_SOURCE])))
+
+    def measure(task: Task) -> dict[str, Any]:
+        return study.unit(NAME, task, study.settings, lambda: measure_way(study, task))
+
+    tasks = [task for ways in turned.values() for task in ways.values()]
+    measured, failed = study.each(NAME, tasks, measure)
     pairs: dict[str, dict[str, Any]] = {}
-    with study.bar("bijections", len(jobs)) as begin:
-        for name, way, task in jobs:
-            begin(f"{name}, {way}")
-            try:
-                value = study.unit(
-                    NAME, task, study.settings, lambda task=task: measure_way(study, task)
-                )
-            except TaskVecError as error:
-                notes.append(str(error))
-                continue
-            pairs.setdefault(name, {})[way] = value
-    for name, ways in pairs.items():
-        if "both" in ways:
-            forward = {pair.input.strip() for pair in wanted[name].pairs}
-            pairs[name] = {**ways, "both": split_by_direction(ways["both"], forward)}
-    return study.result(NAME, study.settings, {"pairs": pairs, "notes": notes})
+    for name, ways in turned.items():
+        found = {way: measured[task.name] for way, task in ways.items() if task.name in measured}
+        if "both" in found:
+            forward = {pair.input.strip() for pair in ways["forward"].pairs}
+            found["both"] = split_by_direction(found["both"], forward)
+        if found:
+            pairs[name] = found
+    return study.result(NAME, study.settings, {"pairs": pairs, "notes": notes + failed})
 
 
 def directions(name: str, task: Task) -> dict[str, Task]:
-    """A task, its inverse, and the two mixed.
+    """A task, its inverse, and the two mixed; of "copy" x -> x alone, over the task's inputs.
 
     The inverse of x -> y takes y to x and accepts every x' that has y among its answers. In the
     mix, an input that would have two different answers is left out.
     """
+    if name == "copy":
+        copies = tuple(Pair(pair.input, pair.input) for pair in task.pairs)
+        return {"forward": Task(task.category, name, copies)}
     sources: dict[str, list[str]] = {}
     for pair in task.pairs:
         for answer in dict.fromkeys((pair.output, *pair.accepted)):
@@ -103,12 +96,6 @@ def directions(name: str, task: Task) -> dict[str, Task]:
 
 def _agree(a: Pair, b: Pair) -> bool:
     return bool({a.output, *a.accepted} & {b.output, *b.accepted})
-
-
-def copy_task(task: Task) -> Task:
-    """x -> x over the inputs of a task."""
-    pairs = tuple(Pair(pair.input, pair.input) for pair in task.pairs)
-    return Task(task.category, "copy", pairs)
 
 
 def measure_way(study: Study, task: Task) -> dict[str, Any]:
@@ -151,7 +138,7 @@ def section(result: dict[str, Any]) -> Section:
     """What mixing the two directions costs the prompt, and what it costs the vector."""
     rows, fails, sentences = [], [], []
     for name, ways in result["pairs"].items():
-        row = [text(name.replace("_", " / ", 1) if name in SOURCES else name)]
+        row = [text(name.replace("_", " / ", 1))]
         for way in ("forward", "backward", "both"):
             value = ways.get(way)
             row += [score(value and value["icl"]), score(value and value["task_vector"])]

@@ -18,7 +18,7 @@ import jax
 from absl import flags
 
 from convert import command
-from convert.command import FLAGS, console, progress_bar
+from convert.command import FLAGS, console, define_list, progress_bar
 from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
@@ -36,7 +36,7 @@ from taskvec_jax.sharding import is_first_process, least, shape_of, together
 from taskvec_jax.tasks import Task, registry, select
 
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # lives as long as the process
-__all__ = ["FLAGS", "console", "progress_bar"]  # of every command line, and what follows
+__all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
 
 
 def define_model_flags() -> None:
@@ -103,10 +103,12 @@ def within_memory(settings: Settings, model: Model) -> Settings:
     machine without it.
 
     Raises:
-      TaskVecError: not even one prompt at a time fits in --memory_gb.
+      TaskVecError: --memory_gb is not above 0, or not even one prompt at a time fits in it.
     """
     config, mesh = model.config, shape_of(model.mesh)
     if FLAGS.memory_gb is not None:
+        if not FLAGS.memory_gb > 0:  # nan is not either
+            raise TaskVecError(f"--memory_gb={FLAGS.memory_gb:g}; it must be above 0")
         limit, why = FLAGS.memory_gb * GB, f"--memory_gb={FLAGS.memory_gb:g}"
         batch_size = largest_batch(config, limit, settings.batch_size, mesh)
     else:

@@ -51,10 +51,6 @@ MB = 1e6
 def main() -> None:
     """Runs the benchmark the flags ask for."""
     out, dtype = command.prepare_out(FLAGS.out), FLAGS.dtype
-    if unknown := sorted(set(FLAGS.formats) - set(synthetic_model.KINDS)):
-        raise TaskVecError(
-            f"--formats has {', '.join(unknown)}; allowed: {', '.join(synthetic_model.KINDS)}"
-        )
     if FLAGS.width < 64 or FLAGS.width % 64:
         raise TaskVecError(f"--width is {FLAGS.width}; allowed: multiples of 64")
     config = synthetic_model.make_config(FLAGS.layers, FLAGS.width, FLAGS.vocabulary)
@@ -78,6 +74,16 @@ def main() -> None:
     ]
     if over:
         raise TaskVecError(f"{', '.join(over)} took more memory than allowed; see the table")
+
+
+def known(kind: str) -> None:
+    """Refuses a format that is none.
+
+    Raises:
+      TaskVecError: it says what is allowed.
+    """
+    if kind not in synthetic_model.KINDS:
+        raise TaskVecError(f"no format {kind!r}; allowed: {', '.join(synthetic_model.KINDS)}")
 
 
 def in_stages(source: Path, converted: Path, kind: str, dtype: str, size: int) -> dict[str, Any]:
@@ -301,8 +307,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("width", 2048, "of the synthetic model; a multiple of 64")
     flags.DEFINE_integer("vocabulary", 32000, "of the synthetic model")
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "of the converted tree")
-    flags.DEFINE_list(
-        "formats", "safetensors", f"of the source: {', '.join(synthetic_model.KINDS)}"
+    command.define_list(
+        "formats", ["safetensors"], f"of the source: {', '.join(synthetic_model.KINDS)}", known
     )
     flags.DEFINE_integer("processes", 1, "that share the model; 1: no sharing is measured")
     flags.DEFINE_string("scratch", None, "directory for 5 GB of files; the system's when left out")

@@ -35,32 +35,33 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
     """What the main results of several models, and the published ones, say side by side.
 
     Raises:
-      TaskVecError: a directory without main_results.json.
+      TaskVecError: a directory without the main_results.json of this version.
     """
     models = {}
     for directory in directories:
         path = directory / "main_results.json"
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            good, curves = result["curve_of_good_tasks"], result["tasks"].values()
+            mean_all = np.mean([task["dev_accuracy_by_layer"] for task in curves], axis=0)
+            averages = result["averages_where_icl_gains"]
+            models[result["model"]] = {
+                "num_layers": result["num_layers"],
+                "num_tasks": len(result["tasks"]),
+                "curve": good["mean"] or mean_all.tolist(),
+                "curve_tasks": len(good["tasks"]) or len(result["tasks"]),
+                "peak_layer": result["common_layer"]
+                if good["peak_layer"] is None
+                else good["peak_layer"],
+                "averages": {name: averages[name] for name in MEASURES},
+                "averages_tasks": len(averages["tasks"]),
+                "ours": True,
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise TaskVecError(
-                f"{path}: cannot be read ({error}); run experiments.main_results first"
+                f"{path}: no result of experiments.main_results ({type(error).__name__}: {error});"
+                " run experiments.main_results first"
             ) from None
-        good, curves = result["curve_of_good_tasks"], result["tasks"].values()
-        mean_all = np.mean([task["dev_accuracy_by_layer"] for task in curves], axis=0)
-        averages = result["averages_where_icl_gains"]
-        models[result["model"]] = {
-            "num_layers": result["num_layers"],
-            "num_tasks": len(result["tasks"]),
-            "curve": good["mean"] or mean_all.tolist(),
-            "curve_tasks": len(good["tasks"]) or len(result["tasks"]),
-            "peak_layer": result["common_layer"]
-            if good["peak_layer"] is None
-            else good["peak_layer"],
-            "averages": {name: averages[name] for name in MEASURES},
-            "averages_tasks": len(averages["tasks"]),
-            "ours": True,
-        }
     facts = published()
     for name, curve in facts["mean_accuracy_by_layer_figure3"].items():
         averages = facts["averages"][name]["figure4_filter_icl_minus_baseline_ge_0.20"]
@@ -203,6 +204,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("results", None, "directories of results, one a model", required=True)
+    command.define_list("results", None, "directories of results, one a model", required=True)
     flags.DEFINE_string("out", None, "directory for the comparison; results when left out")
     command.run(main)

@@ -103,34 +103,27 @@ def run(study: Study) -> dict[str, Any]:
         raise TaskVecError(f"--num_positions={given.num_positions}; it must be at least 1")
     num_layers = study.model.config.num_layers
     asked = parse_layers(given.layers, num_layers)
+
+    def measure(task: Task) -> dict[str, Any]:
+        extracted_layer = study.layer(task, study.settings)
+        layers = [extracted_layer] if asked is None else asked
+        found = study.unit(
+            NAME,
+            task,
+            study.settings,
+            lambda: learn_task(
+                study, task, layers, recipe, given.init, given.loss, given.num_positions
+            ),
+            layers=layers,
+            recipe=dataclasses.asdict(recipe),
+            init=given.init,
+            loss=given.loss,
+            num_positions=given.num_positions,
+        )
+        return found | {"extracted_layer": extracted_layer}
+
     tasks = study.tasks if given.every_task else studies.chosen_tasks(study, TASKS)
-    results: dict[str, dict[str, Any]] = {}
-    notes = []
-    with study.bar("learned vectors", len(tasks)) as begin:
-        for task in tasks:
-            begin(task.name)
-            extracted_layer = study.layer(task, study.settings)
-            layers = [extracted_layer] if asked is None else asked
-            try:
-                results[task.name] = study.unit(
-                    NAME,
-                    task,
-                    study.settings,
-                    lambda task=task, layers=layers: learn_task(
-                        study, task, layers, recipe, given.init, given.loss, given.num_positions
-                    ),
-                    layers=layers,
-                    recipe=dataclasses.asdict(recipe),
-                    init=given.init,
-                    loss=given.loss,
-                    num_positions=given.num_positions,
-                ) | {"extracted_layer": extracted_layer}
-            except TaskVecError as error:
-                if study.named:
-                    raise
-                notes.append(str(error))
-    if not results:
-        raise TaskVecError("no vector was learned: " + "; ".join(notes))
+    results, notes = study.each("learned vectors", tasks, measure)
     return study.result(
         NAME,
         study.settings,

@@ -128,11 +128,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list(
+    command.define_list(
         "models", ["llama-7b", "llama-13b", "llama-30b", "pythia-12b"], "names or paths"
     )
     flags.DEFINE_string("meshes", "data:1,model:8;data:2,model:4", "meshes, with ; between")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
     flags.DEFINE_enum("weights", "whole", list(WEIGHTS), "how kernels are kept")
-    flags.DEFINE_integer("batch_size", plan.PLANNED_BATCH, "prompts a call")
+    flags.DEFINE_integer("batch_size", plan.PLANNED_BATCH, "prompts a call", lower_bound=1)
     command.run(main)

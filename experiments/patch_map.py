@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from experiments import command
 from experiments import study as studies
 from experiments.dose import TASKS
 from experiments.section import Section, Table, number, text
@@ -52,7 +53,9 @@ READ_LAYERS = 10  # layers of the second map's rows
 
 def define_flags() -> None:
     """--patches."""
-    flags.DEFINE_list("patches", list(PATCHES), "patch map: places as read:write, with commas")
+    command.define_list(
+        "patches", PATCHES, "patch map: places as read:write, with commas", parse_patch
+    )
 
 
 def run(study: Study) -> dict[str, Any]:
@@ -103,9 +106,7 @@ def parse_patch(patch: str) -> tuple[str, str]:
     read, _, write = patch.strip().partition(":")
     for place, allowed in ((read, READ_PLACES), (write, WRITE_PLACES)):
         if place not in allowed:
-            raise TaskVecError(
-                f"--patches: {patch!r} has no place {place!r}; allowed: {', '.join(allowed)}"
-            )
+            raise TaskVecError(f"{patch!r} has no place {place!r}; allowed: {', '.join(allowed)}")
     return read, write
 
 

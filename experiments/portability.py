@@ -23,7 +23,6 @@ from experiments import study as studies
 from experiments.dose import TASKS
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
-from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, accuracy, draw_prompts
 from taskvec_jax.loading import Model
 from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit
@@ -67,24 +66,19 @@ TEMPLATES = (
 
 def run(study: Study) -> dict[str, Any]:
     """Every template into every other, task by task."""
-    tasks = studies.chosen_tasks(study, TASKS)
-    results: dict[str, dict[str, Any]] = {}
-    notes = []
-    with study.bar("portability", len(tasks)) as begin:
-        for task in tasks:
-            begin(task.name)
-            layer = study.layer(task, study.settings)
-            try:
-                results[task.name] = study.unit(
-                    NAME,
-                    task,
-                    study.settings,
-                    lambda task=task, layer=layer: carry(study, task, layer),
-                    layer=layer,
-                    templates=[dataclasses.asdict(template) for template in TEMPLATES],
-                )
-            except TaskVecError as error:
-                notes.append(str(error))
+
+    def measure(task: Task) -> dict[str, Any]:
+        layer = study.layer(task, study.settings)
+        return study.unit(
+            NAME,
+            task,
+            study.settings,
+            lambda: carry(study, task, layer),
+            layer=layer,
+            templates=[dataclasses.asdict(template) for template in TEMPLATES],
+        )
+
+    results, notes = study.each(NAME, studies.chosen_tasks(study, TASKS), measure)
     return study.result(
         NAME,
         study.settings,
@@ -162,8 +156,6 @@ def _mean_grid(result: dict[str, Any]) -> np.ndarray:
 def section(result: dict[str, Any]) -> Section:
     """At home and abroad."""
     names = result["templates"]
-    if not result["tasks"]:
-        return Section("Does a vector travel between templates?", result["notes"])
     grid = _mean_grid(result)
     home = float(np.diag(grid).mean())
     away = float(grid[~np.eye(len(grid), dtype=bool)].mean())
@@ -214,8 +206,6 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """One heat map for the mean and one a task."""
     from experiments import figures
 
-    if not result["tasks"]:
-        return {}
     grids = {"mean": _mean_grid(result)} | {
         figures.short(name): [[c["accuracy"] for c in row] for row in task["task_vector"]]
         for name, task in result["tasks"].items()

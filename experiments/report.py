@@ -236,7 +236,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list(
+    command.define_list(
         "results", ["results/smollm2-135m-instruct"], "directories of results, one a model"
     )
     flags.DEFINE_string("out", None, "where report.html goes; the directory of a single model")

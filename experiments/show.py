@@ -36,14 +36,15 @@ def main() -> None:
             f" {model.config.num_layers - 1}, counted from 0"
         )
     fitted = fit(task, model.tokenizer)
-    prompt = sample(
+    (prompt,) = sample(
         fitted,
         seed=settings.seed,
         split="test",
-        count=FLAGS.index + 1,
+        count=1,
         num_demonstrations=settings.num_demonstrations,
         num_dummy_queries=settings.num_dummy_queries,
-    )[-1]
+        start=FLAGS.index,
+    )
 
     console.print(f"[bold]{task.name}[/bold], test prompt {FLAGS.index}, seed {settings.seed}")
     console.print(

@@ -171,6 +171,27 @@ class Study:
             **payload,
         }
 
+    def each(
+        self, title: str, tasks: Sequence[Task], measure: Callable[[Task], Any]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What is measured of each task, by its name, and why others are left out.
+
+        Raises:
+          TaskVecError: none of them can be measured; it says why.
+        """
+        found: dict[str, Any] = {}
+        notes: list[str] = []
+        with self.bar(title, len(tasks)) as begin:
+            for task in tasks:
+                begin(task.name)
+                try:
+                    found[task.name] = measure(task)
+                except TaskVecError as error:
+                    notes.append(str(error))
+        if notes and not found:
+            raise TaskVecError(f"{title}: no task can be measured: {'; '.join(notes)}")
+        return found, notes
+
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
         """A progress bar over units; what it yields is called with each unit's name, before it."""

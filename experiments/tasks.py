@@ -38,7 +38,7 @@ def main() -> None:
     if own is not None:
         validate(own)
     data = Path(FLAGS.task_data) if FLAGS.task_data else None
-    if FLAGS.show:
+    if FLAGS.show is not None:
         (task,) = select([FLAGS.show], data, own)
         print_pairs(task, find_tokenizer())
         return

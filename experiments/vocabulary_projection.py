@@ -77,14 +77,28 @@ def project(study: Study, task: Task, layer: int) -> dict[str, Any]:
         return model.tokenizer.continuation(render_query(pair.input), pair.output)[0]
 
     gold = [[*map(first, p.dummy_queries), first(p.query)] for p in prompts]
-    ranks = gold_ranks(model, theta, gold)  # [N, L, dummies + 1]
+    dummy, query = median_ranks(gold_ranks(model, theta, gold))
     return {
         "best_layer": layer,
         "layers": layers,
         "words": top_words(model, mean[layers]),
-        "dummy_answer_rank": np.median(ranks[..., :-1].min(axis=-1), axis=0).tolist(),
-        "query_answer_rank": np.median(ranks[..., -1], axis=0).tolist(),
+        "dummy_answer_rank": dummy.tolist(),
+        "query_answer_rank": query.tolist(),
     }
+
+
+def median_ranks(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Medians over prompts, by layer.
+
+    Args:
+      ranks: [N, L, dummies + 1], of the answers of a prompt's dummy queries and of its test query.
+
+    Returns:
+      Of the highest dummy answer [L], and of the query's [L]; of an even number of prompts the
+      mean of the middle two.
+    """
+    highest = ranks[..., :-1].min(axis=-1)
+    return np.median(highest, axis=0), np.median(ranks[..., -1], axis=0)
 
 
 def section(result: dict[str, Any]) -> Section:

@@ -138,8 +138,10 @@ def sample(
     count: int,
     num_demonstrations: int,
     num_dummy_queries: int,
+    start: int = 0,
 ) -> list[Prompt]:
-    """Draws prompts; prompt i depends on (seed, task, split, i) and the numbers alone.
+    """Draws prompts from number `start` on; prompt i depends on (seed, task, split, i) and the
+    numbers alone.
 
     Raises:
       TaskVecError: the task has fewer pairs than one prompt needs.
@@ -152,7 +154,7 @@ def sample(
             f" {len(fitted.pairs)} are left; ask for fewer demonstrations or dummy queries"
         )
     prompts = []
-    for i in range(count):
+    for i in range(start, start + count):
         pairs = draw(seeded(seed, fitted.task.name, split, i), fitted.pairs, need)
         query, *rest = pairs
         prompts.append(

@@ -56,6 +56,14 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request: pytest.FixtureRequest) -> None:
+    """Programs of tiny models run for milliseconds: what LLVM would make faster is not worth its
+    time. A module that computes with a real one, or looks at programs, says OPTIMISED = True."""
+    quick = not getattr(request.module, "OPTIMISED", False)
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
 def random_params(config: DecoderConfig, seed: int = 0) -> dict:
     """Parameters in which every leaf matters: biases and norm scales random too."""
     tokens = jnp.zeros((1, 1), jnp.int32)

@@ -7,11 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from zygote import QUICK, Zygote
+
+from taskvec_jax.config import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
+GROWN = f"--model={SMALL_MODEL}"
 SMALL = ["--num_prompts=3", "--batch_size=6", "--tasks=algorithmic_to_upper,linguistic_antonyms"]
 
 
@@ -25,6 +30,13 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
         timeout=300,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    names = "layer_sweep show patch_map task_geometry train_small emergence report mesh_plan paper"
+    with Zygote(*names.split()) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +126,42 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
         ),
         ("show", ["--task=capitals"], "unknown task 'capitals'"),
         ("show", ["--layer=30"], "--layer=30 is out of range; allowed: 0 to 29"),
+        ("layer_sweep", [GROWN, "--memory_gb=nan"], "--memory_gb=nan; it must be above 0"),
+        ("patch_map", [GROWN, "--patches="], "--patches=[]: it is empty"),
+        ("paper", [GROWN, "--patches=arrow:x"], "'arrow:x' has no place 'x'; allowed: prefix"),
+        ("report", ["--results="], "--results=[]: it is empty; name at least one"),
+        ("mesh_plan", ["--batch_size=0"], "--batch_size=0"),
+        ("task_geometry", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
+        ("train_small", ["--num_heads=0"], "--num_heads=0: each head must be"),
+        ("emergence", ["--run={tmp}"], "holds no step<N>/ with a converted model"),
+        ("report", ["--results={tmp}"], "no results; expected main_results.json"),
+        ("mesh_plan", ["--meshes=x"], "mesh 'x': cannot read 'x'"),
+        ("paper", [f"{GROWN},{GROWN[8:]}"], "would share results/pythia-icl-small"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_status_2(module, flags, message, tmp_path, default_model):
+def test_bad_input_gets_one_line_and_exit_status_2(
+    zygote, module, flags, message, tmp_path, default_model
+):
     out = tmp_path / "out"
     flags = [flag.format(tmp=tmp_path) for flag in flags]
-    if module == "layer_sweep" and not any(flag.startswith("--out") for flag in flags):
+    if module not in ("show", "mesh_plan") and not any(f.startswith("--out") for f in flags):
         flags.append(f"--out={out}")
-    result = run(f"experiments.{module}", *flags)
-    assert result.returncode == 2, result.stdout + result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+    printed = tmp_path / "printed"
+    child = zygote.start(module, *flags, printed=printed, env={"XLA_FLAGS": QUICK})
+    assert child.wait() == 2, child.printed
+    # Before it there may be lines of progress; after it there is nothing.
+    errors = [line for line in child.printed.splitlines() if "error" in line.lower()]
+    assert errors == child.printed.splitlines()[-1:]
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert "Traceback" not in child.printed
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_any_prompt_is_shown_without_the_ones_before_it(zygote, tmp_path):
+    flags = (GROWN, "--task_file=experiments/mixture.py", "--task=bijection_1")
+    env = {"XLA_FLAGS": QUICK}
+    flags += ("--index=99999999999",)
+    child = zygote.start("show", *flags, printed=tmp_path / "printed", env=env)
+    assert child.wait() == 0, child.printed
+    assert "test prompt 99999999999" in child.printed

@@ -12,6 +12,8 @@ from taskvec_jax.prompts import FittedTask, Prompt
 from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import TASKS, Pair, Task
 
+OPTIMISED = True  # the default model computes here
+
 
 @pytest.mark.parametrize(
     ("correct", "n", "low", "high"),

@@ -9,8 +9,9 @@ import pytest
 
 from experiments import bijections, conflicting_tasks, dose, main_results, task_geometry
 from experiments.cross_models import compare
+from experiments.journal import Journal
 from experiments.section import Table, lines, number, score, text
-from experiments.study import some_of_each, task_sha256
+from experiments.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.prompts import FittedTask, fit
@@ -194,6 +195,25 @@ def test_the_mean_distance_within_a_task_leaves_out_a_vector_from_itself() -> No
     assert task_geometry._block_mean(block, own=True) == 2.0
     assert task_geometry._block_mean(block, own=False) == 1.0
     assert task_geometry._block_mean(np.zeros((1, 1)), own=True) is None
+
+
+def test_a_task_that_cannot_be_measured_is_left_out_with_its_reason_and_if_none_can_it_is_an_error(
+    tmp_path,
+):
+    journal = Journal(tmp_path)
+    study = Study(None, [], [], Settings(), Settings(), tmp_path, journal)  # type: ignore[arg-type]
+    long, short = (Task("own", name, (Pair("a", "b"),) * n) for name, n in (("long", 3), ("x", 2)))
+
+    def measure(task: Task) -> int:
+        if len(task.pairs) < 3:
+            raise TaskVecError(f"{task.name}: too few pairs")
+        return len(task.pairs)
+
+    assert study.each("t", [short, long], measure) == ({"own_long": 3}, ["own_x: too few pairs"])
+    assert study.each("t", [], measure) == ({}, [])
+    with pytest.raises(TaskVecError, match="t: no task can be measured: own_x: too few pairs"):
+        study.each("t", [short], measure)
+    journal.close()
 
 
 def test_few_tasks_are_those_wanted_or_the_first_of_a_category():

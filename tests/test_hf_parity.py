@@ -6,24 +6,30 @@ value in the row, because a residual stream has a few dimensions hundreds of tim
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import chex
+import jax
 import numpy as np
 import pytest
 import tokenizers
 import torch
 import transformers
+from conftest import logits_of, read_of
 
+from taskvec_jax.decoder import Decoder
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.prompts import fit, sample
+from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.tokenizer import Tokenizer
 
 TOLERANCE = 1e-4
+OPTIMISED = True  # the default model computes here
 
 TINY_MODELS = {
     "llama-grouped-untied": lambda: transformers.LlamaConfig(
@@ -123,9 +129,9 @@ def assert_close(got: np.ndarray, want: np.ndarray) -> None:
 
 def compare(model: Model, reference: Any, tokens: np.ndarray) -> None:
     want_residuals, want_logits = hf_run(reference, tokens)
-    assert_close(np.asarray(model.decoder.apply(model.params, tokens)), want_logits)
+    assert_close(np.asarray(logits_of(model.decoder, model.params, tokens)), want_logits)
     for position in range(0, tokens.shape[1], 3):
-        residuals, logits = model.decoder.apply(model.params, tokens, position, method="read")
+        residuals, logits = read_of(model.decoder, model.params, tokens, np.int32(position))
         assert_close(np.asarray(residuals), want_residuals[:, :, position])
         assert_close(np.asarray(logits), want_logits[:, position])
 
@@ -146,43 +152,63 @@ def default_reference(default_gguf: Path) -> Any:
         ).eval()
 
 
-def real_prompts(tokenizer: Tokenizer, count: int) -> list[str]:
-    prompts = []
+A_TASK = 60  # prompts
+
+
+@pytest.fixture(scope="module")
+def real_prompts(default_model: Model) -> list[list[int]]:
+    """Token ids of prompts of 4 demonstrations, task after task."""
+    texts = []
     for task in TASKS.values():
         drawn = sample(
-            fit(task, tokenizer),
+            fit(task, default_model.tokenizer),
             seed=11,
             split="parity",
-            count=-(-count // len(TASKS)),
+            count=A_TASK,
             num_demonstrations=4,
             num_dummy_queries=1,
         )
-        prompts += [prompt.icl() for prompt in drawn]
-    return prompts[:count]
+        texts += [prompt.icl() for prompt in drawn]
+    return default_model.tokenizer.encode_all(texts)
 
 
-def test_the_default_model_gives_hugging_faces_numbers(default_model, default_reference):
-    tokens, _ = default_model.tokenizer.pad(
-        [default_model.tokenizer.encode(p)[:40] for p in real_prompts(default_model.tokenizer, 18)]
-    )
+@pytest.fixture(scope="module")
+def said(default_model: Model, real_prompts: list[list[int]]) -> np.ndarray:
+    """What the default model says after each of them."""
+    return read_texts(default_model, [[text] for text in real_prompts], A_TASK)[1].tokens[:, 0]
+
+
+def test_the_default_model_gives_hugging_faces_numbers(
+    default_model, default_reference, real_prompts
+):
+    tokens, _ = default_model.tokenizer.pad([text[:40] for text in real_prompts[::A_TASK]])
     compare(default_model, default_reference, tokens[:, ::2][:6])
 
 
 def test_the_default_model_predicts_what_hugging_face_predicts_on_200_prompts(
-    default_model, default_reference
+    default_model, default_reference, real_prompts, said
 ):
-    from taskvec_jax.sweep import read_texts
-
-    texts = [
-        [default_model.tokenizer.encode(p)] for p in real_prompts(default_model.tokenizer, 200)
-    ]
-    _, answers = read_texts(default_model, texts, 50)
+    few = [i for i in range(len(real_prompts)) if i % A_TASK < 12][:200]
+    few.sort(key=lambda i: len(real_prompts[i]))  # padded the less
     for i in range(0, 200, 25):
-        tokens, last = default_model.tokenizer.pad([text[0] for text in texts[i : i + 25]])
+        tokens, last = default_model.tokenizer.pad([real_prompts[j] for j in few[i : i + 25]])
         with torch.no_grad():
-            logits = default_reference(torch.from_numpy(tokens).long()).logits
-        want = logits[torch.arange(25), torch.from_numpy(last).long()].argmax(-1).numpy()
-        np.testing.assert_array_equal(answers.tokens[i : i + 25, 0], want)
+            states = default_reference.model(torch.from_numpy(tokens).long()).last_hidden_state
+            ends = states[torch.arange(25), torch.from_numpy(last).long()]
+            want = default_reference.lm_head(ends).argmax(-1).numpy()
+        np.testing.assert_array_equal(said[few[i : i + 25]], want)
+
+
+def test_bfloat16_keeps_float32s_token_on_99_of_100_real_prompts(default_model, real_prompts, said):
+    """At the arrow of 60 prompts of each task, without exception for near-ties."""
+    assert len(real_prompts) == 1080
+    config = dataclasses.replace(default_model.config, dtype="bfloat16")
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), default_model.params)
+    model = dataclasses.replace(
+        default_model, config=config, decoder=Decoder(config), params=params
+    )
+    _, answers = read_texts(model, [[text] for text in real_prompts], A_TASK)
+    assert (answers.tokens[:, 0] == said).mean() >= 0.99
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -13,6 +13,7 @@ import pytest
 from chromium import Browser, find_chromium
 from tiny_checkpoint import SMALL, run, save_tiny
 
+from experiments.bijections import SOURCES
 from experiments.report import EXPERIMENTS, build, show_table
 from experiments.section import Cell, Table, text
 from taskvec_jax.errors import TaskVecError
@@ -183,6 +184,12 @@ def test_foreign_task_data_own_tasks_and_several_models_run_everything(
             assert {"linguistic_colours", "knowledge_shades", "own_same"} <= set(
                 found["settings"]["tasks"]
             )
+    # None of the pairs of directions has its task here; every one of them says so.
+    notes = json.loads((tmp_path / "out" / "tiny" / "bijections.json").read_text())["notes"]
+    assert notes == [
+        f"{pair} is left out: no task {source} in this run" for pair, source in SOURCES.items()
+    ]
+    assert notes[-1] == "copy is left out: no task linguistic_antonyms in this run"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "tiny2" in page
     models = json.loads((tmp_path / "out" / "cross_models.json").read_text())["models"]

@@ -24,6 +24,7 @@ from taskvec_jax.evaluation import Settings, check_injection, evaluate_task
 from taskvec_jax.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
+OPTIMISED = True  # what the compiler makes is looked at here
 
 
 def test_the_default_run_compiles_at_most_12_programs(default_model, monkeypatch):

@@ -7,19 +7,21 @@ import json
 import random
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import chex
 import numpy as np
 import pytest
-from zygote import QUICK, Child, Zygote
+from zygote import QUICK, ROOT, Child, Zygote
 
 from convert.export import export
 from experiments import emergence
 from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
 from experiments.train_small import Log, go_on_from, kept_steps, small_pythia
 from taskvec_jax import checkpoint, training
+from taskvec_jax.config import SMALL_MODEL
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompts import fit, render_query
 from taskvec_jax.tokenizer import Tokenizer
@@ -240,72 +242,79 @@ def in_hub_cache(run: Path, cache: Path, revisions: dict[str, str]) -> None:
         export(kept.config, kept.params, kept.tokenizer, repository / "snapshots" / commit)
 
 
-def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_same(tmp_path):
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote("train_small", "emergence") as made:
+        yield made
+
+
+def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_same(
+    zygote, tmp_path
+):
     """Points are where a run touches its directory, or a few milliseconds later, because that is
     where something could be lost."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
     deeds, env = tmp_path / "deeds", {"TASKVEC_CACHE": str(tmp_path / "cache")}
     env["XLA_FLAGS"] = QUICK
     rng = random.Random(20261125)
-    with Zygote("train_small", "emergence") as zygote:
 
-        def start(directory: Path, **doom: Any) -> Child:
-            return zygote.start(
-                "train_small",
-                *TRAIN,
-                f"--out={directory}",
-                printed=tmp_path / "printed",
-                env=env,
-                doom={"under": str(directory), "record": str(deeds), **doom},
-            )
+    def start(directory: Path, **doom: Any) -> Child:
+        return zygote.start(
+            "train_small",
+            *TRAIN,
+            f"--out={directory}",
+            printed=tmp_path / "printed",
+            env=env,
+            doom={"under": str(directory), "record": str(deeds), **doom},
+        )
 
-        child = start(whole)
+    child = start(whole)
+    assert child.wait() == 0, child.printed
+    third = int(deeds.read_text()) // 3
+    # The first is where a state has been moved away and the next is not in its place yet.
+    dooms: list[dict[str, Any]] = [{"deed": rf"^os.rename \S+ {out}/state$", "nth": 1}]
+    for _ in range(KILLS):
+        delay = rng.choice([0.0, 0.02 * rng.random()])
+        dooms.append({"nth": rng.randrange(third), "delay": delay})
+    saved = killed = 0
+    for doom in dooms:
+        before = saved
+        child = start(out, **doom)
+        assert child.wait() in (-signal.SIGKILL, -signal.SIGALRM, 0), (doom, child.printed)
+        killed += child.returncode != 0  # or there was less left to do than that
+        last, saved = last_step(out), saved_step(out)
+        print(f"{doom}: killed after step {last}, state of step {saved}")
+        assert before <= saved <= last <= saved + SAVE_EVERY
+    assert killed >= KILLS
+    child = start(out)
+    assert child.wait() == 0, child.printed
+    assert f"going on from step {saved}" in child.printed
+    assert curve(out) == curve(whole)
+    hashes = [
+        json.loads((d / "model" / "manifest.json").read_text())["weights_sha256"]
+        for d in (out, whole)
+    ]
+    assert hashes[0] == hashes[1]
+
+    some, hub = tmp_path / "some", tmp_path / "hub"
+    for step in ("step0", "step5"):
+        shutil.copytree(out / step, some / step)
+    in_hub_cache(out, hub, {"step1000": "step5", "step0": "step0"})
+    env |= {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+    env |= {"TASKVEC_CHECKPOINTS": str(tmp_path / "checkpoints")}
+    swept = []
+    for place in ((f"--run={some}",), ("--model=SomeOrg/grown", "--revision=step1000,step0")):
+        found = tmp_path / f"swept{len(swept)}"
+        flags = ("--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
+        flags += (f"--out={found}",)
+        child = zygote.start("emergence", *place, *flags, printed=tmp_path / "printed", env=env)
         assert child.wait() == 0, child.printed
-        third = int(deeds.read_text()) // 3
-        # The first is where a state has been moved away and the next is not in its place yet.
-        dooms: list[dict[str, Any]] = [{"deed": rf"^os.rename \S+ {out}/state$", "nth": 1}]
-        for _ in range(KILLS):
-            delay = rng.choice([0.0, 0.02 * rng.random()])
-            dooms.append({"nth": rng.randrange(third), "delay": delay})
-        saved = killed = 0
-        for doom in dooms:
-            before = saved
-            child = start(out, **doom)
-            assert child.wait() in (-signal.SIGKILL, -signal.SIGALRM, 0), (doom, child.printed)
-            killed += child.returncode != 0  # or there was less left to do than that
-            last, saved = last_step(out), saved_step(out)
-            print(f"{doom}: killed after step {last}, state of step {saved}")
-            assert before <= saved <= last <= saved + SAVE_EVERY
-        assert killed >= KILLS
-        child = start(out)
-        assert child.wait() == 0, child.printed
-        assert f"going on from step {saved}" in child.printed
-        assert curve(out) == curve(whole)
-        hashes = [
-            json.loads((d / "model" / "manifest.json").read_text())["weights_sha256"]
-            for d in (out, whole)
-        ]
-        assert hashes[0] == hashes[1]
-
-        some, hub = tmp_path / "some", tmp_path / "hub"
-        for step in ("step0", "step5"):
-            shutil.copytree(out / step, some / step)
-        in_hub_cache(out, hub, {"step1000": "step5", "step0": "step0"})
-        env |= {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
-        env |= {"TASKVEC_CHECKPOINTS": str(tmp_path / "checkpoints")}
-        swept = []
-        for place in ((f"--run={some}",), ("--model=SomeOrg/grown", "--revision=step1000,step0")):
-            found = tmp_path / f"swept{len(swept)}"
-            flags = ("--tasks=algorithmic_to_upper", "--num_prompts=2", "--batch_size=4")
-            flags += (f"--out={found}",)
-            child = zygote.start("emergence", *place, *flags, printed=tmp_path / "printed", env=env)
-            assert child.wait() == 0, child.printed
-            assert (found / "emergence.png").exists()
-            swept.append(json.loads((found / "emergence.json").read_text()))
-        flags = (f"--run={some}", "--memory_gb=0.1", f"--out={tmp_path / 'tight'}")
-        child = zygote.start("emergence", *flags, printed=tmp_path / "printed", env=env)
-        assert child.wait() == 2
-        assert "error: memory of 0.10 GB is too little" in child.printed
+        assert (found / "emergence.png").exists()
+        swept.append(json.loads((found / "emergence.json").read_text()))
+    flags = (f"--run={some}", "--memory_gb=0.1", f"--out={tmp_path / 'tight'}")
+    child = zygote.start("emergence", *flags, printed=tmp_path / "printed", env=env)
+    assert child.wait() == 2
+    assert "error: memory of 0.10 GB is too little" in child.printed
     assert [step.pop("step") for step in swept[0]["steps"]] == [0, 5]
     assert [step.pop("step") for step in swept[1]["steps"]] == [0, 1000]
     assert {len(step["dev_accuracy_by_layer"]) for step in swept[0]["steps"]} == {2}
@@ -313,6 +322,31 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
     assert swept[1]["steps"] == swept[0]["steps"]
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["SomeOrg--grown@step0", "SomeOrg--grown@step1000"]
+
+
+def test_emergence_on_a_mesh_gives_one_devices_result(zygote, tmp_path):
+    """Of a model that knows its tasks: there is something to get wrong."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "step1200").symlink_to(ROOT / "checkpoints" / SMALL_MODEL)
+    flags = (f"--run={run}", "--task_file=experiments/mixture.py", "--tasks=bijection_1")
+    flags += ("--num_prompts=12", "--batch_size=12")
+    found = []
+    for devices, mesh in ((1, ()), (4, ("--mesh=data:2,model:2",))):
+        out = tmp_path / str(devices)
+        env = {"TASKVEC_CACHE": str(tmp_path / "cache")}
+        env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {QUICK}"
+        child = zygote.start(
+            "emergence", *flags, *mesh, f"--out={out}", printed=tmp_path / "printed", env=env
+        )
+        assert child.wait() == 0, child.printed
+        found.append(json.loads((out / "emergence.json").read_text()))
+    assert found[1]["provenance"]["device"]["mesh"] == "data:2,model:2"
+    assert found[0]["steps"] == found[1]["steps"]
+    (step,) = found[0]["steps"]
+    curve = step["dev_accuracy_by_layer"]
+    assert min(curve) < 0.1
+    assert max(curve) > 0.9
 
 
 def test_steps_are_swept_in_their_order_and_others_refused(tmp_path):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from conftest import LLAMA, model_of
 
+from experiments.vocabulary_projection import median_ranks
+from taskvec_jax.decoder import Decoder, unflatten
+from taskvec_jax.loading import Model
 from taskvec_jax.vocabulary import gold_ranks, keep_words, top_words
 
 
@@ -46,3 +50,28 @@ def test_top_words_and_gold_ranks_agree_with_a_sort_of_the_logits(tokenizer):
     best = np.argsort(-logits[0, 0], kind="stable")[:100]
     expected = keep_words(tokenizer.decode([int(token)]) for token in best)
     assert top_words(model, vectors[:, 0])[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("prompts", "dummy", "query"), [(4, [0.5, 0.0], [1.0, 0.5]), (3, [1.0, 0.0], [2.0, 1.0])]
+)
+def test_median_gold_ranks_are_the_hand_computed_ones(tokenizer, prompts, dummy, query):
+    """A model whose vectors are their own logits, up to a positive factor; four words."""
+    config = dataclasses.replace(LLAMA, vocab_size=4, width=4, num_layers=2, tied_unembed=False)
+    leaves = {"unembed/kernel": np.eye(4, dtype=np.float32), "final_norm/scale": np.ones(4)}
+    model = Model("m", Decoder(config), unflatten(leaves), tokenizer, config, "none")
+    first = np.array([[4, 3, 2, 1], [1, 2, 3, 4], [3, 3, 1, 0], [2, 2, 2, 2]], np.float32)
+    theta = np.stack([first, -first], axis=1)[:prompts]  # [N, L, D]
+    gold = [[1, 3, 2], [0, 0, 3], [1, 2, 3], [0, 3, 1]][:prompts]  # two dummy answers, the query's
+    # A word level with another stands above it no more than that one above the word.
+    ranks = [
+        [[1, 3, 2], [2, 0, 1]],
+        [[3, 3, 0], [0, 0, 3]],
+        [[0, 2, 3], [2, 1, 0]],
+        [[0, 0, 0], [0, 0, 0]],
+    ]
+    found = gold_ranks(model, theta, gold)
+    np.testing.assert_array_equal(found, ranks[:prompts])
+    of_dummies, of_query = median_ranks(found)
+    assert of_dummies.tolist() == dummy
+    assert of_query.tolist() == query

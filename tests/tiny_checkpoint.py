@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from conftest import LLAMA, random_params
+from zygote import QUICK
 
 from taskvec_jax import checkpoint
 from taskvec_jax.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command_line(module, *flags),
         cwd=ROOT,
-        env={**os.environ, **env},
+        env={**os.environ, "XLA_FLAGS": QUICK, **env},
         capture_output=True,
         text=True,
         timeout=600,
