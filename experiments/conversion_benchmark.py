@@ -50,9 +50,9 @@ MB = 1e6
 
 def main() -> None:
     """Runs the benchmark the flags ask for."""
-    out, dtype = command.prepare_out(FLAGS.out), FLAGS.dtype
     if FLAGS.width < 64 or FLAGS.width % 64:
         raise TaskVecError(f"--width is {FLAGS.width}; allowed: multiples of 64")
+    out, dtype = command.prepare_out(FLAGS.out), FLAGS.dtype
     config = synthetic_model.make_config(FLAGS.layers, FLAGS.width, FLAGS.vocabulary)
     size = 2 * synthetic_model.count_parameters(config)
     results: dict[str, Any] = {"bytes": size, "layers": FLAGS.layers, "width": FLAGS.width}
@@ -303,14 +303,14 @@ def restore_shares(source: str, path: str, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("layers", 22, "of the synthetic model")
+    flags.DEFINE_integer("layers", 22, "of the synthetic model", lower_bound=1)
     flags.DEFINE_integer("width", 2048, "of the synthetic model; a multiple of 64")
-    flags.DEFINE_integer("vocabulary", 32000, "of the synthetic model")
+    flags.DEFINE_integer("vocabulary", 32000, "of the synthetic model", lower_bound=16)
     flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "of the converted tree")
     command.define_list(
         "formats", ["safetensors"], f"of the source: {', '.join(synthetic_model.KINDS)}", known
     )
-    flags.DEFINE_integer("processes", 1, "that share the model; 1: no sharing is measured")
+    flags.DEFINE_integer("processes", 1, "that share it; 1: not measured", lower_bound=1)
     flags.DEFINE_string("scratch", None, "directory for 5 GB of files; the system's when left out")
     flags.DEFINE_string("out", "results/conversion_benchmark", "directory for results")
     command.run(main)
