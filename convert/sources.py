@@ -1,4 +1,4 @@
-"""Where tensors come from, one at a time: safetensors, GGUF, and (with torch) .bin and .pth files.
+"""Where tensors come from, one at a time: safetensors, GGUF, and torch's .bin and .pth files.
 
 open_source(path) -> SafetensorsSource | TorchSource | MetaSource | GGUFSource
 """
@@ -138,7 +138,7 @@ class GGUFSource:
 
 
 class TorchSource:
-    """pytorch_model.bin of a directory, or the shards that its index names; needs torch."""
+    """pytorch_model.bin of a directory, or the shards that its index names."""
 
     SINGLE = "pytorch_model.bin"
 
@@ -160,7 +160,7 @@ class TorchSource:
 
     def dtypes(self) -> dict[str, str]:
         """See `rules.Source`."""
-        return {name: file.entries[name].dtype for name, file in self._places.items()}
+        return {name: file.entries[name].dtype.name for name, file in self._places.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
@@ -168,7 +168,7 @@ class TorchSource:
 
 
 class MetaSource:
-    """Meta's own release: params.json and consolidated.NN.pth, one file a shard; needs torch.
+    """Meta's own release: params.json and consolidated.NN.pth, one file a shard.
 
     Every shard holds a slice of each matrix: of its rows or of its columns, which the shapes tell.
 
@@ -218,7 +218,7 @@ class MetaSource:
 
     def dtypes(self) -> dict[str, str]:
         """See `rules.Source`."""
-        return {name: entry.dtype for name, entry in self._first.items()}
+        return {name: entry.dtype.name for name, entry in self._first.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""

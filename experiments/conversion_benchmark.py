@@ -11,8 +11,7 @@ and throws them away; converts it in memory; converts it and writes the checkpoi
 Prints seconds, GB/s and peak resident memory beside the bound of a conversion, 1.25 x the converted
 tree + 300 MB, and writes conversion_benchmark.json under --out. Needs 5 GB of disk in --scratch.
 --formats takes the same weights from other files: pytorch_model.bin in four, Meta's
-consolidated.*.pth in two (both need the torch extra, whose own memory is added to their bound),
-GGUF in Q8_0.
+consolidated.*.pth in two (torch writes both, and is not there when they are read), GGUF in Q8_0.
 
 With --processes, that many processes that meet over localhost then convert, write and restore it
 with the model split between them: the most that any of them took, less what it takes for a tiny
@@ -23,7 +22,6 @@ Expected on 2 cores: about 2 minutes, most of it making the checkpoint; see BUIL
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import platform
@@ -103,15 +101,12 @@ def in_stages(source: Path, converted: Path, kind: str, dtype: str, size: int) -
         ("restore", restore, (str(converted),), dtype),
     ]
     results = {}
-    needs_torch = kind in ("bin", "pth")
-    torch_itself = measured(start, torch=True)[1] - measured(start)[1] if needs_torch else 0
     for name, work, arguments, stored in stages:
         if name == "raw_read" and kind != "safetensors":
             continue
         tree = size * np.dtype(_numpy_dtype(stored)).itemsize / 2
-        torch = needs_torch and name != "restore"
-        bound = 1.25 * tree + 300 * MB + torch * torch_itself
-        seconds, peak = measured(work, *arguments, torch=torch)
+        bound = 1.25 * tree + 300 * MB
+        seconds, peak = measured(work, *arguments)
         results[name] = {
             "seconds": seconds,
             "gigabytes_per_second": size / seconds / 1e9,
@@ -147,14 +142,9 @@ def by_several(source: Path, scratch: Path, kind: str, dtype: str, size: int) ->
     }
     small = synthetic_model.make_config(1, 64 * count, 512)
     tiny = synthetic_model.write(scratch / "tiny", small, kind)
-    torch = kind in ("bin", "pth")
     for name, work in (("convert_and_write", convert_shares), ("restore", restore_shares)):
-        runtime = measured_together(
-            count, work, str(tiny), str(scratch / "tiny_shares"), dtype, torch=torch
-        )
-        seconds, peak = measured_together(
-            count, work, str(source), str(scratch / "shares"), dtype, torch=torch
-        )
+        runtime = measured_together(count, work, str(tiny), str(scratch / "tiny_shares"), dtype)
+        seconds, peak = measured_together(count, work, str(source), str(scratch / "shares"), dtype)
         out[name] = {"seconds": seconds, "peak_bytes": peak, "runtime_bytes": runtime[1]}
         console.print(
             f"{name} by {count} processes: {seconds:.1f} s; peak of the largest {peak / MB:.0f} MB,"
@@ -168,17 +158,17 @@ def _numpy_dtype(dtype: str) -> Any:
     return ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
 
 
-def measured(work: Callable[..., None], *arguments: Any, torch: bool = False) -> tuple[float, int]:
+def measured(work: Callable[..., None], *arguments: Any) -> tuple[float, int]:
     """Seconds and peak resident bytes of some work in a fresh process.
 
-    Without `torch` the process has none: transformers imports it (230 MB) wherever it finds it.
+    The process has no torch: transformers imports it (230 MB) wherever it finds it.
 
     Raises:
       TaskVecError: the process failed.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_measure, args=(theirs, work, arguments, torch))
+    process = context.Process(target=_measure, args=(theirs, work, arguments))
     process.start()
     theirs.close()
     try:
@@ -189,9 +179,7 @@ def measured(work: Callable[..., None], *arguments: Any, torch: bool = False) ->
         process.join()
 
 
-def measured_together(
-    count: int, work: Callable[..., None], *arguments: str, torch: bool = False
-) -> tuple[float, int]:
+def measured_together(count: int, work: Callable[..., None], *arguments: str) -> tuple[float, int]:
     """`measured`, of several processes that meet: the longest, and the largest peak."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -199,9 +187,7 @@ def measured_together(
     with ThreadPoolExecutor(count) as pool:
         found = list(
             pool.map(
-                lambda i: measured(
-                    _in_company, where, str(count), str(i), work, *arguments, torch=torch
-                ),
+                lambda i: measured(_in_company, where, str(count), str(i), work, *arguments),
                 range(count),
             )
         )
@@ -218,9 +204,8 @@ def _in_company(
     work(*arguments)
 
 
-def _measure(pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...], torch: bool) -> None:
-    if not torch:
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+def _measure(pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
     started = time.monotonic()
     work(*arguments)
     seconds = time.monotonic() - started
@@ -245,14 +230,6 @@ def raw_read(source: str) -> None:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 tensor = file.get_tensor(name).reshape(-1).view(np.uint8)
                 tensor[::4096].max()  # a mapped page is read when it is touched
-
-
-def start() -> None:
-    """What every conversion imports, and torch where there is one."""
-    import convert  # noqa: F401
-
-    with contextlib.suppress(ImportError):
-        import torch  # noqa: F401
 
 
 def convert_in_memory(source: str, dtype: str) -> None:

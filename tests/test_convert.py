@@ -17,6 +17,8 @@ import transformers
 
 from convert import convert, open_model, safetensors_file
 from convert.export import export
+from convert.sources import open_weights
+from convert.torch_file import TorchFile
 from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
@@ -144,24 +146,58 @@ class Hostile:
         return (open, ("/tmp/taskvec-hostile-pickle", "w"))
 
 
+@pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
-    llama_directory: Path,
+    llama_directory: Path, zipped: bool
 ) -> None:
     (llama_directory / "model.safetensors").unlink()
-    (llama_directory / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Hostile()}))
+    path = llama_directory / "pytorch_model.bin"
+    if zipped:
+        torch.save({"x": Hostile()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"x": Hostile()}))
     with pytest.raises(TaskVecError, match="not a whole torch file of plain tensors"):
         load_model(llama_directory)
     assert not Path("/tmp/taskvec-hostile-pickle").exists()
 
 
-def test_bin_files_without_torch_name_the_extra(
-    llama_directory: Path, monkeypatch: pytest.MonkeyPatch
+def test_torchs_files_are_read_without_torch_but_those_of_before_1_6(
+    llama_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (llama_directory / "model.safetensors").unlink()
-    (llama_directory / "pytorch_model.bin").write_bytes(b"")
+    saved = {name: tensor.numpy() for name, tensor in llama_model.state_dict().items()}
+    save_bin(llama_model.state_dict(), tmp_path, 2)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(TaskVecError, match=r"needs torch; pip install 'taskvec-jax\[torch\]'"):
-        load_model(llama_directory)
+    source = open_weights(tmp_path)
+    assert source.shapes().keys() == saved.keys()
+    for name, tensor in saved.items():
+        np.testing.assert_array_equal(source.read(name), tensor, name)
+    (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"no zip")
+    with pytest.raises(TaskVecError, match=r"only torch reads .*'taskvec-jax\[torch\]'"):
+        open_weights(tmp_path)
+
+
+def test_tensors_of_a_torch_file_may_be_views(tmp_path: Path) -> None:
+    x = torch.arange(42.0).reshape(6, 7)
+    saved = {
+        "whole": x,
+        "turned": x.T,
+        "part": x[2:4, 1:6:2],
+        "parameter": torch.nn.Parameter(x[0]),
+        "none": x[:0],
+        "number": x[3, 3],
+        "bfloat16": x.bfloat16(),
+        "bool": x > 9,
+    }
+    torch.save(saved, tmp_path / "x.bin")
+    file = TorchFile(tmp_path / "x.bin")
+    assert file.entries.keys() == saved.keys()
+    for name, tensor in saved.items():
+        got = file.read(name)
+        assert (got.shape, got.dtype) == (tuple(tensor.shape), file.entries[name].dtype), name
+        np.testing.assert_array_equal(got.astype(np.float32), tensor.detach().float().numpy(), name)
+    torch.save({"much of little": torch.zeros(1).expand(2**40)}, tmp_path / "x.bin")
+    with pytest.raises(TaskVecError, match=r"'much of little' of shape .* has 1 numbers"):
+        TorchFile(tmp_path / "x.bin")
 
 
 def meta_state(model: Any) -> dict[str, torch.Tensor]:
