@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from convert.raw import read_numbers
 from taskvec_jax.errors import TaskVecError
 
 _SCALARS = {  # value type -> struct format
@@ -164,14 +165,11 @@ def read_tensor(path: Path, name: str, entry: Entry) -> np.ndarray:
     Raises:
       TaskVecError: a type that the gguf package does not dequantise, or a file cut short.
     """
+    if entry.kind.name in PLAIN:
+        data = read_numbers(path, np.dtype(np.uint8), entry.size, entry.start)
+        return data.view(PLAIN[entry.kind.name]).reshape(entry.shape)
     try:
-        with path.open("rb") as file:
-            file.seek(entry.start)
-            if entry.kind.name in PLAIN:
-                return _read(file, entry.size).view(PLAIN[entry.kind.name]).reshape(entry.shape)
-            return _dequantised(file, entry)
-    except EOFError:
-        raise TaskVecError(f"{path}: became shorter while it was read; fetch it again") from None
+        return _dequantised(path, entry)
     except NotImplementedError:
         raise TaskVecError(
             f"{path}: tensor {name} is of type {entry.kind.name}, which the gguf package does not"
@@ -179,14 +177,7 @@ def read_tensor(path: Path, name: str, entry: Entry) -> np.ndarray:
         ) from None
 
 
-def _read(file: BinaryIO, size: int) -> np.ndarray:
-    data = np.fromfile(file, np.uint8, size)
-    if data.size != size:
-        raise EOFError
-    return data
-
-
-def _dequantised(file: BinaryIO, entry: Entry) -> np.ndarray:
+def _dequantised(path: Path, entry: Entry) -> np.ndarray:
     """Some rows at a time, so that beside the result there is next to nothing."""
     width = entry.shape[-1]
     rows = math.prod(entry.shape[:-1])
@@ -195,7 +186,8 @@ def _dequantised(file: BinaryIO, entry: Entry) -> np.ndarray:
     step = max(1, CHUNK_BYTES // (4 * width))
     for i in range(0, rows, step):
         part = out[i : i + step]
-        data = _read(file, len(part) * row_size).reshape(len(part), row_size)
+        size, start = len(part) * row_size, entry.start + i * row_size
+        data = read_numbers(path, np.dtype(np.uint8), size, start).reshape(len(part), row_size)
         with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the caller
             part[...] = gguf.dequantize(data, entry.kind)
     return out.reshape(entry.shape)

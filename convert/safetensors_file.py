@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from convert.raw import read_numbers
 from taskvec_jax.errors import TaskVecError
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
@@ -125,12 +126,7 @@ def read_tensor(path: Path, entry: Entry) -> np.ndarray:
       TaskVecError: the file has become shorter since its header was read.
     """
     count = int(np.prod(entry.shape, dtype=np.int64))
-    with path.open("rb") as file:
-        file.seek(entry.start)
-        values = np.fromfile(file, entry.dtype, count)
-    if values.size != count:
-        raise TaskVecError(f"{path}: became shorter while it was read; fetch it again")
-    return values.reshape(entry.shape)
+    return read_numbers(path, entry.dtype, count, entry.start).reshape(entry.shape)
 
 
 def write(

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from convert.raw import read_numbers
 from taskvec_jax.errors import TaskVecError
 
 MAX_PICKLE = 16 << 20  # bytes; those of real checkpoints are below 1 MB
@@ -100,10 +101,9 @@ class TorchFile:
                 for entry in self.entries.values():
                     if entry.storage not in self._starts:
                         self._starts[entry.storage] = _start_of(archive, entry.storage)
-        # zipfile and pickle raise many kinds for what is none of theirs.
         except TaskVecError:
             raise
-        except Exception as error:
+        except Exception as error:  # zipfile and pickle raise many kinds for what is not theirs
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise TaskVecError(
                 f"{path}: not a whole torch file of plain tensors ({reason}); fetch it again"
@@ -119,14 +119,8 @@ class TorchFile:
             return self._whole[name]
         entry = self.entries[name]
         size = entry.dtype.itemsize
-        numbers = np.fromfile(
-            self.path,
-            entry.dtype,
-            _reach(entry),
-            offset=self._starts[entry.storage] + entry.offset * size,
-        )
-        if numbers.size != _reach(entry):
-            raise TaskVecError(f"{self.path}: became shorter while it was read; fetch it again")
+        start = self._starts[entry.storage] + entry.offset * size
+        numbers = read_numbers(self.path, entry.dtype, _reach(entry), start)
         strides = tuple(size * stride for stride in entry.strides)
         return np.lib.stride_tricks.as_strided(numbers, entry.shape, strides)
 
