@@ -49,6 +49,7 @@ from absl import flags
 
 from experiments import command, figures
 from experiments.command import FLAGS, console
+from experiments.memory import process_peak
 from taskvec_jax import sweep, task_vectors, work
 from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS
 from taskvec_jax.decoder import Decoder, leaf_shapes, unflatten
@@ -281,11 +282,7 @@ def peak_memory() -> int | None:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
+    return process_peak()
 
 
 def gemm_rate(model: Model) -> float:

@@ -41,7 +41,9 @@ from absl import flags
 
 from experiments import command, synthetic_model
 from experiments.command import FLAGS, console
+from experiments.memory import process_peak
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.plan import parameter_count
 
 MB = 1e6
 
@@ -52,7 +54,7 @@ def main() -> None:
         raise TaskVecError(f"--width is {FLAGS.width}; allowed: multiples of 64")
     out, dtype = command.prepare_out(FLAGS.out), FLAGS.dtype
     config = synthetic_model.make_config(FLAGS.layers, FLAGS.width, FLAGS.vocabulary)
-    size = 2 * synthetic_model.count_parameters(config)
+    size = 2 * parameter_count(config)
     results: dict[str, Any] = {"bytes": size, "layers": FLAGS.layers, "width": FLAGS.width}
     for kind in FLAGS.formats:
         with tempfile.TemporaryDirectory(dir=FLAGS.scratch) as scratch:
@@ -209,16 +211,10 @@ def _measure(pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -
     started = time.monotonic()
     work(*arguments)
     seconds = time.monotonic() - started
-    pipe.send((seconds, _peak_bytes()))
-
-
-def _peak_bytes() -> int:
-    """Most resident memory that this process has had."""
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells a process on Linux begins with its parent's memory
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on a Mac
+    peak = process_peak()
+    if peak is None:  # a Mac, which counts bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe.send((seconds, peak))
 
 
 def raw_read(source: str) -> None:

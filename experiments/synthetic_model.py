@@ -14,7 +14,6 @@ import tokenizers
 from convert import llama, rules, safetensors_file
 from convert.rules import Rule
 from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import leaf_shapes
 
 KINDS = ("safetensors", "bin", "pth", "gguf")
 FILES = {"safetensors": 4, "bin": 4, "pth": 2}  # the weights are in
@@ -47,11 +46,6 @@ def make_config(layers: int, width: int, vocabulary: int) -> DecoderConfig:
         max_length=2048,
         dtype="bfloat16",
     )
-
-
-def count_parameters(config: DecoderConfig) -> int:
-    """How many numbers the weights are."""
-    return sum(int(np.prod(shape)) for shape in leaf_shapes(config).values())
 
 
 def write(directory: Path, config: DecoderConfig, kind: str) -> Path:
@@ -164,6 +158,15 @@ def _write_pth(directory: Path, config: DecoderConfig) -> None:
     (directory / "params.json").write_text(json.dumps(about))
 
 
+def add_word_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+    """Gives a GGUF file the least tokenizer of this many tokens that byte-level BPE allows."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["w", "0", "w0", *(f"x{i}" for i in range(size - 3))])
+    writer.add_token_types([1] * size)
+    writer.add_token_merges(["w 0"])
+
+
 def _write_gguf(path: Path, config: DecoderConfig) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_length)
@@ -177,11 +180,7 @@ def _write_gguf(path: Path, config: DecoderConfig) -> Path:
     writer.add_rope_dimension_count(config.rope_dim)
     writer.add_rope_freq_base(config.rope_base)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["w", "0", "w0", *(f"x{i}" for i in range(config.vocab_size - 3))])
-    writer.add_token_types([1] * config.vocab_size)
-    writer.add_token_merges(["w 0"])
+    add_word_tokenizer(writer, config.vocab_size)
     shapes = _shapes(config, llama.GGUF)
     block, size = gguf.GGML_QUANT_SIZES[QUANTISED]
     for name, shape in shapes.items():

@@ -122,7 +122,7 @@ def plant(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: int) -> R
 def _layer(params: Params, index: jax.Array) -> Params:
     """The parameters of one layer, taken from the stack inside a loop over layers."""
 
-    def take(leaf: jax.Array) -> jax.Array:
+    def take(leaf: jax.Array, index: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
     def take_bits(leaf: jax.Array) -> jax.Array:
@@ -130,13 +130,12 @@ def _layer(params: Params, index: jax.Array) -> Params:
         # call, for a tenth of the time. As whole numbers they are left alone; and the barrier
         # keeps it from making whole numbers of the whole stack before the loop.
         leaf, here = jax.lax.optimization_barrier((leaf, index))
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint16)
-        bits = jax.lax.dynamic_index_in_dim(bits, here, keepdims=False)
+        bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
         return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
     on_cpu = jax.default_backend() == "cpu"
     return jax.tree.map(
-        lambda leaf: take_bits(leaf) if on_cpu and leaf.dtype in HALF else take(leaf),
+        lambda leaf: take_bits(leaf) if on_cpu and leaf.dtype in HALF else take(leaf, index),
         params["params"]["layers"],
     )
 

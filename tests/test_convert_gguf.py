@@ -20,6 +20,7 @@ from convert import convert
 from convert.gguf_file import read_header, read_tensor
 from convert.llama import FAMILY
 from convert.tokenizers import from_gguf, from_sentencepiece
+from experiments.synthetic_model import add_word_tokenizer
 from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.layers import rope_divisors
@@ -27,14 +28,6 @@ from taskvec_jax.loading import load_model
 
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60])
 Kind = GGMLQuantizationType
-
-
-def add_word_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["w", "0", "w0", *(f"x{i}" for i in range(size - 3))])
-    writer.add_token_types([1] * size)
-    writer.add_token_merges(["w 0"])
 
 
 def llama_names(name: str) -> str:
