@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tokenizers as hf_tokenizers
-
 from convert import gptj, llama, pythia, rules, tokenizers
 from convert.family import Family
 from convert.rules import Place, Share, Source
@@ -20,6 +18,7 @@ from convert.sources import GGUFSource, MetaSource, open_weights, read_json
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.tokenizer import Backend
 
 HF_FAMILIES: dict[str, Family] = {  # model_type of config.json ->
     "llama": llama.FAMILY,
@@ -31,8 +30,6 @@ GGUF_FAMILIES: dict[str, Family] = {  # general.architecture ->
     "llama": llama.FAMILY,
     "gptneox": pythia.FAMILY,
 }
-MAX_PADDING = 0.1  # share of rows of an embedding without a token; real models stay below 0.02
-ALWAYS_ALLOWED_PADDING = 1000  # rows
 
 
 class Opened(NamedTuple):
@@ -49,7 +46,7 @@ class Opened(NamedTuple):
     config: DecoderConfig
     source: Source
     files: list[Path]
-    tokenizer: hf_tokenizers.Tokenizer
+    tokenizer: Backend
     read: Callable[[Place, Callable[[int, int], None], Share], Params]
 
 
@@ -58,7 +55,7 @@ class Converted(NamedTuple):
 
     config: DecoderConfig
     params: Params
-    tokenizer: hf_tokenizers.Tokenizer
+    tokenizer: Backend
 
 
 def open_model(path: Path, dtype: str | None) -> Opened:
@@ -99,7 +96,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
             f"{path}: no model here; expected a directory with config.json and weights (Hugging"
             " Face), a .gguf file, or Meta's params.json with consolidated.*.pth"
         )
-    _check_tokenizer(tokenizer, config, str(path))
+    tokenizers.check_vocabulary(tokenizer, config.vocab_size, str(path))
     tied = family.tied if table is family.hf else None
     rules.check(table, config, source, family.ignored, tied)
 
@@ -165,17 +162,3 @@ def _dtype(source: Source) -> str:
     """The dtype that loses nothing."""
     kinds = set(source.dtypes().values())
     return kinds.pop() if kinds in ({"float16"}, {"bfloat16"}) else "float32"
-
-
-def _check_tokenizer(tokenizer: hf_tokenizers.Tokenizer, config: DecoderConfig, where: str) -> None:
-    ids = tokenizer.get_vocab().values()
-    if not ids or max(ids) >= config.vocab_size:
-        raise TaskVecError(
-            f"{where}: the tokenizer has token ids up to {max(ids, default=-1)}, the embedding"
-            f" only {config.vocab_size} rows; the tokenizer belongs to another model"
-        )
-    if config.vocab_size - len(ids) > max(ALWAYS_ALLOWED_PADDING, MAX_PADDING * config.vocab_size):
-        raise TaskVecError(
-            f"{where}: the tokenizer has {len(ids)} tokens, the embedding {config.vocab_size};"
-            " the tokenizer belongs to another model"
-        )

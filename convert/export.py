@@ -48,10 +48,7 @@ def export(config: DecoderConfig, params: Params, tokenizer: Tokenizer, director
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-        tokenizer.save(directory / "tokenizer.json")
-        (directory / "tokenizer_config.json").write_text(
-            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n"
-        )
+        tokenizer.save(directory)
     except OSError as error:
         raise TaskVecError(
             f"{directory}: cannot be written ({error.strerror}); choose another directory"

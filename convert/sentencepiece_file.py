@@ -1,24 +1,16 @@
-"""The sentencepiece format (tokenizer.model): as much of its protobuf as a tokenizer needs.
-
-sentencepiece itself is no dependency: it would serve this one file only.
-"""
+"""A sentencepiece model (tokenizer.model) made from the vocabulary that another file holds."""
 
 from __future__ import annotations
 
 import enum
 import math
 import struct
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
-
-from taskvec_jax.errors import TaskVecError
-
-MAX_BYTES = 64 << 20
 
 
 class PieceKind(enum.IntEnum):
-    """What a piece is for; GGUF counts the same way."""
+    """What a piece is for, as sentencepiece_model.proto counts; GGUF counts the same way."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -36,109 +28,55 @@ class Piece(NamedTuple):
     kind: PieceKind
 
 
-class SentencePiece(NamedTuple):
-    """A sentencepiece model.
+class Settings(NamedTuple):
+    """How a text is cut in pieces.
 
     Attributes:
-      pieces: the vocabulary, in order of id.
       unigram: the most probable segmentation; else BPE, the best merge first.
       add_dummy_prefix: a text is read as if it began with a space.
       remove_extra_whitespaces: spaces at the ends, and runs of them, are dropped.
       charsmap: the compiled normaliser; empty for none.
-      bos: id of the token that begins a text.
     """
 
-    pieces: list[Piece]
     unigram: bool
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
     charsmap: bytes
-    bos: int
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-    raise ValueError("a number of more than 64 bits")
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of one message; groups and unknown wire types are refused."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        wire = key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-            continue
-        if wire == 2:
-            size, at = _varint(data, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire}")
-        if size > len(data) - at:
-            raise ValueError(f"a length of {size} bytes where {len(data) - at} are left")
-        yield key >> 3, data[at : at + size]
-        at += size
-
-
-def _piece(data: bytes) -> Piece:
-    fields = dict(_fields(data))
-    text, score = fields[1], fields.get(2, b"\0\0\0\0")
-    if not isinstance(text, bytes) or not isinstance(score, bytes):
-        raise ValueError("a piece without text")
-    (number,) = struct.unpack("<f", score)
-    if not math.isfinite(number):
-        raise ValueError(f"a score of {number}")
-    return Piece(text.decode("utf-8"), number, PieceKind(fields.get(3, 1)))
-
-
-def read_sentencepiece(path: Path) -> SentencePiece:
-    """Reads a tokenizer.model.
+def model_of(pieces: Sequence[Piece], settings: Settings) -> bytes:
+    """The tokenizer.model with these pieces, in order of id: a ModelProto of protobuf.
 
     Raises:
-      TaskVecError: it is not a sentencepiece model of kind BPE or unigram.
+      ValueError: a score is not a finite number, or a piece is not text.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes; allowed: {MAX_BYTES}")
-        pieces: list[Piece] = []
-        trainer: dict[int, int | bytes] = {}
-        normalizer: dict[int, int | bytes] = {}
-        for number, value in _fields(path.read_bytes()):
-            if number > 5 or not isinstance(value, bytes):
-                raise ValueError(f"field {number}")
-            if number == 1:
-                pieces.append(_piece(value))
-            elif number == 2:
-                trainer = dict(_fields(value))
-            elif number == 3:
-                normalizer = dict(_fields(value))
-        if not pieces:
-            raise ValueError("no pieces")
-        kind = trainer.get(3, 1)
-        if kind not in (1, 2):
-            raise ValueError(f"kind {kind!r}; allowed: 1 (unigram), 2 (BPE)")
-        charsmap, bos = normalizer.get(2, b""), trainer.get(41, 1)
-        if not isinstance(charsmap, bytes) or not isinstance(bos, int):
-            raise ValueError("its settings")
-        return SentencePiece(
-            pieces=pieces,
-            unigram=kind == 1,
-            add_dummy_prefix=bool(normalizer.get(3, 1)),
-            remove_extra_whitespaces=bool(normalizer.get(4, 1)),
-            charsmap=charsmap,
-            bos=bos,
-        )
-    except (OSError, ValueError, IndexError, KeyError, TypeError, struct.error) as error:
-        raise TaskVecError(
-            f"{path}: not a whole sentencepiece model ({error}); fetch it again, or put a"
-            " tokenizer.json beside it"
-        ) from None
+    out = bytearray()
+    for piece in pieces:
+        if not math.isfinite(piece.score):
+            raise ValueError(f"the score of {piece.text[:80]!r} is {piece.score}")
+        text = _bytes(1, piece.text.encode("utf-8"))
+        out += _bytes(1, text + b"\x15" + struct.pack("<f", piece.score) + _int(3, piece.kind))
+    with_bytes = any(piece.kind == PieceKind.BYTE for piece in pieces)
+    out += _bytes(2, _int(3, 1 if settings.unigram else 2) + _int(35, with_bytes))  # TrainerSpec
+    normalizer = _bytes(2, settings.charsmap)
+    normalizer += _int(3, settings.add_dummy_prefix) + _int(4, settings.remove_extra_whitespaces)
+    return bytes(out + _bytes(3, normalizer))  # NormalizerSpec
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the high bit says that more follow."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _int(number: int, value: int) -> bytes:
+    """A field of wire type 0."""
+    return _varint(number << 3) + _varint(int(value))
+
+
+def _bytes(number: int, value: bytes) -> bytes:
+    """A field of wire type 2: bytes, text or another message."""
+    return _varint(number << 3 | 2) + _varint(len(value)) + value

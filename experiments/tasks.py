@@ -65,7 +65,7 @@ def find_tokenizer() -> Tokenizer:
     """The tokenizer of --model, without its weights where it is converted already."""
     for directory in (checkpoints_directory() / FLAGS.model, Path(FLAGS.model)):
         if checkpoint.is_checkpoint(directory):
-            return Tokenizer.from_file(directory / "tokenizer" / "tokenizer.json")
+            return Tokenizer.from_directory(directory / "tokenizer")
     return command.model_from_flags().tokenizer
 
 

@@ -2,7 +2,7 @@
 
     <name>/config.json              DecoderConfig
     <name>/params/                  Orbax tree of the "params" collection
-    <name>/tokenizer/tokenizer.json
+    <name>/tokenizer/               tokenizer.json, or tokenizer.model and tokenizer_config.json
     <name>/manifest.json            where the weights came from, and their hashes
 
 A checkpoint is written under a temporary name and renamed when complete, so no reader ever sees
@@ -221,7 +221,7 @@ def save(
             if is_first_process():
                 (made / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
                 (made / "tokenizer").mkdir()
-                tokenizer.save(made / "tokenizer" / "tokenizer.json")
+                tokenizer.save(made / "tokenizer")
             with ocp.Checkpointer(_handler(sizes)) as checkpointer:
                 arguments = ocp.args.PyTreeSave(
                     params["params"], save_args=jax.tree.map(_in_chunks, params["params"])
@@ -391,7 +391,7 @@ def restore(
             raise TaskVecError(
                 f"{path}: its params/ cannot be restored ({reason}); delete it and convert again"
             ) from None
-    tokenizer = Tokenizer.from_file(path / "tokenizer" / "tokenizer.json")
+    tokenizer = Tokenizer.from_directory(path / "tokenizer", config.vocab_size)
     return Checkpoint(config, {"params": params}, tokenizer, manifest)
 
 

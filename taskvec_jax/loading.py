@@ -151,7 +151,8 @@ def load_model(
         mesh = _chosen(mesh, config)
         with together():
             params = _read(opened, mesh, progress, weights)
-        tokenizer, weights_sha256 = Tokenizer(opened.tokenizer), hash_params(params)
+        tokenizer = Tokenizer(opened.tokenizer, config.vocab_size)
+        weights_sha256 = hash_params(params)
     model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256, mesh)
     check_model(model.name, model.decoder, model.params)
     return model

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sampling import draw, seeded
@@ -20,6 +22,12 @@ UNFILTERED_CATEGORY = "knowledge"  # answers may be several tokens long
 RULE_CATEGORY = "algorithmic"  # letters stand as they are, never behind a space
 LEADING_SPACE_SHARE = 0.7  # of the pairs that the plain form keeps
 FEW_PAIRS = 70
+LETTERS = 3  # an answer of so many letters, each a token, is spelled and not said
+NOT_SPELLED = "the vocabulary cannot spell them (their text does not come back from its tokens)"
+NO_ARROW = f"'{ARROW}' is not a token of its own after the query"
+CHANGED = "the answer changes the tokens before it"
+NOT_ONE = "the answer is not one token"
+BY_LETTER = "the answer is spelled letter by letter, so that its first token says one letter"
 _fitted: weakref.WeakKeyDictionary[Tokenizer, dict[Task, FittedTask]] = weakref.WeakKeyDictionary()
 
 
@@ -68,12 +76,14 @@ class FittedTask:
       pairs: those that stay, written as they stand in the prompt.
       leading_space: the pairs are written ` x` -> ` y`.
       num_all: pairs before filtering.
+      left_out: why pairs are left out -> how many.
     """
 
     task: Task
     pairs: tuple[Pair, ...]
     leading_space: bool
     num_all: int
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def note(self) -> str:
@@ -82,16 +92,18 @@ class FittedTask:
             return ""
         return (
             f"{self.task.name}: the tokenizer leaves {len(self.pairs)} of {self.num_all} pairs"
-            f" (under {FEW_PAIRS}), so prompts repeat each other"
+            f" (under {FEW_PAIRS}), so prompts repeat each other; {_reasons(self.left_out)}"
         )
 
 
 def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     """Keeps the pairs this tokenizer can pose.
 
-    The arrow must be the query's last token, alone. Outside the knowledge category the answer must
-    be one token after it. Word lists take the form with leading spaces when it keeps at least 0.7
-    times as many pairs as the plain form; letters and knowledge stay plain (the paper's code).
+    A pair's text must come back from its tokens, the unknown token not among them. The arrow must
+    be the query's last token, alone. Outside the knowledge category the answer must be one token
+    after it; a knowledge answer, of which the first token is judged, must not be spelled letter by
+    letter. Word lists take the form with leading spaces when it keeps at least 0.7 times as many
+    pairs as the plain form; letters and knowledge stay plain (the paper's code).
     Remembered for each tokenizer: controls ask for every other task once a task.
 
     Raises:
@@ -104,30 +116,74 @@ def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
 
 
 def _fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
+    if end := tokenizer.appended():
+        raise TaskVecError(
+            f"this tokenizer puts {end!r} (EOS) after every text, so a prompt would end in it and"
+            f" not in '{ARROW}'; set add_eos_token to false in tokenizer_config.json, or take"
+            f" {end!r} out of the post_processor of tokenizer.json, and convert again"
+        )
     single = task.category != UNFILTERED_CATEGORY
-    plain = [pair for pair in task.pairs if _fits(pair, tokenizer, single)]
-    kept, leading_space = plain, False
+    kept, left_out = _sift(task.pairs, tokenizer, single)
+    leading_space = False
     if single and task.category != RULE_CATEGORY:
-        spaced = [pair for pair in map(_spaced, task.pairs) if _fits(pair, tokenizer, single)]
-        if len(spaced) >= LEADING_SPACE_SHARE * len(plain):
-            kept, leading_space = spaced, True
+        spaced, reasons = _sift([*map(_spaced, task.pairs)], tokenizer, single)
+        if spaced and len(spaced) >= LEADING_SPACE_SHARE * len(kept):
+            kept, left_out, leading_space = spaced, reasons, True
     if not kept:
         raise TaskVecError(
-            f"{task.name}: this tokenizer leaves none of {len(task.pairs)} pairs: either '{ARROW}'"
-            " is not a token of its own after the query, or no answer is one token;"
-            " choose other tasks, or give others with --task_data"
+            f"{task.name}: this tokenizer leaves none of {len(task.pairs)} pairs;"
+            f" {_reasons(left_out)}; choose other tasks, or give others with --task_data"
         )
-    return FittedTask(task, tuple(kept), leading_space, len(task.pairs))
+    lines = SEPARATOR.join([render_query(kept[0].input) + kept[0].output] * 2)
+    if not tokenizer.spells(lines):
+        raise TaskVecError(
+            f"{task.name}: this tokenizer loses the line break between demonstrations ({lines!r}"
+            " does not come back from its tokens); prompts need a tokenizer that has one"
+        )
+    return FittedTask(task, tuple(kept), leading_space, len(task.pairs), left_out)
 
 
 def _spaced(pair: Pair) -> Pair:
     return Pair(f" {pair.input}", f" {pair.output}", pair.accepted)
 
 
-def _fits(pair: Pair, tokenizer: Tokenizer, single: bool) -> bool:
+def _sift(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, single: bool
+) -> tuple[list[Pair], dict[str, int]]:
+    """The pairs that can be posed; and why the others cannot -> how many."""
+    faults = [_fault(pair, tokenizer, single) for pair in pairs]
+    kept = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
+    return kept, dict(Counter(filter(None, faults)))
+
+
+def _fault(pair: Pair, tokenizer: Tokenizer, single: bool) -> str:
+    """Why a pair cannot be posed; empty if it can.
+
+    Args:
+      single: the answer must be one token.
+    """
     query = render_query(pair.input)
-    answer = tokenizer.continuation(query, pair.output)
-    return (len(answer) == 1 if single else len(answer) > 0) and tokenizer.ends_in_arrow(query)
+    text = query + pair.output
+    try:
+        before, after = tokenizer.encode_all([query, text])
+        if not tokenizer.spells(text, after):
+            return NOT_SPELLED
+        if not tokenizer.ends_in_arrow(query):
+            return NO_ARROW
+    except TaskVecError:  # no token for it at all, or one that the model has no row for
+        return NOT_SPELLED
+    if after[: len(before)] != before or len(after) == len(before):
+        return CHANGED
+    tokens, letters = len(after) - len(before), pair.output.strip()
+    if single:
+        return "" if tokens == 1 else NOT_ONE
+    cased = letters[:1].lower() != letters[:1].upper()
+    return BY_LETTER if cased and tokens >= len(letters) >= LETTERS else ""
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    ordered = sorted(left_out.items(), key=lambda item: -item[1])
+    return "left out: " + ", ".join(f"{count} because {reason}" for reason, count in ordered)
 
 
 def sample(
@@ -152,6 +208,7 @@ def sample(
             f"{fitted.task.name}: {num_demonstrations} demonstrations, a query and"
             f" {num_dummy_queries} dummy queries need {need} different pairs, but only"
             f" {len(fitted.pairs)} are left; ask for fewer demonstrations or dummy queries"
+            + (f" ({_reasons(fitted.left_out)})" if fitted.left_out else "")
         )
     prompts = []
     for i in range(start, start + count):

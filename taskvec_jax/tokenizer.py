@@ -1,11 +1,13 @@
 """Text -> (tokens [B, T], last [B]); the one place that decides BOS, padding and the arrow.
 
-BOS is put where the model's own tokenizer puts it by default: its tokenizer.json says so.
+BOS is put where the model's own tokenizer puts it by default: its tokenizer.json says so, or the
+tokenizer_config.json beside its tokenizer.model.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +15,19 @@ import numpy as np
 import tokenizers
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.sentencepieces import (
+    CONFIG,
+    MODEL,
+    Encoded,
+    SentencePieces,
+    read_sentencepieces,
+)
 
 ARROW = "->"
 PAD = 0  # any id does: right padding is invisible under the causal mask
+FILE = "tokenizer.json"
+FEW = 8  # texts; so few are read sooner one by one than by several threads
+Backend = tokenizers.Tokenizer | SentencePieces
 
 
 class Tokenizer:
@@ -23,42 +35,102 @@ class Tokenizer:
 
     Attributes:
       sha256: hash of the tokenizer's definition.
+      num_rows: rows of the model's embedding; None: not known, and no id is refused.
+      unknown: id of the token that stands for text the vocabulary cannot spell; None: it has none.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        backend.no_padding()
-        backend.no_truncation()
-        self._backend = backend
-        self.sha256 = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    def __init__(self, backend: Backend, num_rows: int | None = None) -> None:
+        if isinstance(backend, SentencePieces):
+            says = json.dumps(backend.settings(), sort_keys=True).encode()
+            definition = backend.model + says
+        else:
+            backend.no_padding()
+            backend.no_truncation()
+            definition = backend.to_str().encode()
+        self._backend, self.num_rows = backend, num_rows
+        self.sha256 = hashlib.sha256(definition).hexdigest()
+        self.unknown = _unknown(backend)
 
     @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
+    def from_file(cls, path: Path, num_rows: int | None = None) -> Tokenizer:
         """Reads a tokenizer.json.
 
         Raises:
           TaskVecError: the file is missing or not a tokenizer.
         """
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            return cls(tokenizers.Tokenizer.from_file(str(path)), num_rows)
         except Exception as error:  # tokenizers raises bare Exception
             raise TaskVecError(f"{path}: not a tokenizer.json ({error})") from None
 
-    def save(self, path: Path) -> None:
-        """Writes a tokenizer.json that `from_file` reads."""
-        self._backend.save(str(path))
+    @classmethod
+    def from_directory(cls, directory: Path, num_rows: int | None = None) -> Tokenizer:
+        """Reads what `save` wrote.
+
+        Raises:
+          TaskVecError: there is no tokenizer, or it is damaged.
+        """
+        if (directory / MODEL).is_file() and not (directory / FILE).is_file():
+            return cls(read_sentencepieces(directory / MODEL), num_rows)
+        return cls.from_file(directory / FILE, num_rows)
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer in the form it came in, as transformers names the files.
+
+        A tokenizer.json, or a tokenizer.model; and a tokenizer_config.json beside it.
+        """
+        if isinstance(self._backend, SentencePieces):
+            (directory / MODEL).write_bytes(self._backend.model)
+            settings = self._backend.settings()
+        else:
+            self._backend.save(str(directory / FILE))
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (directory / CONFIG).write_text(json.dumps(settings) + "\n")
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included; at most V of the decoder."""
+        """Number of tokens, added ones included."""
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the model's own BOS."""
-        return self._backend.encode(text).ids
+        """Token ids of a text, with the model's own BOS.
+
+        Raises:
+          TaskVecError: the tokenizer cannot read the text, or the model has no row for a token.
+        """
+        return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, with the model's own BOS."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+        """Token ids of many texts, with the model's own BOS.
+
+        Raises:
+          TaskVecError: the tokenizer cannot read a text, or the model has no row for a token.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TaskVecError(
+                f"texts is {_short(texts)}; allowed: a list of strings (`encode` takes one string)"
+            )
+        try:
+            if len(texts) < FEW:
+                rows = [self._backend.encode(text).ids for text in texts]
+            else:
+                rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
+        except Exception as error:  # tokenizers and sentencepiece raise several kinds
+            if len(texts) == 1:
+                raise _unreadable(texts[0], error) from None
+            return [self.encode(text) for text in texts]  # the one that cannot be read is named
+        if self.num_rows is not None:
+            for text, ids in zip(texts, rows, strict=True):
+                if ids and max(ids) >= self.num_rows:
+                    raise self._beyond(text, next(i for i in ids if i >= self.num_rows))
+        return rows
+
+    def _beyond(self, text: str, token: int) -> TaskVecError:
+        name = next((t for t, i in self._backend.get_vocab().items() if i == token), "")
+        return TaskVecError(
+            f"the text {_short(text)} holds the token {name!r} (id {token}), for which this model"
+            f" has no embedding: it has rows 0 to {(self.num_rows or 0) - 1}; leave the token out"
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -68,9 +140,38 @@ class Tokenizer:
         """One predicted token as an answer: decoded, cut at a newline, stripped (paper's code)."""
         return self.decode([token]).split("\n")[0].strip()
 
+    def spells(self, text: str, ids: Sequence[int] | None = None) -> bool:
+        """Whether a text comes back from its tokens as it was, the unknown token not among them.
+
+        A tokenizer.json without a decoder says nothing of how tokens become text: they are joined.
+
+        Args:
+          ids: what `encode` gives for the text, where that is known.
+
+        Raises:
+          TaskVecError: the tokenizer cannot read the text, or the model has no row for a token.
+        """
+        ids = self.encode(text) if ids is None else ids
+        if self.unknown in ids:
+            return False
+        if isinstance(self._backend, SentencePieces) or self._backend.decoder is not None:
+            return self.decode(ids) == text
+        return "".join(self._backend.encode(text, add_special_tokens=False).tokens) == text
+
+    def appended(self) -> str:
+        """The token that is put after every text, such as EOS; empty if none is."""
+        encoding = self._encoding(ARROW)
+        return encoding.tokens[-1] if encoding.ids and encoding.special_tokens_mask[-1] else ""
+
+    def _encoding(self, text: str) -> tokenizers.Encoding | Encoded:
+        try:
+            return self._backend.encode(text)
+        except Exception as error:  # tokenizers and sentencepiece raise several kinds
+            raise _unreadable(text, error) from None
+
     def pieces(self, text: str) -> list[tuple[int, str, tuple[int, int]]]:
         """(id, token, (start, end) characters of the text) of every token, to show a prompt."""
-        encoding = self._backend.encode(text)
+        encoding = self._encoding(text)
         return list(zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True))
 
     def ends_in_arrow(self, text: str) -> bool:
@@ -79,8 +180,9 @@ class Tokenizer:
         Theta is read and written at that token: one that straddles the arrow and the query would
         carry the query too.
         """
-        start, end = self.pieces(text)[-1][2]
-        return text.endswith(ARROW) and end == len(text) and start >= len(text) - len(ARROW)
+        start, end = (self.pieces(text) or [(0, "", (0, 0))])[-1][2]
+        first = len(text) - len(ARROW)
+        return text.endswith(ARROW) and first <= start < end == len(text)
 
     def continuation(self, prompt: str, answer: str) -> list[int]:
         """The tokens that `answer` adds after `prompt`; empty if the prompt's own tokens change."""
@@ -103,3 +205,25 @@ class Tokenizer:
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids
         return tokens, lengths - 1
+
+
+def _unknown(backend: Backend) -> int | None:
+    if isinstance(backend, SentencePieces):
+        return backend.unknown
+    if isinstance(backend.model, tokenizers.models.Unigram):  # has its id in the file alone
+        return json.loads(backend.to_str())["model"].get("unk_id")
+    text = getattr(backend.model, "unk_token", None)
+    return None if text is None else backend.token_to_id(text)
+
+
+def _unreadable(text: str, error: Exception) -> TaskVecError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return TaskVecError(
+        f"the tokenizer cannot read the text {_short(text)} ({reason}); leave out what it has no"
+        " tokens for"
+    )
+
+
+def _short(text: object) -> str:
+    whole = repr(text)
+    return whole if len(whole) <= 80 else whole[:77] + "..."

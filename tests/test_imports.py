@@ -14,10 +14,10 @@ RANKS = [
     [
         "taskvec_jax.config",
         "taskvec_jax.sampling",
-        "taskvec_jax.tokenizer",
+        "taskvec_jax.sentencepieces",
         "taskvec_jax.geometry",
     ],
-    ["taskvec_jax.tasks"],
+    ["taskvec_jax.tasks", "taskvec_jax.tokenizer"],
     ["taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
     ["taskvec_jax.decoder"],
@@ -37,7 +37,7 @@ RANKS = [
     ["taskvec_jax"],
     ["experiments"],
 ]
-WORDS = {"tasks", "prompts", "sampling", "tokenizer"}
+WORDS = {"tasks", "prompts", "sampling", "sentencepieces", "tokenizer"}
 ARRAYS = {"layers", "llama", "pythia", "gptj", "decoder", "task_vectors"}
 
 
