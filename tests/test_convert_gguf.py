@@ -333,7 +333,7 @@ def sentencepiece_file(path: Path, kind: int = 2, **normalizer: int) -> Path:
         field(1, field(1, piece.encode()) + field(2, score) + field(3, type_))
         for piece, score, type_ in PIECES
     )
-    body += field(2, field(3, kind) + field(41, 1))
+    body += field(2, field(3, kind) + field(35, 1) + field(41, 1))
     settings = {"add_dummy_prefix": 1, "remove_extra_whitespaces": 0, **normalizer}
     body += field(
         3,
@@ -411,7 +411,11 @@ def test_a_damaged_tokenizer_model_is_refused(damage: bytes, tmp_path: Path) -> 
         ({"tokenizer.ggml.tokens": None}, "has no tokens"),
         ({"tokenizer.ggml.token_type": [1]}, "do not match"),
         ({"tokenizer.ggml.scores": None}, "scores or types are damaged"),
+        ({"tokenizer.ggml.scores": [float("nan")] * len(PIECES)}, "the score of '<unk>' is nan"),
         ({"tokenizer.ggml.bos_token_id": 10**9}, "BOS token is 1000000000"),
+        ({"tokenizer.ggml.add_eos_token": True, "tokenizer.ggml.eos_token_id": -1}, "EOS token is"),
+        ({"tokenizer.ggml.add_bos_token": 7}, "add_bos_token is '7'; allowed: true, false"),
+        ({"tokenizer.ggml.tokens": ["<unk>"] * len(PIECES)}, "not a whole sentencepiece model"),
         ({"tokenizer.ggml.model": "gpt2"}, "pre-tokenizer 'None' is not supported"),
     ],
 )
@@ -434,6 +438,23 @@ def test_llama_3_splits_digits_in_threes_and_begins_with_bos() -> None:
     built = from_gguf(meta, "here")
     assert built.encode("12345").tokens == ["<|begin|>", "123", "45"]
     assert built.decode(built.encode("12345 é").ids) == "12345 é"
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_a_gguf_that_adds_eos_adds_it(model: str) -> None:
+    meta = spm_meta(
+        **{
+            "tokenizer.ggml.model": model,
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.merges": [],
+            "tokenizer.ggml.add_bos_token": True,
+            "tokenizer.ggml.add_eos_token": True,
+            "tokenizer.ggml.eos_token_id": 2,
+        }
+    )
+    built = from_gguf(meta, "here")
+    plain = built.encode("a", add_special_tokens=False).ids
+    assert built.encode("a").ids == [1, *plain, 2]
 
 
 def test_a_gptneox_file_of_before_pre_tokenizers_splits_as_gpt_2(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_an_answer_is_cut_at_a_newline_and_stripped(tokenizer):
 
 
 def test_bos_is_put_where_the_model_puts_it(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer.json")
+    tokenizer.save(tmp_path)
     raw = json.loads((tmp_path / "tokenizer.json").read_text())
     raw["post_processor"] = tokenizers.processors.TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
