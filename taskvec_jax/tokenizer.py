@@ -6,6 +6,7 @@ tokenizer_config.json beside its tokenizer.model.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -152,16 +153,24 @@ class Tokenizer:
           TaskVecError: the tokenizer cannot read the text, or the model has no row for a token.
         """
         ids = self.encode(text) if ids is None else ids
-        if self.unknown in ids:
+        before, after = self._around
+        plain = list(ids)[before : len(ids) - after]
+        if self.unknown in plain:
             return False
         if isinstance(self._backend, SentencePieces) or self._backend.decoder is not None:
-            return self.decode(ids) == text
-        return "".join(self._backend.encode(text, add_special_tokens=False).tokens) == text
+            return self.decode(plain) == text
+        return "".join(self._backend.id_to_token(i) or "" for i in plain) == text
+
+    @functools.cached_property
+    def _around(self) -> tuple[int, int]:
+        """How many tokens, such as BOS and EOS, are put before and after every text."""
+        mask = self._encoding(ARROW).special_tokens_mask
+        inner = [i for i, special in enumerate(mask) if not special]
+        return (inner[0], len(mask) - 1 - inner[-1]) if inner else (len(mask), 0)
 
     def appended(self) -> str:
         """The token that is put after every text, such as EOS; empty if none is."""
-        encoding = self._encoding(ARROW)
-        return encoding.tokens[-1] if encoding.ids and encoding.special_tokens_mask[-1] else ""
+        return self._encoding(ARROW).tokens[-1] if self._around[1] else ""
 
     def _encoding(self, text: str) -> tokenizers.Encoding | Encoded:
         try:

@@ -172,9 +172,7 @@ def test_a_padding_token_without_a_row_is_no_fault_until_a_text_holds_it(tmp_pat
     for model in (load_model(directory), load_model(tmp_path / "converted")):
         assert model.tokenizer.encode("w5 w100") == [5, 100]
         for texts in (["w5 <pad>"], ["w5"] * 20 + ["<pad>"]):
-            with pytest.raises(
-                TaskVecError, match=r"holds the token '<pad>' \(id 101\), for which"
-            ):
+            with pytest.raises(TaskVecError, match=r"holds the token '<pad>' \(id 101\)"):
                 model.tokenizer.encode_all(texts)
 
 

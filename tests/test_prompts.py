@@ -9,6 +9,7 @@ import sys
 import pytest
 import tokenizers
 
+from experiments.mixture import TRAINING_TASKS, build_tokenizer
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompts import Prompt, fit, sample
 from taskvec_jax.sampling import draw, seeded
@@ -125,3 +126,96 @@ def test_a_tokenizer_that_merges_the_arrow_with_the_query_is_refused():
     task = Task("knowledge", "letters", (Pair("a", "b"), Pair("b", "a")))
     with pytest.raises(TaskVecError, match="not a token of its own"):
         fit(task, merging)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz:->\n"
+NEXT = Task("letters", "next", tuple(map(Pair, "abcdefghij", "bcdefghijk")))
+
+
+def of_letters(tokens: str = LETTERS, **settings) -> tokenizers.Tokenizer:
+    """One token for each character, `<unk>` for every other one, or what settings say."""
+    vocab = {name: i for i, name in enumerate(["<unk>", "<s>", "</s>", *tokens])}
+    merges = tokenizers.models.BPE(vocab=vocab, merges=[], **{"unk_token": "<unk>", **settings})
+    backend = tokenizers.Tokenizer(merges)
+    backend.decoder = tokenizers.decoders.Fuse()
+    return backend
+
+
+@pytest.mark.parametrize("single", ["<s> $A </s>", "$A </s>"])
+def test_a_tokenizer_that_appends_eos_is_refused_by_that_name(single):
+    backend = of_letters()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    with pytest.raises(TaskVecError, match=r"'</s>' \(EOS\) after every text"):
+        fit(NEXT, Tokenizer(backend))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    assert len(fit(NEXT, Tokenizer(backend)).pairs) == 10
+
+
+def test_a_pair_that_holds_the_unknown_token_is_not_posed():
+    pairs = (*NEXT.pairs, Pair("é", "a"), Pair("x", "é"), Pair("a b", "c"))
+    fitted = fit(Task("letters", "some", pairs), Tokenizer(of_letters()))
+    assert fitted.pairs == NEXT.pairs
+    assert "leaves 10 of 13 pairs" in fitted.note
+    assert "3 because the vocabulary cannot spell them" in fitted.note
+
+
+@pytest.mark.parametrize("decoder", [tokenizers.decoders.Fuse(), None])
+def test_a_pair_whose_text_is_changed_by_encoding_is_not_posed(decoder):
+    """Upper case becomes lower case without a word, and accents are dropped."""
+    backend = of_letters(unk_token=None)
+    backend.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Lowercase(), tokenizers.normalizers.StripAccents()]
+    )
+    backend.decoder = decoder
+    pairs = (*NEXT.pairs, Pair("A", "a"), Pair("k", "L"), Pair("à", "b"), Pair("z", "東"))
+    assert fit(Task("letters", "some", pairs), Tokenizer(backend)).pairs == NEXT.pairs
+
+
+def test_a_text_that_a_tokenizer_cannot_read_at_all_is_not_posed():
+    """Without an unknown token tokenizers raises an error of its own."""
+    vocab = {name: i for i, name in enumerate(["example:", "->", "\n", *"abcdefghijk"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab))
+    pattern = tokenizers.Regex(r"example:|->|[\s\S]")
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
+    tokenizer = Tokenizer(backend)
+    fitted = fit(Task("letters", "some", (*NEXT.pairs, Pair("k", "x"))), tokenizer)
+    assert fitted.pairs == NEXT.pairs
+    with pytest.raises(TaskVecError, match="cannot read the text 'x'"):
+        tokenizer.encode("x")
+
+
+def test_a_tokenizer_that_loses_the_line_break_is_refused():
+    without = Tokenizer(of_letters(LETTERS.replace("\n", "")))
+    with pytest.raises(TaskVecError, match="loses the line break between demonstrations"):
+        fit(NEXT, without)
+
+
+def test_the_small_models_tokenizer_poses_its_own_tasks_and_no_words():
+    small = build_tokenizer()
+    for task in TRAINING_TASKS:
+        assert len(fit(task, small).pairs) == len(task.pairs), task.name
+    for name, task in TASKS.items():
+        if name.startswith(("knowledge", "linguistic")):
+            with pytest.raises(TaskVecError, match=r"leaves none of .* because"):
+                fit(task, small)
+
+
+def test_an_answer_in_letters_is_spelled_only_if_each_letter_is_a_token(tokenizer):
+    task = Task("knowledge", "own", (Pair("Suva", "Fiji"), Pair("a", "b"), Pair("中", "国际法")))
+    assert len(fit(task, tokenizer).pairs) == 3
+    letters = Tokenizer(of_letters(LETTERS + "中国际法"))
+    task = Task("knowledge", "own", (Pair("suva", "fiji"), Pair("a", "b"), Pair("中", "国际法")))
+    assert [pair.output for pair in fit(task, letters).pairs] == ["b", "国际法"]
+
+
+def test_too_few_pairs_are_said_with_the_reason():
+    pairs = (*NEXT.pairs, *(Pair(a, "no") for a in "nopqrstu"))
+    fitted = fit(Task("letters", "some", pairs), Tokenizer(of_letters()))
+    with pytest.raises(
+        TaskVecError, match=r"only 10 are left.*8 because the answer is not"
+    ):
+        sample(fitted, seed=0, split="dev", count=1, num_demonstrations=9, num_dummy_queries=2)

@@ -18,7 +18,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import convert_model, load_model
 from taskvec_jax.tokenizer import Tokenizer
 
-MODELS = 240
+MODELS = 200
 PARTS = [
     "a", "b", "c", "ab", "->", "\n", "\t", " ", "  ", "é", "ｆ", "ﬁ", "e\u0301", "가", ":", "▁",
     "<s>", "😀", "example:",
@@ -120,7 +120,7 @@ def test_hundreds_of_models_give_sentencepieces_ids(charsmaps, tmp_path):
         ):
             readers.append(Tokenizer(from_gguf(gguf_of(proto), "here")))
             from_ggufs += 1
-        texts = ["".join(rng.choices(PARTS, k=rng.randrange(14))) for _ in range(10)]
+        texts = ["".join(rng.choices(PARTS, k=rng.randrange(14))) for _ in range(6)]
         for text in texts:
             right = processor.encode(text)
             seen.update(right)
@@ -130,7 +130,7 @@ def test_hundreds_of_models_give_sentencepieces_ids(charsmaps, tmp_path):
             assert ours.decode([1, *right, 2]) == processor.decode(plain)
         assert ours.encode_all(texts) == [processor.encode(text) for text in texts]
     assert from_ggufs > MODELS // 3
-    assert len(seen) > 200  # or the texts were of few pieces
+    assert len(seen) > 90  # or the texts were of few pieces
 
 
 LETTERS = [("▁", -1.0), *((c, -2.0 - i) for i, c in enumerate("abex:mpl>-"))]

@@ -145,3 +145,25 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TaskVecError, match=r"not a tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("texts", ["example:a->", [["a"]], [None], [b"a"]])
+def test_what_is_no_list_of_strings_is_refused(texts, tokenizer):
+    with pytest.raises(TaskVecError, match="allowed: a list of strings"):
+        tokenizer.encode_all(texts)
+
+
+def test_half_a_character_is_refused(tokenizer):
+    with pytest.raises(TaskVecError, match="cannot read the text"):
+        tokenizer.encode("\ud800")
+    with pytest.raises(TaskVecError, match="cannot read the text"):
+        tokenizer.encode_all(["a"] * 20 + ["\ud800"])
+
+
+def test_texts_come_back_or_are_told(tokenizer):
+    for text in TEXTS[:5]:
+        assert tokenizer.spells(text)
+    lower = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
+    lower.normalizer = tokenizers.normalizers.Lowercase()
+    assert Tokenizer(lower).spells("apple")
+    assert not Tokenizer(lower).spells("Apple")
