@@ -50,6 +50,9 @@ OUT = Path(__file__).parent / "config_keys.py"
 _CONFIGS = {"config", "config_dict", "model_config", "layer_config", "effective_config"}
 _ROPES = {"rope_parameters", "rope_parameters_dict"}
 _WRITERS = {"to_dict", "to_diff_dict", "save_pretrained", "dict_dtype_to_str"}
+_GETTERS = {"get", "pop", "setdefault"} | {  # the latter of configurations that vary by layer
+    f"_{word}attr_without_heterogeneous_validation" for word in ("get", "has")
+}
 _TAKES_KEYS = {"__init__", "__post_init__", "convert_rope_params_to_dict"}
 _UNRELATED = ("MTP", "Mtp", "SequenceClassification", "QuestionAnswering", "TokenClassification")
 
@@ -114,16 +117,14 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         function, arguments = node.func, node.args
         if isinstance(function, ast.Attribute) and self._is_config(function.value):
-            if function.attr in ("get", "pop", "setdefault") and arguments:
+            if function.attr in _GETTERS and arguments:
                 self._add(function.value, arguments[0])
             self.visit(function.value)  # a method is no key
             for argument in (*arguments, *(keyword.value for keyword in node.keywords)):
                 self.visit(argument)
             return
-        if isinstance(function, ast.Attribute) and arguments:
-            # "attr_without": what the mixin for configurations that vary by layer calls getattr.
-            if function.attr in ("get", "pop", "setdefault") or "attr_without" in function.attr:
-                self._add(function.value, arguments[0])
+        if isinstance(function, ast.Attribute) and arguments and function.attr in _GETTERS:
+            self._add(function.value, arguments[0])
         if isinstance(function, ast.Name) and function.id in ("getattr", "hasattr"):
             self._add(arguments[0], arguments[1])
         self.generic_visit(node)
