@@ -7,13 +7,14 @@ python -m convert.export --model=PATH --out=DIRECTORY
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert import gptj, llama, pythia, rules, tokenizers
+from convert import gptj, llama, names, pythia, rules, tokenizers
 from convert.family import Family
-from convert.rules import Place, Share, Source
+from convert.rules import Place, Share, Source, Step
 from convert.sources import GGUFSource, MetaSource, open_weights, read_json
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
@@ -71,25 +72,29 @@ def open_model(path: Path, dtype: str | None) -> Opened:
     """
     if path.is_file():
         source = GGUFSource(path)
+        files = source.files
         kind = source.meta.get("general.architecture")
         family = _family(GGUF_FAMILIES, kind, f"{path}: general.architecture")
         assert family.gguf is not None
         assert family.config_from_gguf is not None
         table = family.gguf
-        config = family.config_from_gguf(source.meta, source, str(path), dtype or _dtype(source))
+        config = family.config_from_gguf(source.meta, source, str(path), dtype or "float32")
         tokenizer = tokenizers.from_gguf(source.meta, str(path))
     elif (path / "config.json").is_file():
         raw = read_json(path / "config.json")
         where = str(path / "config.json")
-        family = _family(HF_FAMILIES, raw.get("model_type"), f"{where}: model_type")
+        family = _hf_family(raw, where)
         table = family.hf
         source = open_weights(path)
-        config = family.config_from_hf(raw, where, dtype or _dtype(source))
+        files = source.files
+        config = family.config_from_hf(raw, where, dtype or "float32")
+        source = names.in_words_of(family, source, config.tied_unembed)
         tokenizer = tokenizers.from_directory(path)
     elif (path / "params.json").is_file() and any(path.glob("consolidated.*.pth")):
         family, source, table = llama.FAMILY, MetaSource(path), llama.META
+        files = source.files
         where = str(path / "params.json")
-        config = llama.config_from_meta(source.meta, source, where, dtype or _dtype(source))
+        config = llama.config_from_meta(source.meta, source, where, dtype or "float32")
         tokenizer = tokenizers.from_meta_directory(path)
     else:
         raise TaskVecError(
@@ -98,7 +103,9 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         )
     tokenizers.check_vocabulary(tokenizer, config.vocab_size, str(path))
     tied = family.tied if table is family.hf else None
-    rules.check(table, config, source, family.ignored, tied)
+    steps = rules.check(table, config, source, family.ignored, tied)
+    if dtype is None:
+        config = dataclasses.replace(config, dtype=_dtype(source, steps))
 
     def read(place: Place, progress: Callable[[int, int], None], share: Share) -> Params:
         return rules.to_tree(
@@ -112,7 +119,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
             share=share,
         )
 
-    return Opened(config, source, source.files, tokenizer, read)
+    return Opened(config, source, files, tokenizer, read)
 
 
 def convert(
@@ -144,8 +151,7 @@ def read_config(path: Path) -> DecoderConfig:
     if (path / "config.json").is_file():
         raw = read_json(path / "config.json")
         where = str(path / "config.json")
-        family = _family(HF_FAMILIES, raw.get("model_type"), f"{where}: model_type")
-        return family.config_from_hf(raw, where, "float32")
+        return _hf_family(raw, where).config_from_hf(raw, where, "float32")
     return open_model(path, "float32").config
 
 
@@ -158,7 +164,24 @@ def _family(known: dict[str, Family], kind: Any, what: str) -> Family:
     return known[kind]
 
 
-def _dtype(source: Source) -> str:
-    """The dtype that loses nothing."""
-    kinds = set(source.dtypes().values())
+def _hf_family(raw: dict[str, Any], where: str) -> Family:
+    """The family of a config.json.
+
+    Raises:
+      TaskVecError: another model_type, perhaps one whose code lies in its own repository.
+    """
+    kind = raw.get("model_type")
+    if raw.get("auto_map") and kind not in HF_FAMILIES:
+        raise TaskVecError(
+            f"{where}: model_type is {str(kind)[:80]!r}, which brings code of its own (auto_map)"
+            " that may compute anything and is not run here; allowed without such code:"
+            f" {', '.join(HF_FAMILIES)}"
+        )
+    return _family(HF_FAMILIES, kind, f"{where}: model_type")
+
+
+def _dtype(source: Source, steps: list[Step]) -> str:
+    """The dtype that loses nothing of the tensors that are used."""
+    dtypes = source.dtypes()
+    kinds = {dtypes[step.name] for step in steps}
     return kinds.pop() if kinds in ({"float16"}, {"bfloat16"}) else "float32"

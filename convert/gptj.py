@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.family import Family
-from convert.keys import HARMLESS_KEYS, KeyReader
+from convert.keys import KeyReader
 from convert.pythia import GELUS
 from convert.rules import (
     Rule,
@@ -46,13 +46,23 @@ HF: tuple[Rule, ...] = (
 )
 
 
+_OWN = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
     """Reads a raw config.json of `model_type: gptj`.
 
     Raises:
-      TaskVecError: a key is missing, unsupported, or unknown and not known to be harmless.
+      TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
-    keys = KeyReader(raw, where)
+    # transformers has common names for these; a common name counts where both are there.
+    common = {_OWN[name]: value for name, value in raw.items() if name in _OWN}
+    keys = KeyReader({**{k: v for k, v in raw.items() if k not in _OWN}, **common}, where)
     heads, width = keys.need_size("n_head"), keys.need_size("n_embd")
     config = DecoderConfig(
         family="gptj",
@@ -62,10 +72,10 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         num_heads=heads,
         num_kv_heads=heads,
         head_dim=max(1, width // heads),
-        mlp_width=keys.get_size("n_inner", 4 * width),
+        mlp_width=keys.get_size("n_inner", 4 * width, null=True),
         norm_eps=keys.get("layer_norm_epsilon", float, 1e-5),
         rope_base=10_000.0,
-        rope_dim=keys.need_size("rotary_dim") if "rotary_dim" in raw else 64,
+        rope_dim=keys.get_size("rotary_dim", 64),
         max_length=keys.get_size("n_positions", 2048),
         mlp_bias=True,
         unembed_bias=True,
@@ -73,9 +83,11 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         dtype=dtype,
     )
     keys.require("tie_word_embeddings", False, (False,))
-    keys.require("rotary", True, (True,))
-    keys.require("scale_attn_weights", True, (True,))
-    keys.finish(HARMLESS_KEYS)
+    keys.agree("rope_theta", 10_000.0)
+    for unused in ("head_dim", "num_key_value_heads", "sliding_window"):  # of what generation keeps
+        keys.get(unused, int, 0, null=True)
+    keys.layers_alike("full_attention")
+    keys.finish("gptj")
     return config
 
 
@@ -101,6 +113,7 @@ FAMILY = Family(
     hf=HF,
     ignored=_IGNORED,
     tied=("lm_head.weight", "transformer.wte.weight"),
+    prefix="transformer.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
 )

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from convert.family import Family
-from convert.keys import HARMLESS_KEYS, KeyReader, Rope, rope_to_hf
+from convert.keys import KeyReader, Rope, rope_to_hf
 from convert.rules import (
     Rule,
+    Shapes,
     Source,
     heads_bias,
     heads_in,
@@ -147,28 +148,34 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     """Reads a raw config.json of `model_type: llama` or `mistral`.
 
     Raises:
-      TaskVecError: a key is missing, unsupported, or unknown and not known to be harmless.
+      TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
-    keys = KeyReader(raw, where)
+    keys, mistral = KeyReader(raw, where), raw.get("model_type") == "mistral"
     heads, width = keys.need_size("num_attention_heads"), keys.need_size("hidden_size")
-    head_dim = keys.get_size("head_dim", max(1, width // heads))
-    rope = keys.rope("rope_theta", "partial_rotary_factor", 1.0)
+    head_dim = keys.get_size("head_dim", max(1, width // heads), null=True)
+    max_length = keys.get_size("max_position_embeddings", 131_072 if mistral else 2048)
+    rope = keys.rope("rope_theta", "partial_rotary_factor", 1.0, max_length)
     if rope.share != 1.0:
         raise TaskVecError(f"{where}: partial_rotary_factor is {rope.share}; allowed: 1.0")
-    max_length, kv_heads = keys.get_size("max_position_embeddings", 2048), heads
-    if raw.get("model_type") == "mistral":
+    kv_heads = heads
+    if mistral:
         # Within its window a sliding window changes nothing, and max_length keeps us within it.
         # A key that is absent has transformers' default, one that is null means none.
-        window = keys.get_size("sliding_window", max_length)
+        window = keys.get_size("sliding_window", max_length, null=True)
         max_length = min(max_length, window if "sliding_window" in raw else 4096)
         kv_heads = heads if "num_key_value_heads" in raw else 8
+        windowed = raw.get("sliding_window", 4096) is not None
+        keys.layers_alike("sliding_attention" if windowed else "full_attention")
+    else:  # what says which keys and values may be forgotten in generation, and no more than that
+        keys.get("sliding_window", int, 0, null=True)
+        keys.layers_alike("full_attention")
     config = DecoderConfig(
         family="llama",
         vocab_size=keys.need_size("vocab_size"),
         num_layers=keys.need_size("num_hidden_layers"),
         width=width,
         num_heads=heads,
-        num_kv_heads=keys.get_size("num_key_value_heads", kv_heads),
+        num_kv_heads=keys.get_size("num_key_value_heads", kv_heads, null=True),
         head_dim=head_dim,
         mlp_width=keys.need_size("intermediate_size"),
         norm_eps=keys.get("rms_norm_eps", float, 1e-6),
@@ -177,13 +184,12 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         rope_scaling=rope.scaling,
         max_length=max_length,
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
-        attention_bias=keys.get("attention_bias", bool, False),
-        mlp_bias=keys.get("mlp_bias", bool, False),
+        attention_bias=not mistral and keys.get("attention_bias", bool, False),
+        mlp_bias=not mistral and keys.get("mlp_bias", bool, False),
         dtype=dtype,
     )
     keys.require("hidden_act", "silu", ("silu", "swish"))
-    keys.require("rope_interleaved", False, (False,))
-    keys.finish(HARMLESS_KEYS)
+    keys.finish("mistral" if mistral else "llama")
     return config
 
 
@@ -245,45 +251,85 @@ def config_from_gguf(
     shapes = tensors.shapes()
     if len(shapes.get("token_embd.weight", ())) != 2:
         raise TaskVecError(f"{where}: token_embd.weight is missing; the file is not complete")
-    width, heads = keys.need_size("embedding_length"), keys.need_size("attention.head_count")
+    width, layers = keys.need_size("embedding_length"), keys.need_size("block_count")
+    heads = keys.layers_size("attention.head_count", layers)
     head_dim = keys.get_size("attention.key_length", max(1, width // heads))
-    keys.require("attention.value_length", head_dim, (head_dim,))
-    for absent in ("expert_count", "expert_used_count"):
-        keys.require(absent, 0, (0,))
-    max_length = keys.get_size("context_length", 2048)
+    if keys.get_size("attention.value_length", max(1, width // heads)) != head_dim:
+        raise TaskVecError(
+            f"{where}: attention.key_length is {head_dim} and attention.value_length another number"
+            f" (where it is absent, {width} / {heads}); allowed: the same"
+        )
+    max_length = keys.need_size("context_length")
     config = DecoderConfig(
         family="llama",
         vocab_size=shapes["token_embd.weight"][0],
-        num_layers=keys.need_size("block_count"),
+        num_layers=layers,
         width=width,
         num_heads=heads,
-        num_kv_heads=keys.get_size("attention.head_count_kv", heads),
+        num_kv_heads=keys.layers_size("attention.head_count_kv", layers, heads),
         head_dim=head_dim,
-        mlp_width=keys.need_size("feed_forward_length"),
+        mlp_width=keys.layers_size("feed_forward_length", layers),
         norm_eps=keys.single("attention.layer_norm_rms_epsilon", None),
         rope_base=keys.single("rope.freq_base", 10_000.0),
         rope_dim=keys.require("rope.dimension_count", head_dim, (head_dim,)),
         rope_scaling=gguf_rope_scaling(keys, tensors, head_dim),
         max_length=min(max_length, keys.get_size("attention.sliding_window", max_length)),
-        tied_unembed="output.weight" not in shapes,
+        tied_unembed=_gguf_tied(meta, shapes, where),
         attention_bias="blk.0.attn_q.bias" in shapes,
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         dtype=dtype,
     )
-    keys.finish({"vocab_size"})
+    gguf_always(keys, head_dim, ("Meta AI original pth", "reference"))
     return config
 
 
+def gguf_always(keys: KeyReader, head_dim: int, layouts: tuple[str, ...]) -> None:
+    """Reads what both architectures of GGUF may ask for, and ends the reading of keys.
+
+    Raises:
+      TaskVecError: tokens that see later ones, scores that are scaled otherwise, a layout of
+        tensors that is not in `layouts`, or a key that may change the numbers and was not read.
+    """
+    scale = keys.get("attention.scale", float, 0.0)
+    if np.float32(scale) not in (np.float32(0), np.float32(head_dim**-0.5)):
+        raise TaskVecError(
+            f"{keys.where}: attention.scale is {scale}; allowed: {head_dim**-0.5}, or 0 for it"
+        )
+    keys.require("attention.causal", True, (True,))
+    keys.require("tensor_data_layout", layouts[0], layouts)
+    keys.require("rope.scaling.attn_factor", 1.0, (1.0,))
+    keys.finish_gguf()
+
+
+def _gguf_tied(meta: Mapping[str, Any], shapes: Shapes, where: str) -> bool:
+    """Whether the embedding is the unembedding: llama.cpp takes it for one that is not there.
+
+    Raises:
+      TaskVecError: it may lie in a part of the model that is not here.
+    """
+    if "output.weight" in shapes:
+        return False
+    expected = meta.get("split.tensors.count", len(shapes))
+    if expected != len(shapes):
+        raise TaskVecError(
+            f"{where}: holds {len(shapes)} of the {expected} tensors of a split model, and no"
+            " output.weight; fetch the other parts beside it"
+        )
+    return True
+
+
 def gguf_rope_scaling(keys: KeyReader, tensors: Source, rope_dim: int) -> RopeScaling | None:
-    """Rope scaling of a GGUF file: `linear` in its metadata, `llama3` as a tensor of divisors.
+    """Rope scaling of a GGUF file: linear in its metadata, "llama3" as a tensor of divisors.
+
+    As in llama.cpp a factor without a type is linear, an older name of the factor counts where the
+    newer is absent, and a factor of 0 is 1.
 
     Raises:
       TaskVecError: another kind, or a tensor that makes no sense.
     """
-    kind = keys.require("rope.scaling.type", "none", ("none", "linear"))
-    factor = keys.get("rope.scaling.factor", float, 1.0)
-    keys.get("rope.scaling.original_context_length", int, 0)
-    keys.require("rope.scaling.finetuned", False, (False,))
+    kind = keys.require("rope.scaling.type", "linear", ("none", "linear"))
+    older = keys.get("rope.scale_linear", float, 0.0)
+    factor = keys.get("rope.scaling.factor", float, older) or 1.0
     divisors: list[float] = []
     if "rope_freqs.weight" in tensors.shapes():
         values = tensors.read("rope_freqs.weight")
@@ -293,11 +339,11 @@ def gguf_rope_scaling(keys: KeyReader, tensors: Source, rope_dim: int) -> RopeSc
                 f" not above 0, expected {rope_dim // 2} of them; fetch the file again"
             )
         divisors = [] if (values == 1).all() else [float(n) for n in values]
-    if kind == "linear" and divisors:
+    if kind == "none" or factor == 1:
+        return RopeScaling("divisors", divisors=tuple(divisors)) if divisors else None
+    if divisors:
         raise TaskVecError(f"{keys.where}: two kinds of rope scaling at once are not supported")
-    if kind == "linear":
-        return RopeScaling("linear", factor=factor)
-    return RopeScaling("divisors", divisors=tuple(divisors)) if divisors else None
+    return RopeScaling("linear", factor=factor)
 
 
 def config_from_meta(
@@ -338,10 +384,9 @@ def config_from_meta(
         rope_dim=head_dim,
         rope_scaling=scaling,
         max_length=keys.get_size("max_seq_len", 2048),
-        tied_unembed="output.weight" not in shapes,
         dtype=dtype,
     )
-    keys.finish({"vocab_size", "multiple_of", "ffn_dim_multiplier", "max_batch_size"})
+    keys.finish_meta({"vocab_size", "multiple_of", "ffn_dim_multiplier", "max_batch_size"})
     return config
 
 
@@ -349,6 +394,7 @@ FAMILY = Family(
     hf=HF,
     ignored=_IGNORED,
     tied=("lm_head.weight", "model.embed_tokens.weight"),
+    prefix="model.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
     gguf=GGUF,

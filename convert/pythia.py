@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from convert.family import Family
-from convert.keys import HARMLESS_KEYS, KeyReader, Rope, rope_to_hf
-from convert.llama import gguf_rope_scaling
+from convert.keys import KeyReader, Rope, rope_to_hf
+from convert.llama import gguf_always, gguf_rope_scaling
 from convert.rules import (
     Rule,
     Source,
@@ -141,12 +141,13 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     """Reads a raw config.json of `model_type: gpt_neox`.
 
     Raises:
-      TaskVecError: a key is missing, unsupported, or unknown and not known to be harmless.
+      TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
     keys = KeyReader(raw, where)
     heads, width = keys.need_size("num_attention_heads"), keys.need_size("hidden_size")
     head_dim = max(1, width // heads)
-    rope = keys.rope("rotary_emb_base", "rotary_pct", 0.25)
+    max_length = keys.get_size("max_position_embeddings", 2048)
+    rope = keys.rope("rotary_emb_base", "rotary_pct", 0.25, max_length)
     config = DecoderConfig(
         family="pythia",
         vocab_size=keys.need_size("vocab_size"),
@@ -160,7 +161,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         rope_base=rope.base,
         rope_dim=int(head_dim * rope.share),
         rope_scaling=rope.scaling,
-        max_length=keys.get_size("max_position_embeddings", 2048),
+        max_length=max_length,
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
         attention_bias=keys.get("attention_bias", bool, True),
         mlp_bias=True,
@@ -168,7 +169,11 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         gelu=GELUS[keys.require("hidden_act", "gelu", tuple(GELUS))],
         dtype=dtype,
     )
-    keys.finish(HARMLESS_KEYS)
+    keys.agree("head_dim", head_dim)
+    for unused in ("num_key_value_heads", "sliding_window"):  # of what generation keeps in memory
+        keys.get(unused, int, 0, null=True)
+    keys.layers_alike("full_attention")
+    keys.finish("gpt_neox")
     return config
 
 
@@ -210,7 +215,7 @@ def config_from_gguf(
 
     Args:
       meta: metadata key -> value.
-      tensors: they tell whether the unembedding is tied and whether attention has biases.
+      tensors: they tell whether attention has biases.
       where: the file, for messages.
       dtype: of the parameters.
 
@@ -223,33 +228,37 @@ def config_from_gguf(
     shapes = tensors.shapes()
     if len(shapes.get("token_embd.weight", ())) != 2:
         raise TaskVecError(f"{where}: token_embd.weight is missing; the file is not complete")
-    width, heads = keys.need_size("embedding_length"), keys.need_size("attention.head_count")
-    layers = keys.need_size("block_count")
+    width, layers = keys.need_size("embedding_length"), keys.need_size("block_count")
+    heads = keys.layers_size("attention.head_count", layers)
     head_dim = max(1, width // heads)
-    rope_dim = keys.get_size("rope.dimension_count", head_dim // 4)
+    for length in ("attention.key_length", "attention.value_length"):
+        keys.require(length, head_dim, (head_dim,))
+    if keys.layers_size("attention.head_count_kv", layers, heads) != heads:
+        raise TaskVecError(f"{where}: attention.head_count_kv is not {heads}, as head_count is")
+    rope_dim = keys.get_size("rope.dimension_count", head_dim)  # absent: all, as in llama.cpp
     config = DecoderConfig(
         family="pythia",
         vocab_size=shapes["token_embd.weight"][0],
         num_layers=layers,
         width=width,
         num_heads=heads,
-        num_kv_heads=keys.require("attention.head_count_kv", heads, (heads,)),
+        num_kv_heads=heads,
         head_dim=head_dim,
-        mlp_width=keys.need_size("feed_forward_length"),
+        mlp_width=keys.layers_size("feed_forward_length", layers),
         norm_eps=keys.single("attention.layer_norm_epsilon", None),
         rope_base=keys.single("rope.freq_base", 10_000.0),
         rope_dim=rope_dim,
         rope_scaling=gguf_rope_scaling(keys, tensors, rope_dim),
-        max_length=keys.get_size("context_length", 2048),
-        tied_unembed="output.weight" not in shapes,
+        max_length=keys.need_size("context_length"),
+        tied_unembed=False,  # llama.cpp, too, wants output.weight of this architecture
         attention_bias="blk.0.attn_qkv.bias" in shapes,
         mlp_bias=True,
-        parallel_residual=keys.get("use_parallel_residual", bool, True),
+        parallel_residual=keys.need("use_parallel_residual", bool),
         # GGUF does not say which GELU: every Pythia has the exact one, GPT-NeoX-20B tanh.
         gelu="tanh" if (layers, width) == (44, 6144) else "exact",
         dtype=dtype,
     )
-    keys.finish({"vocab_size", "tensor_data_layout"})
+    gguf_always(keys, head_dim, ("reference",))
     return config
 
 
@@ -257,6 +266,8 @@ FAMILY = Family(
     hf=HF,
     ignored=_IGNORED,
     tied=("embed_out.weight", "gpt_neox.embed_in.weight"),
+    prefix="gpt_neox.",
+    renamed={"lm_head.weight": "embed_out.weight"},
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
     gguf=GGUF,

@@ -1,0 +1,274 @@
+"""Makes convert/config_keys.py: the keys of a config.json that transformers reads, by family.
+
+    python -m convert.read_keys
+
+The installed transformers is read as source text and never imported. What counts as reading a key
+of config.json:
+
+- a field of the family's configuration class or of its base class, or a name in its attribute_map;
+- `config.KEY`, `config["KEY"]`, `config.get("KEY")`, `getattr(config, "KEY")`, `"KEY" in config`,
+  where config is what the code calls a configuration (`self` inside a configuration class), also
+  where the name comes from a literal list that a loop runs over;
+- `kwargs` in the methods of a configuration class that are handed what no field has taken.
+
+It is read in the family's configuration and model files and in the modules that all models share:
+the base configuration, loading, layers, masks, rotary embeddings, caches, the automatic classes and
+quantization. Code that only writes configurations is left out, and so is generation, which this
+project does not use. Reading too much does no harm: a key in the table that this project neither
+uses nor knows to be neutral is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+FAMILIES = ("llama", "mistral", "gpt_neox", "gptj")
+SHARED = (
+    "configuration_utils.py",
+    "modeling_rope_utils.py",
+    "modeling_utils.py",
+    "modeling_layers.py",
+    "masking_utils.py",
+    "cache_utils.py",
+    "fusion_mapping.py",
+    "integrations/heterogeneity/configuration_utils.py",
+    "integrations/sdpa_attention.py",
+    "models/auto/auto_factory.py",
+    "models/auto/configuration_auto.py",
+    "quantizers/auto.py",
+    "utils/generic.py",
+    "utils/output_capturing.py",
+)
+OUT = Path(__file__).parent / "config_keys.py"
+
+_CONFIGS = {"config", "config_dict", "model_config", "layer_config", "effective_config"}
+_ROPES = {"rope_parameters", "rope_parameters_dict"}
+_WRITERS = {"to_dict", "to_diff_dict", "save_pretrained", "dict_dtype_to_str"}
+_GETTERS = {"get", "pop", "setdefault"} | {  # the latter of configurations that vary by layer
+    f"_{word}attr_without_heterogeneous_validation" for word in ("get", "has")
+}
+_TAKES_KEYS = {"__init__", "__post_init__", "convert_rope_params_to_dict"}
+_UNRELATED = ("MTP", "Mtp", "SequenceClassification", "QuestionAnswering", "TokenClassification")
+
+
+def transformers_directory() -> Path:
+    """Where the source of the installed transformers lies; nothing of it is imported."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+class _Reader(ast.NodeVisitor):
+    """Collects the keys that one file reads from a configuration.
+
+    Attributes:
+      keys: of the configuration.
+      rope_keys: inside rope_parameters, by the function that reads them.
+    """
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.rope_keys: dict[str, set[str]] = {}
+        self._in_config_class = False
+        self._functions: list[str] = []
+        self._lists: dict[str, set[str]] = {}  # variable -> the literal strings it runs over
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        if any(word in node.name for word in _UNRELATED):
+            return
+        before = self._in_config_class
+        self._in_config_class = node.name.endswith(("Config", "ConfigMixin"))
+        if self._in_config_class:
+            self.keys |= set(_fields(node))
+        self.generic_visit(node)
+        self._in_config_class = before
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name in _WRITERS:
+            return
+        before, self._lists = self._lists, {**self._lists, **_literal_lists(node)}
+        self._functions.append(node.name)
+        self.generic_visit(node)
+        self._functions.pop()
+        self._lists = before
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load) and self._is_config(node.value):
+            self.keys.add(node.attr)
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self._add(node.value, node.slice)
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        if isinstance(node.ops[0], (ast.In, ast.NotIn)):
+            self._add(node.comparators[0], node.left)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        function, arguments = node.func, node.args
+        if isinstance(function, ast.Attribute) and self._is_config(function.value):
+            if function.attr in _GETTERS and arguments:
+                self._add(function.value, arguments[0])
+            self.visit(function.value)  # a method is no key
+            for argument in (*arguments, *(keyword.value for keyword in node.keywords)):
+                self.visit(argument)
+            return
+        if isinstance(function, ast.Attribute) and arguments and function.attr in _GETTERS:
+            self._add(function.value, arguments[0])
+        if isinstance(function, ast.Name) and function.id in ("getattr", "hasattr"):
+            self._add(arguments[0], arguments[1])
+        self.generic_visit(node)
+
+    def _add(self, holder: ast.expr, key: ast.expr) -> None:
+        names = self._names(key)
+        if self._is_config(holder) or self._is_kwargs(holder):
+            self.keys |= names
+        elif _last(holder) in _ROPES or (
+            isinstance(holder, ast.Subscript) and _last(holder.value) in _ROPES
+        ):
+            where = self._functions[-1] if self._functions else ""
+            self.rope_keys.setdefault(where, set()).update(names)
+
+    def _names(self, key: ast.expr) -> set[str]:
+        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+            return {key.value}
+        return self._lists.get(key.id, set()) if isinstance(key, ast.Name) else set()
+
+    def _is_config(self, node: ast.expr) -> bool:
+        """Whether an expression stands for the configuration of the model."""
+        if isinstance(node, ast.Call):  # config.get_text_config()
+            return isinstance(node.func, ast.Attribute) and self._is_config(node.func.value)
+        if isinstance(node, ast.Subscript):  # config.per_layer_config[layer]
+            return _last(node.value) == "per_layer_config"
+        if isinstance(node, ast.Name) and node.id == "self":
+            return self._in_config_class
+        return _last(node) in _CONFIGS
+
+    def _is_kwargs(self, node: ast.expr) -> bool:
+        given = isinstance(node, ast.Name) and node.id == "kwargs"
+        return given and self._in_config_class and bool({*self._functions} & _TAKES_KEYS)
+
+
+def _last(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return node.attr.removeprefix("_")
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _strings(node: ast.expr) -> Iterator[str]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+
+
+def _fields(node: ast.ClassDef) -> Iterator[str]:
+    """Annotated fields, and the other names that attribute_map gives them."""
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            if "ClassVar" not in ast.unparse(line.annotation):
+                yield line.target.id
+        elif isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "attribute_map":
+            yield from _strings(line.value)
+
+
+def _literal_lists(function: ast.FunctionDef) -> dict[str, set[str]]:
+    """Loop variables that run over strings written in the function, and those strings."""
+    lists: dict[str, set[str]] = {}
+
+    def strings(node: ast.expr) -> set[str]:
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        return set(_strings(node)).union(*(lists.get(name, set()) for name in names))
+
+    parts = list(ast.walk(function))
+    for part in parts:
+        if isinstance(part, ast.Assign) and isinstance(
+            part.value, (ast.List, ast.Tuple, ast.BinOp)
+        ):
+            for target in part.targets:
+                if isinstance(target, ast.Name):
+                    lists[target.id] = lists.get(target.id, set()) | strings(part.value)
+    loops: dict[str, set[str]] = {}
+    for part in parts:
+        if isinstance(part, ast.For) and isinstance(part.target, ast.Name):
+            loops[part.target.id] = loops.get(part.target.id, set()) | strings(part.iter)
+    return loops
+
+
+@functools.cache
+def _read(path: Path) -> _Reader:
+    reader = _Reader()
+    reader.visit(ast.parse(path.read_text(encoding="utf-8")))
+    reader.keys = {key for key in reader.keys if not key.startswith("__")}
+    return reader
+
+
+def keys_of(family: str) -> set[str]:
+    """The keys of config.json that transformers reads for one `model_type`."""
+    root = transformers_directory()
+    own = root / "models" / family
+    files = [own / f"configuration_{family}.py", own / f"modeling_{family}.py"]
+    return set().union(*(_read(path).keys for path in [*(root / name for name in SHARED), *files]))
+
+
+def rope_keys() -> dict[str, set[str]]:
+    """rope_type -> the keys inside rope_parameters that its frequencies are made of.
+
+    "" stands for those of every type, which the configuration itself reads.
+    """
+    root = transformers_directory()
+    shared = _read(root / "modeling_rope_utils.py").rope_keys
+    own = [_read(root / "models" / name / f"modeling_{name}.py").rope_keys for name in FAMILIES]
+    return {
+        "": shared["standardize_rope_params"] | shared["convert_rope_params_to_dict"],
+        "default": set().union(*(keys.get("compute_default_rope_parameters", ()) for keys in own)),
+        "linear": shared["_compute_linear_scaling_rope_parameters"],
+        "llama3": shared["_compute_llama3_parameters"],
+    }
+
+
+def text() -> str:
+    """The module that holds the table, for the transformers that is installed."""
+    families = {family: keys_of(family) for family in FAMILIES}
+    common = set.intersection(*families.values())
+    tables = {"COMMON": common, **{name.upper(): keys - common for name, keys in families.items()}}
+    lines = [
+        '"""Keys of a config.json that transformers reads; made by convert/read_keys.py."""',
+        "",
+        f'TRANSFORMERS = "{importlib.metadata.version("transformers")}"  # the release that does',
+    ]
+    for name, keys in tables.items():
+        lines += ["", f"_{name} = " + _literal(keys)]
+    lines += ["", "READ: dict[str, frozenset[str]] = {  # model_type -> keys"]
+    lines += [
+        f'    "{name}": frozenset((_COMMON + " " + _{name.upper()}).split()),' for name in FAMILIES
+    ]
+    lines += ["}", 'ROPE_READ: dict[str, frozenset[str]] = {  # rope_type -> keys; "": all types']
+    for kind, keys in rope_keys().items():
+        words = "".join(f'            "{key}",\n' for key in sorted(keys))
+        lines.append(f'    "{kind}": frozenset(\n        (\n{words}        )\n    ),')
+    return "\n".join([*lines, "}", ""])
+
+
+def _literal(words: set[str]) -> str:
+    body = textwrap.fill(" ".join(sorted(words)), 94, break_on_hyphens=False)
+    return '"""\n' + textwrap.indent(body, "    ") + '\n    """'
+
+
+def main() -> None:
+    """Writes the table."""
+    OUT.write_text(text(), encoding="utf-8")
+    print(f"wrote {OUT}")
+
+
+if __name__ == "__main__":
+    main()
