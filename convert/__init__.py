@@ -7,16 +7,24 @@ python -m convert.export --model=PATH --out=DIRECTORY
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers as hf_tokenizers
 
-from convert import gptj, llama, pythia, rules, tokenizers
+from convert import beside, gptj, llama, pythia, rules, tokenizers
 from convert.family import Family
 from convert.rules import Place, Share, Source
-from convert.sources import GGUFSource, MetaSource, open_weights, read_json
+from convert.sources import (
+    DirectorySource,
+    GGUFSource,
+    MetaSource,
+    open_weights,
+    other_forms,
+    read_json,
+)
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
@@ -31,6 +39,7 @@ GGUF_FAMILIES: dict[str, Family] = {  # general.architecture ->
     "llama": llama.FAMILY,
     "gptneox": pythia.FAMILY,
 }
+_OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}  # ends of files of a model
 MAX_PADDING = 0.1  # share of rows of an embedding without a token; real models stay below 0.02
 ALWAYS_ALLOWED_PADDING = 1000  # rows
 
@@ -73,35 +82,48 @@ def open_model(path: Path, dtype: str | None) -> Opened:
       TaskVecError: the path holds no model, an unsupported one, or a damaged one.
     """
     if path.is_file():
+        if path.suffix in _OF_A_DIRECTORY:
+            raise TaskVecError(
+                f"{path}: is one file of a model; give the directory it lies in"
+                f" (--model={path.parent}), with config.json and the tokenizer"
+            )
         source = GGUFSource(path)
+        beside.refuse_gguf_without_model(source.meta, len(source.shapes()), str(path))
         kind = source.meta.get("general.architecture")
         family = _family(GGUF_FAMILIES, kind, f"{path}: general.architecture")
         assert family.gguf is not None
         assert family.config_from_gguf is not None
         table = family.gguf
-        config = family.config_from_gguf(source.meta, source, str(path), dtype or _dtype(source))
+        config = family.config_from_gguf(source.meta, source, str(path), "float32")
         tokenizer = tokenizers.from_gguf(source.meta, str(path))
     elif (path / "config.json").is_file():
-        raw = read_json(path / "config.json")
-        where = str(path / "config.json")
-        family = _family(HF_FAMILIES, raw.get("model_type"), f"{where}: model_type")
+        family, raw = _read_hf(path)
         table = family.hf
-        source = open_weights(path)
-        config = family.config_from_hf(raw, where, dtype or _dtype(source))
+        source = open_weights(path, _named_weights(raw))
+        names = [name for name in source.shapes() if not family.ignored.search(name)]
+        beside.refuse_quantised_tensors(names, str(path))
+        config = family.config_from_hf(raw, str(path / "config.json"), "float32")
         tokenizer = tokenizers.from_directory(path)
     elif (path / "params.json").is_file() and any(path.glob("consolidated.*.pth")):
+        beside.refuse_adapter(path)
         family, source, table = llama.FAMILY, MetaSource(path), llama.META
         where = str(path / "params.json")
-        config = llama.config_from_meta(source.meta, source, where, dtype or _dtype(source))
+        config = llama.config_from_meta(source.meta, source, where, "float32")
         tokenizer = tokenizers.from_meta_directory(path)
     else:
+        beside.refuse_adapter(path)
         raise TaskVecError(
             f"{path}: no model here; expected a directory with config.json and weights (Hugging"
             " Face), a .gguf file, or Meta's params.json with consolidated.*.pth"
+            + other_forms(path)
         )
     _check_tokenizer(tokenizer, config, str(path))
     tied = family.tied if table is family.hf else None
-    rules.check(table, config, source, family.ignored, tied)
+    steps = rules.check(table, config, source, family.ignored, tied)
+    used = [step.name for step in steps]
+    if isinstance(source, DirectorySource):
+        source.check_used(used)
+    config = dataclasses.replace(config, dtype=dtype or _dtype(source, used))
 
     def read(place: Place, progress: Callable[[int, int], None], share: Share) -> Params:
         return rules.to_tree(
@@ -145,10 +167,9 @@ def read_config(path: Path) -> DecoderConfig:
       TaskVecError: the path holds no model, or an unsupported one.
     """
     if (path / "config.json").is_file():
-        raw = read_json(path / "config.json")
-        where = str(path / "config.json")
-        family = _family(HF_FAMILIES, raw.get("model_type"), f"{where}: model_type")
-        return family.config_from_hf(raw, where, "float32")
+        family, raw = _read_hf(path)
+        _named_weights(raw)
+        return family.config_from_hf(raw, str(path / "config.json"), "float32")
     return open_model(path, "float32").config
 
 
@@ -161,9 +182,30 @@ def _family(known: dict[str, Family], kind: Any, what: str) -> Family:
     return known[kind]
 
 
-def _dtype(source: Source) -> str:
-    """The dtype that loses nothing."""
-    kinds = set(source.dtypes().values())
+def _read_hf(path: Path) -> tuple[Family, dict[str, Any]]:
+    """The family and the raw config.json of a Hugging Face directory.
+
+    Raises:
+      TaskVecError: an architecture that is not supported, quantised weights, or an adapter.
+    """
+    where = path / "config.json"
+    beside.refuse_adapter(path)
+    raw = read_json(where)
+    family = _family(HF_FAMILIES, raw.get("model_type"), f"{where}: model_type")
+    beside.refuse_quantised_config(raw, str(where))
+    return family, raw
+
+
+def _named_weights(raw: dict[str, Any]) -> str | None:
+    """The file that config.json names as its weights; the key is taken out, for it is used."""
+    named = raw.pop("transformers_weights", None)
+    return None if named is None else str(named)
+
+
+def _dtype(source: Source, used: Iterable[str]) -> str:
+    """The dtype that loses nothing of the parameters; what is not one of them does not count."""
+    dtypes = source.dtypes()
+    kinds = {dtypes[name] for name in used}
     return kinds.pop() if kinds in ({"float16"}, {"bfloat16"}) else "float32"
 
 

@@ -170,15 +170,12 @@ def _read_names(archive: zipfile.ZipFile) -> dict[str, Entry]:
 
 
 def _check(archive: zipfile.ZipFile, name: str, entry: Entry) -> None:
-    places = (entry.offset, *entry.shape, *entry.strides)
     if len(entry.shape) != len(entry.strides) or len(entry.shape) > MAX_AXES:
         raise ValueError(f"tensor {name!r} has shape {entry.shape} and strides {entry.strides}")
-    if any(type(n) is not int or n < 0 for n in places):
-        raise ValueError(f"tensor {name!r} has shape {entry.shape} at {entry.offset}")
     info = archive.getinfo(entry.storage)
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise ValueError(f"the numbers of tensor {name!r} are compressed")
-    if type(entry.numbers) is not int or entry.numbers * entry.dtype.itemsize != info.file_size:
+    if entry.numbers * entry.dtype.itemsize != info.file_size:
         raise ValueError(f"tensor {name!r} has {entry.numbers} numbers in {info.file_size} bytes")
     # A stride of 0 would make much out of little.
     if max(entry.offset + _reach(entry), math.prod(entry.shape)) > entry.numbers:
@@ -226,25 +223,54 @@ def _ordered() -> _Named:
     return _Named()
 
 
+def _is_natural(value: Any) -> bool:
+    """Whether a value is a whole number from 0 that torch and NumPy can hold; True is none."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _are_naturals(value: Any) -> bool:
+    return type(value) is tuple and all(map(_is_natural, value))
+
+
+def _demand(fulfilled: bool, what: str) -> None:
+    """Refuses a pickle unless what it says is as torch writes it."""
+    if not fulfilled:
+        raise pickle.UnpicklingError(f"it holds {what} that is not described as torch does")
+
+
 def _tensor(
-    storage: _Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    requires_grad: bool,
-    hooks: _Named,
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any,
+    hooks: Any,
     metadata: Any = None,
 ) -> Entry:
-    del metadata
-    kinds = (_Storage, int, tuple, tuple, bool, _Named)
-    given = (storage, offset, shape, strides, requires_grad, hooks)
-    if not all(isinstance(value, kind) for value, kind in zip(given, kinds, strict=True)):
-        raise pickle.UnpicklingError("a tensor that is not described as torch does")
+    """torch._utils._rebuild_tensor_v2, with every argument checked for its type and range."""
+    _demand(
+        type(storage) is _Storage
+        and _is_natural(offset)
+        and _are_naturals(shape)
+        and _are_naturals(strides)
+        and type(requires_grad) is bool
+        and type(hooks) is _Named
+        and not hooks
+        and (metadata is None or (isinstance(metadata, dict) and not metadata)),
+        "a tensor",
+    )
     return Entry(storage.dtype, shape, storage.record, storage.numbers, offset, strides)
 
 
-def _parameter(tensor: Entry, *rest: Any) -> Entry:
-    del rest
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Entry:
+    """torch._utils._rebuild_parameter."""
+    _demand(
+        type(tensor) is Entry
+        and type(requires_grad) is bool
+        and type(hooks) is _Named
+        and not hooks,
+        "a parameter",
+    )
     return tensor
 
 
@@ -264,12 +290,18 @@ class _Names(pickle.Unpickler):
         return _Call(known[module, name])
 
     def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            raise pickle.UnpicklingError("it refers to something else than a storage")
-        _, kind, record, _, count = pid  # and the device it was on
-        if not (isinstance(kind, str) and kind in _STORAGES and isinstance(record, str)):
-            raise pickle.UnpicklingError("a storage without a type or a record")
-        return _Storage(_STORAGES[kind], record, count)
+        _demand(type(pid) is tuple and len(pid) == 5, "a storage")
+        what, kind, record, device, numbers = pid
+        _demand(
+            what == "storage"
+            and type(kind) is str
+            and kind in _STORAGES
+            and type(record) is str
+            and type(device) is str
+            and _is_natural(numbers),
+            "a storage",
+        )
+        return _Storage(_STORAGES[kind], record, numbers)
 
 
 def _read_old(path: Path) -> dict[str, np.ndarray]:
