@@ -14,6 +14,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,10 @@ _ALLOWED = frozenset(
     " APPENDS SETITEM SETITEMS NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT"
     " BINUNICODE SHORT_BINUNICODE GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT"
     " MEMOIZE BINGET LONG_BINGET".split()
+)
+# What builds tensors of other types: float8 and the like are saved by _rebuild_tensor_v3.
+_OTHER_TYPE = re.compile(
+    r"^torch\._utils\._rebuild_(tensor_v3|qtensor)$|^torch\.(float8|float4|Q[IU])|^bitsandbytes\."
 )
 _MEMO = frozenset({"BINPUT", "LONG_BINPUT"})  # whose argument is a place that memory is made for
 
@@ -156,7 +161,7 @@ def _read_names(archive: zipfile.ZipFile) -> dict[str, Entry]:
             instruction.name in _MEMO and isinstance(argument, int) and argument > len(data)
         ):
             raise ValueError(f"its pickle has the instruction {instruction.name} {argument}"[:100])
-    found = _Names(io.BytesIO(data)).load()
+    found = _Names(io.BytesIO(data), str(archive.filename)).load()
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(entry, Entry) for name, entry in found.items()
     ):
@@ -203,8 +208,17 @@ class _Storage(NamedTuple):
     numbers: int
 
 
+class _Kind(NamedTuple):
+    """A storage class of torch: torch.FloatStorage and the like."""
+
+    dtype: np.dtype[Any]
+
+
 class _Named(dict[str, Any]):
     """An OrderedDict, whose attributes (`_metadata` of a state_dict) are not looked at."""
+
+    def __setstate__(self, state: Any) -> None:
+        _demand(isinstance(state, dict), "an OrderedDict")
 
 
 class _Call:
@@ -217,6 +231,10 @@ class _Call:
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+        _demand(False, "a function")
 
 
 def _ordered() -> _Named:
@@ -277,9 +295,19 @@ def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Entry:
 class _Names(pickle.Unpickler):
     """Knows the words of torch.save, and no others."""
 
+    def __init__(self, file: io.BytesIO, where: str) -> None:
+        super().__init__(file)
+        self._where = where
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
-            return name
+            return _Kind(_STORAGES[name])
+        if _OTHER_TYPE.search(f"{module}.{name}"):
+            raise TaskVecError(
+                f"{self._where}: holds tensors of a type that is not supported ({module}.{name};"
+                " FP8 or otherwise quantised); use the original weights of this model, in 16 or 32"
+                " bits"
+            )
         known = {
             ("collections", "OrderedDict"): _ordered,
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -294,14 +322,13 @@ class _Names(pickle.Unpickler):
         what, kind, record, device, numbers = pid
         _demand(
             what == "storage"
-            and type(kind) is str
-            and kind in _STORAGES
+            and type(kind) is _Kind
             and type(record) is str
             and type(device) is str
             and _is_natural(numbers),
             "a storage",
         )
-        return _Storage(_STORAGES[kind], record, numbers)
+        return _Storage(kind.dtype, record, numbers)
 
 
 def _read_old(path: Path) -> dict[str, np.ndarray]:
