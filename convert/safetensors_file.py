@@ -189,7 +189,8 @@ def write(
       tensors: (name, shape, function that makes the tensor).
 
     Raises:
-      TaskVecError: the file cannot be written.
+      OSError: the file cannot be written; what is there of it is not complete.
+      TaskVecError: a tensor is not what it was said to be.
     """
     dtype, tensors = np.dtype(dtype), list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
@@ -199,17 +200,12 @@ def write(
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, shape, make in tensors:
-                tensor = make()
-                if tensor.shape != tuple(shape) or tensor.dtype != dtype:
-                    raise TaskVecError(
-                        f"{name} is {tensor.dtype} {tensor.shape}, expected {dtype} {shape}"
-                    )
-                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-    except OSError as error:
-        raise TaskVecError(
-            f"{path}: cannot be written ({error.strerror}); choose another directory"
-        ) from None
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape, make in tensors:
+            tensor = make()
+            if tensor.shape != tuple(shape) or tensor.dtype != dtype:
+                raise TaskVecError(
+                    f"{name} is {tensor.dtype} {tensor.shape}, expected {dtype} {shape}"
+                )
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
