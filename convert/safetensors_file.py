@@ -79,6 +79,8 @@ def read_header(path: Path) -> dict[str, Entry]:
             header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
         _refuse_other_types(path, header)
         return _entries(header, 8 + length, size)
+    except TaskVecError:  # whole, and of other types
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise TaskVecError(
             f"{path}: not a whole safetensors file ({error}); fetch it again"
