@@ -85,6 +85,8 @@ def export(config: DecoderConfig, params: Params, tokenizer: Tokenizer, director
 def _save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     try:
         tokenizer.save(path)
+    except (OSError, TaskVecError):
+        raise
     except Exception as error:  # the tokenizers package has no kinds of them
         raise OSError(str(error).strip() or type(error).__name__) from None
 

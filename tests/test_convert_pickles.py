@@ -54,8 +54,8 @@ REFERENCE: tuple[Any, ...] = ("storage", torch.FloatStorage, "0", "cpu", 6)
 ARGUMENTS: tuple[Any, ...] = (Storage(*REFERENCE), 0, (2, 3), (3, 1), False)
 VALUES: list[Any] = [
     None, True, False, -1, 2**40, 2**63, 2**64, 1.0, "0", "storage", b"0", (), ((),), ((2, 3),),
-    ((1, 2), (3, 4)), (2, "3"), (2, None), (2, 3.0), (2, True), (-2, -3), (2, -1), (1, 1, 1), (0, 3),
-    (2**62, 3), (3, 2**62), [2, 3], {}, {"a": 1}, Storage(*REFERENCE), torch.FloatStorage,
+    ((1, 2), (3, 4)), (2, "3"), (2, None), (2, 3.0), (2, True), (-2, -3), (2, -1), (1, 1, 1),
+    (0, 3), (2**62, 3), (3, 2**62), [2, 3], {}, {"a": 1}, Storage(*REFERENCE), torch.FloatStorage,
     torch.DoubleStorage, collections.OrderedDict(), collections.OrderedDict(a=1),
 ]  # fmt: skip
 
@@ -96,7 +96,7 @@ def variants() -> dict[str, Any]:
 def test_every_argument_of_a_pickle_is_refused_or_means_what_it_means_to_torch(
     tmp_path: Path,
 ) -> None:
-    path, read = tmp_path / "x.bin", 0
+    path, read, refusals = tmp_path / "x.bin", 0, list[str]()
     for name, named in variants().items():
         try:
             write(path, named)
@@ -106,7 +106,7 @@ def test_every_argument_of_a_pickle_is_refused_or_means_what_it_means_to_torch(
             file = TorchFile(path)
             got = {key: file.read(key) for key in file.entries}
         except TaskVecError as error:
-            assert "not a whole torch file of plain tensors" in str(error), name
+            refusals.append(str(error))
             continue
         expected = torch.load(path, "cpu", weights_only=True)
         read += 1
@@ -115,6 +115,7 @@ def test_every_argument_of_a_pickle_is_refused_or_means_what_it_means_to_torch(
             assert got[key].shape == tuple(value.shape), name
             np.testing.assert_array_equal(got[key], value.detach().numpy(), name)
     assert 1 < read < len(variants()) // 4
+    assert all("not a whole torch file of plain tensors" in message for message in refusals)
 
 
 def test_a_pickle_that_says_all_as_torch_does_is_read(tmp_path: Path) -> None:
