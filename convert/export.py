@@ -40,7 +40,7 @@ FAMILIES: dict[str, Family] = {  # family of our config ->
 
 # Files of a model, in any form: what is left of an older one would be read beside the new one.
 _OF_A_MODEL = re.compile(
-    r"(model|pytorch_model|consolidated|adapter_model|tf_model|flax_model)[^/]*"
+    r"(model|shard-\d+-model|pytorch_model|consolidated|adapter_model|tf_model|flax_model)[^/]*"
     r"\.(safetensors|bin|pth|h5|msgpack|json)"
     r"|(config|generation_config|adapter_config|params|tokenizer[^/]*|special_tokens_map"
     r"|added_tokens|vocab|chat_template)\.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ WEIGHTS = (  # the order in which transformers looks for them
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
 )
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _OTHER_FORMS = {".gguf", ".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack"}
 MAX_JSON = 64 << 20  # a config or an index of more bytes than this is not one
 
@@ -246,6 +248,12 @@ def open_weights(directory: Path, named: str | None = None) -> DirectorySource:
     Raises:
       TaskVecError: there are none, or damaged ones.
     """
+    if shards := [p.name for p in sorted(directory.iterdir()) if _DISTRIBUTED.fullmatch(p.name)]:
+        raise TaskVecError(
+            f"{directory}: holds a distributed checkpoint ({shards[0]} and so on), which"
+            " transformers reads before all other weights and this reader does not; save the model"
+            " once more in one piece, or remove those files"
+        )
     if named is not None:
         plain = Path(named).name == named and named.endswith(
             (".safetensors", f".safetensors{INDEX}")

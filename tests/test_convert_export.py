@@ -52,7 +52,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 OLDER = [
-    "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "model-00001-of-00002.safetensors", "shard-00000-model-00001-of-00001.safetensors",
+    "model.safetensors.index.json", "pytorch_model.bin",
     "pytorch_model.bin.index.json", "adapter_config.json", "adapter_model.safetensors",
     "generation_config.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "params.json", "consolidated.00.pth",

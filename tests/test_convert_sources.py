@@ -96,6 +96,16 @@ def test_weights_that_the_config_names_are_read_as_transformers_reads_them(tmp_p
             convert(directory, None)
 
 
+def test_a_distributed_checkpoint_is_refused_for_transformers_reads_it_first(
+    tmp_path: Path,
+) -> None:
+    directory = hf.save(model(1), tmp_path)
+    name = "shard-00000-model-00001-of-00001.safetensors"
+    shutil.copy(directory / "model.safetensors", directory / name)
+    with pytest.raises(TaskVecError, match=f"holds a distributed checkpoint .{name}"):
+        convert(directory, None)
+
+
 def test_weights_in_other_forms_are_named_where_none_is_read(tmp_path: Path) -> None:
     directory = hf.save(model(1), tmp_path / "hf")
     (directory / "model.safetensors").rename(directory / "model.fp16.safetensors")
