@@ -161,30 +161,12 @@ def _read_names(archive: zipfile.ZipFile) -> dict[str, Entry]:
             instruction.name in _MEMO and isinstance(argument, int) and argument > len(data)
         ):
             raise ValueError(f"its pickle has the instruction {instruction.name} {argument}"[:100])
-    found = _Names(io.BytesIO(data), str(archive.filename)).load()
+    found = _Names(io.BytesIO(data), archive, root).load()
     if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(entry, Entry) for name, entry in found.items()
+        type(name) is str and type(entry) is Entry for name, entry in found.items()
     ):
         raise ValueError("it holds something else than named tensors")
-    entries = {
-        name: entry._replace(storage=f"{root}data/{entry.storage}") for name, entry in found.items()
-    }
-    for name, entry in entries.items():
-        _check(archive, name, entry)
-    return entries
-
-
-def _check(archive: zipfile.ZipFile, name: str, entry: Entry) -> None:
-    if len(entry.shape) != len(entry.strides) or len(entry.shape) > MAX_AXES:
-        raise ValueError(f"tensor {name!r} has shape {entry.shape} and strides {entry.strides}")
-    info = archive.getinfo(entry.storage)
-    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise ValueError(f"the numbers of tensor {name!r} are compressed")
-    if entry.numbers * entry.dtype.itemsize != info.file_size:
-        raise ValueError(f"tensor {name!r} has {entry.numbers} numbers in {info.file_size} bytes")
-    # A stride of 0 would make much out of little.
-    if max(entry.offset + _reach(entry), math.prod(entry.shape)) > entry.numbers:
-        raise ValueError(f"tensor {name!r} of shape {entry.shape} has {entry.numbers} numbers")
+    return dict(found)
 
 
 def _start_of(archive: zipfile.ZipFile, record: str) -> int:
@@ -277,7 +259,13 @@ def _tensor(
         and (metadata is None or (isinstance(metadata, dict) and not metadata)),
         "a tensor",
     )
-    return Entry(storage.dtype, shape, storage.record, storage.numbers, offset, strides)
+    entry = Entry(storage.dtype, shape, storage.record, storage.numbers, offset, strides)
+    if len(shape) != len(strides) or len(shape) > MAX_AXES:
+        raise ValueError(f"a tensor has shape {shape} and strides {strides}")
+    # A stride of 0 would make much out of little.
+    if max(offset + _reach(entry), math.prod(shape)) > storage.numbers:
+        raise ValueError(f"a tensor of shape {shape} at {offset} has {storage.numbers} numbers")
+    return entry
 
 
 def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Entry:
@@ -295,18 +283,18 @@ def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Entry:
 class _Names(pickle.Unpickler):
     """Knows the words of torch.save, and no others."""
 
-    def __init__(self, file: io.BytesIO, where: str) -> None:
+    def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file)
-        self._where = where
+        self._archive, self._root = archive, root
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _Kind(_STORAGES[name])
         if _OTHER_TYPE.search(f"{module}.{name}"):
             raise TaskVecError(
-                f"{self._where}: holds tensors of a type that is not supported ({module}.{name};"
-                " FP8 or otherwise quantised); use the original weights of this model, in 16 or 32"
-                " bits"
+                f"{self._archive.filename}: holds tensors of a type that is not supported"
+                f" ({module}.{name}; FP8 or otherwise quantised); use the original weights of this"
+                " model, in 16 or 32 bits"
             )
         known = {
             ("collections", "OrderedDict"): _ordered,
@@ -328,7 +316,12 @@ class _Names(pickle.Unpickler):
             and _is_natural(numbers),
             "a storage",
         )
-        return _Storage(kind.dtype, record, numbers)
+        info = self._archive.getinfo(f"{self._root}data/{record}")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"the numbers of record {record!r} are compressed")
+        if numbers * kind.dtype.itemsize != info.file_size:
+            raise ValueError(f"record {record!r} has {numbers} numbers in {info.file_size} bytes")
+        return _Storage(kind.dtype, info.filename, numbers)
 
 
 def _read_old(path: Path) -> dict[str, np.ndarray]:

@@ -34,6 +34,16 @@ class Rebuilt:
         return self.parts
 
 
+class Twice:
+    """Pickled as a dictionary to which one name is given twice: the second value stays."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.values = first, second
+
+    def __reduce__(self) -> Any:
+        return collections.OrderedDict, (), None, None, iter([("x", v) for v in self.values])
+
+
 class Pickler(pickle._Pickler):  # the one in C does not write torch's storages by their names
     def persistent_id(self, obj: Any) -> Any:
         return obj.reference if isinstance(obj, Storage) else None
@@ -88,6 +98,9 @@ def variants() -> dict[str, Any]:
             arguments = replaced((tensor(*good), False, collections.OrderedDict()), place, value)
             parameter = Rebuilt(torch._utils._rebuild_parameter, *arguments)
             found[f"parameter {place} {number}"] = {"x": parameter}
+    outside = tensor(*replaced(good, 1, 5))
+    found["tuple of tuples, replaced"] = Twice(tensor(*replaced(good, 2, ((2, 3),))), tensor(*good))
+    found["out of range, replaced"] = Twice(outside, tensor(*good))
     for key in (1, None, b"x", (1,), ("x",), 2.0):
         found[f"key {key!r}"] = {key: tensor(*good)}
     return found
