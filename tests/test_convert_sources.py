@@ -168,6 +168,13 @@ def test_the_dtype_is_that_of_the_parameters(tmp_path: Path, tied: bool) -> None
     assert open_model(directory, None).config.dtype == "float32"
 
 
+def test_a_file_that_is_gone_when_its_tensors_are_read_is_one_line(tmp_path: Path) -> None:
+    source = open_model(hf.save(model(1), tmp_path), None).source
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(TaskVecError, match=r"model\.safetensors: cannot be read .No such file"):
+        source.read("model.norm.weight")
+
+
 # Split GGUF files
 
 
