@@ -307,7 +307,8 @@ class _Names(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         _demand(type(pid) is tuple and len(pid) == 5, "a storage")
-        what, kind, record, device, numbers = pid
+        parts: tuple[Any, ...] = pid
+        what, kind, record, device, numbers = parts
         _demand(
             what == "storage"
             and type(kind) is _Kind
