@@ -18,7 +18,6 @@ from convert import beside, gptj, llama, pythia, rules, tokenizers
 from convert.family import Family
 from convert.rules import Place, Share, Source
 from convert.sources import (
-    DirectorySource,
     GGUFSource,
     MetaSource,
     open_weights,
@@ -121,8 +120,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
     tied = family.tied if table is family.hf else None
     steps = rules.check(table, config, source, family.ignored, tied)
     used = [step.name for step in steps]
-    if isinstance(source, DirectorySource):
-        source.check_used(used)
+    source.check_used(used)
     config = dataclasses.replace(config, dtype=dtype or _dtype(source, used))
 
     def read(place: Place, progress: Callable[[int, int], None], share: Share) -> Params:

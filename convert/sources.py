@@ -167,6 +167,9 @@ class GGUFSource:
             for name, (_, entry) in self._entries.items()
         }
 
+    def check_used(self, names: Iterable[str]) -> None:
+        """See `rules.Source`: all tensors were looked at when the headers were read."""
+
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
         path, entry = self._entries[name]
@@ -225,6 +228,9 @@ class MetaSource:
     def dtypes(self) -> dict[str, str]:
         """See `rules.Source`."""
         return {name: entry.dtype.name for name, entry in self._first.items()}
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """See `rules.Source`: all tensors were looked at when the headers were read."""
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
