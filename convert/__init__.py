@@ -8,14 +8,20 @@ python -m convert.export --model=PATH --out=DIRECTORY
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert import gptj, llama, names, pythia, rules, tokenizers
+from convert import beside, gptj, llama, names, pythia, rules, tokenizers
 from convert.family import Family
-from convert.rules import Place, Share, Source, Step
-from convert.sources import GGUFSource, MetaSource, open_weights, read_json
+from convert.rules import Place, Share, Source
+from convert.sources import (
+    GGUFSource,
+    MetaSource,
+    open_weights,
+    other_forms,
+    read_json,
+)
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
@@ -31,6 +37,7 @@ GGUF_FAMILIES: dict[str, Family] = {  # general.architecture ->
     "llama": llama.FAMILY,
     "gptneox": pythia.FAMILY,
 }
+_OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}  # ends of files of a model
 
 
 class Opened(NamedTuple):
@@ -71,8 +78,14 @@ def open_model(path: Path, dtype: str | None) -> Opened:
       TaskVecError: the path holds no model, an unsupported one, or a damaged one.
     """
     if path.is_file():
+        if path.suffix in _OF_A_DIRECTORY:
+            raise TaskVecError(
+                f"{path}: is one file of a model; give the directory it lies in"
+                f" (--model={path.parent}), with config.json and the tokenizer"
+            )
         source = GGUFSource(path)
         files = source.files
+        beside.refuse_gguf_without_model(source.meta, len(source.shapes()), str(path))
         kind = source.meta.get("general.architecture")
         family = _family(GGUF_FAMILIES, kind, f"{path}: general.architecture")
         assert family.gguf is not None
@@ -81,31 +94,36 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         config = family.config_from_gguf(source.meta, source, str(path), dtype or "float32")
         tokenizer = tokenizers.from_gguf(source.meta, str(path))
     elif (path / "config.json").is_file():
-        raw = read_json(path / "config.json")
-        where = str(path / "config.json")
-        family = _hf_family(raw, where)
+        family, raw = _read_hf(path)
         table = family.hf
-        source = open_weights(path)
+        source = open_weights(path, _named_weights(raw))
         files = source.files
-        config = family.config_from_hf(raw, where, dtype or "float32")
+        stored = [name for name in source.shapes() if not family.ignored.search(name)]
+        beside.refuse_quantised_tensors(stored, str(path))
+        config = family.config_from_hf(raw, str(path / "config.json"), dtype or "float32")
         source = names.in_words_of(family, source, config.tied_unembed)
         tokenizer = tokenizers.from_directory(path)
     elif (path / "params.json").is_file() and any(path.glob("consolidated.*.pth")):
+        beside.refuse_adapter(path)
         family, source, table = llama.FAMILY, MetaSource(path), llama.META
         files = source.files
         where = str(path / "params.json")
         config = llama.config_from_meta(source.meta, source, where, dtype or "float32")
         tokenizer = tokenizers.from_meta_directory(path)
     else:
+        beside.refuse_adapter(path)
         raise TaskVecError(
             f"{path}: no model here; expected a directory with config.json and weights (Hugging"
             " Face), a .gguf file, or Meta's params.json with consolidated.*.pth"
+            + other_forms(path)
         )
     tokenizers.check_vocabulary(tokenizer, config.vocab_size, str(path))
     tied = family.tied if table is family.hf else None
     steps = rules.check(table, config, source, family.ignored, tied)
+    used = [step.name for step in steps]
+    source.check_used(used)
     if dtype is None:
-        config = dataclasses.replace(config, dtype=_dtype(source, steps))
+        config = dataclasses.replace(config, dtype=_dtype(source, used))
 
     def read(place: Place, progress: Callable[[int, int], None], share: Share) -> Params:
         return rules.to_tree(
@@ -149,9 +167,9 @@ def read_config(path: Path) -> DecoderConfig:
       TaskVecError: the path holds no model, or an unsupported one.
     """
     if (path / "config.json").is_file():
-        raw = read_json(path / "config.json")
-        where = str(path / "config.json")
-        return _hf_family(raw, where).config_from_hf(raw, where, "float32")
+        family, raw = _read_hf(path)
+        _named_weights(raw)
+        return family.config_from_hf(raw, str(path / "config.json"), "float32")
     return open_model(path, "float32").config
 
 
@@ -164,12 +182,16 @@ def _family(known: dict[str, Family], kind: Any, what: str) -> Family:
     return known[kind]
 
 
-def _hf_family(raw: dict[str, Any], where: str) -> Family:
-    """The family of a config.json.
+def _read_hf(path: Path) -> tuple[Family, dict[str, Any]]:
+    """The family and the raw config.json of a Hugging Face directory.
 
     Raises:
-      TaskVecError: another model_type, perhaps one whose code lies in its own repository.
+      TaskVecError: an architecture that is not supported, perhaps one whose code lies in its own
+        repository, quantised weights, or an adapter.
     """
+    where = path / "config.json"
+    beside.refuse_adapter(path)
+    raw = read_json(where)
     kind = raw.get("model_type")
     if raw.get("auto_map") and kind not in HF_FAMILIES:
         raise TaskVecError(
@@ -177,11 +199,19 @@ def _hf_family(raw: dict[str, Any], where: str) -> Family:
             " that may compute anything and is not run here; allowed without such code:"
             f" {', '.join(HF_FAMILIES)}"
         )
-    return _family(HF_FAMILIES, kind, f"{where}: model_type")
+    family = _family(HF_FAMILIES, kind, f"{where}: model_type")
+    beside.refuse_quantised_config(raw, str(where))
+    return family, raw
 
 
-def _dtype(source: Source, steps: list[Step]) -> str:
-    """The dtype that loses nothing of the tensors that are used."""
+def _named_weights(raw: dict[str, Any]) -> str | None:
+    """The file that config.json names as its weights; the key is taken out, for it is used."""
+    named = raw.pop("transformers_weights", None)
+    return None if named is None else str(named)
+
+
+def _dtype(source: Source, used: Iterable[str]) -> str:
+    """The dtype that loses nothing of the parameters; what is not one of them does not count."""
     dtypes = source.dtypes()
-    kinds = {dtypes[step.name] for step in steps}
+    kinds = {dtypes[name] for name in used}
     return kinds.pop() if kinds in ({"float16"}, {"bfloat16"}) else "float32"

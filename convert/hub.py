@@ -7,61 +7,103 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from convert.sources import open_weights
+from convert.beside import refuse_adapter_files
+from convert.sources import INDEX, WEIGHTS, open_weights
 from taskvec_jax.errors import TaskVecError
 
 _SMALL = re.compile(
-    r"config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|vocab\.json|merges\.txt"
+    r"config\.json|adapter_config\.json|tokenizer[^/]*\.(json|model)|added_tokens\.json"
+    r"|special_tokens_map\.json|vocab\.json|vocab\.txt|merges\.txt|tekken\.json"
+    r"|spiece\.model|spm\.model|sentencepiece[^/]*\.model"
 )
-_WEIGHTS = (
-    re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"),
-    re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin|pytorch_model\.bin\.index\.json"),
+_TOKENIZERS = (  # any one of these sets of files is a tokenizer
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("spm.model",),
+    ("sentencepiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("tekken.json",),
 )
+_SHARDS = {  # an index -> the files it may name
+    f"model.safetensors{INDEX}": re.compile(r"model[^/]*\.safetensors"),
+    f"pytorch_model.bin{INDEX}": re.compile(r"pytorch_model[^/]*\.bin"),
+}
 
 
 def wanted_files(names: list[str]) -> list[str]:
-    """The files of a repository that a conversion needs: safetensors if it has any, else .bin."""
-    for pattern in _WEIGHTS:
-        if weights := [name for name in names if pattern.fullmatch(name)]:
-            return [name for name in names if _SMALL.fullmatch(name)] + weights
-    return []
+    """The files of a repository that a conversion needs; [] if it has no weights that are read.
+
+    Of weights in several forms the one that transformers would take; see `sources.WEIGHTS`.
+    """
+    chosen = next((name for name in WEIGHTS if name in names), None)
+    if chosen is None:
+        return []
+    shards = _SHARDS.get(chosen)
+    weights = [n for n in names if n == chosen or (shards is not None and shards.fullmatch(n))]
+    return [name for name in names if _SMALL.fullmatch(name)] + weights
+
+
+def _has_model(directory: Path) -> bool:
+    """Whether config and weights are there, and the weights whole."""
+    if not (directory / "config.json").is_file():
+        return False
+    try:
+        open_weights(directory)
+    except TaskVecError:  # a download that was cut off
+        return False
+    return True
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS)
 
 
 def fetch(repository: str, revision: str | None) -> Path:
-    """The local directory of a model of the hub, downloaded if it is not in the hub's cache yet.
+    """The local directory of a model of the hub; what its cache does not have yet is downloaded.
+
+    The network is not asked where the cache has config, weights, tokenizer.json and
+    tokenizer_config.json. A tokenizer in another form may be a part of what the repository has:
+    it is used as it is only if the network cannot be reached.
 
     Args:
       repository: ORG/NAME.
       revision: branch, tag or commit; None: the default branch.
 
     Raises:
-      TaskVecError: it is not here and cannot be fetched.
+      TaskVecError: it is not here and cannot be fetched, or holds an adapter.
     """
     import huggingface_hub  # slow to import
 
-    what = _say(repository, revision)
-    try:
-        found = huggingface_hub.snapshot_download(
-            repository, revision=revision, local_files_only=True
+    what, usable = _say(repository, revision), None
+    with contextlib.suppress(Exception):  # several kinds of them say "not in the cache"
+        found = Path(
+            huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
         )
-        if (Path(found) / "config.json").is_file():
-            open_weights(Path(found))
-            return Path(found)
-    except TaskVecError:
-        pass  # a download that was cut off: go on with it
-    except Exception:  # huggingface_hub raises several kinds for "not in the cache"
-        pass
+        if _has_model(found) and _has_tokenizer(found):
+            usable = found
+            if all(
+                (found / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+            ):
+                return found
     try:
         with _quiet():
-            names = huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
-            files = wanted_files(list(names))
+            names = list(huggingface_hub.HfApi().list_repo_files(repository, revision=revision))
+            refuse_adapter_files(names, what)
+            files = wanted_files(names)
             if files:
                 return Path(
                     huggingface_hub.snapshot_download(
                         repository, revision=revision, allow_patterns=files
                     )
                 )
+    except TaskVecError:
+        raise
     except Exception as error:  # no network, no such repository, gated, disk full
+        if usable is not None:
+            return usable
         raise _unreachable(what, error) from None
     raise TaskVecError(
         f"{what} has neither safetensors nor pytorch_model.bin files; give the path of another"

@@ -8,7 +8,7 @@ tied pair that was saved. What it does not accept, the prefixes of wrappers, is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -49,6 +49,10 @@ class NamedSource:
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
         return self._source.read(self._stored[name])
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """See `rules.Source`."""
+        self._source.check_used([self._stored[name] for name in names])
 
 
 def in_words_of(family: Family, source: Source, tied: bool) -> NamedSource:

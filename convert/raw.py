@@ -14,9 +14,12 @@ def read_numbers(path: Path, dtype: np.dtype[Any], count: int, start: int) -> np
     """`count` numbers from byte `start` on, [count].
 
     Raises:
-      TaskVecError: the file has become shorter since it was found to hold them.
+      TaskVecError: the file has become shorter since it was found to hold them, or is gone.
     """
-    numbers = np.fromfile(path, dtype, count, offset=start)
+    try:
+        numbers = np.fromfile(path, dtype, count, offset=start)
+    except OSError as error:
+        raise TaskVecError(f"{path}: cannot be read ({error.strerror or error})") from None
     if numbers.size != count:
         raise TaskVecError(f"{path}: became shorter while it was read; fetch it again")
     return numbers

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -63,6 +63,10 @@ class Source(Protocol):
 
     def dtypes(self) -> Mapping[str, str]:
         """Name -> NumPy's name of the dtype that `read` gives."""
+        ...
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """Refuses if the files contradict one another about these tensors; others do not count."""
         ...
 
     def read(self, name: str) -> np.ndarray:

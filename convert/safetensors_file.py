@@ -36,6 +36,17 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_OTHER = {  # types of the format that hold quantised weights, or no weights of a language model
+    "F8_E4M3": "FP8",
+    "F8_E5M2": "FP8",
+    "F8_E4M3FNUZ": "FP8",
+    "F8_E5M2FNUZ": "FP8",
+    "F8_E8M0": "scales of MX blocks",
+    "F6_E2M3": "FP6",
+    "F6_E3M2": "FP6",
+    "F4": "FP4",
+    "C64": "complex numbers",
+}
 
 
 class Entry(NamedTuple):
@@ -56,7 +67,8 @@ def read_header(path: Path) -> dict[str, Entry]:
     """Name -> entry of every tensor of a file.
 
     Raises:
-      TaskVecError: the file is not a whole and consistent safetensors file.
+      TaskVecError: the file is not a whole and consistent safetensors file, or its tensors are of
+        a type that is not read, such as FP8.
     """
     try:
         size = path.stat().st_size
@@ -65,11 +77,48 @@ def read_header(path: Path) -> dict[str, Entry]:
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
+        _refuse_other_types(path, header)
         return _entries(header, 8 + length, size)
+    except TaskVecError:  # whole, and of other types
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise TaskVecError(
             f"{path}: not a whole safetensors file ({error}); fetch it again"
         ) from None
+
+
+class SafetensorsFile:
+    """The named tensors of one file.
+
+    Attributes:
+      path: where it is.
+      entries: name -> where the tensor lies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads names and shapes.
+
+        Raises:
+          TaskVecError: as `read_header`.
+        """
+        self.path = path
+        self.entries = read_header(path)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the dtype it is stored in."""
+        return read_tensor(self.path, self.entries[name])
+
+
+def _refuse_other_types(path: Path, header: Any) -> None:
+    """Quantised weights are named as such: the file is whole, only not one for this reader."""
+    for name, value in header.items() if isinstance(header, dict) else ():
+        kind = value.get("dtype") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind in _OTHER:
+            raise TaskVecError(
+                f"{path}: tensor {name!r} has dtype {kind!r} ({_OTHER[kind]}), which is not"
+                f" supported; allowed: {', '.join(_DTYPES)}. Quantised weights are not read: use"
+                " the original weights of this model, in 16 or 32 bits"
+            )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -142,7 +191,8 @@ def write(
       tensors: (name, shape, function that makes the tensor).
 
     Raises:
-      TaskVecError: the file cannot be written.
+      OSError: the file cannot be written; what is there of it is not complete.
+      TaskVecError: a tensor is not what it was said to be.
     """
     dtype, tensors = np.dtype(dtype), list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
@@ -152,17 +202,12 @@ def write(
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, shape, make in tensors:
-                tensor = make()
-                if tensor.shape != tuple(shape) or tensor.dtype != dtype:
-                    raise TaskVecError(
-                        f"{name} is {tensor.dtype} {tensor.shape}, expected {dtype} {shape}"
-                    )
-                file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-    except OSError as error:
-        raise TaskVecError(
-            f"{path}: cannot be written ({error.strerror}); choose another directory"
-        ) from None
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape, make in tensors:
+            tensor = make()
+            if tensor.shape != tuple(shape) or tensor.dtype != dtype:
+                raise TaskVecError(
+                    f"{name} is {tensor.dtype} {tensor.shape}, expected {dtype} {shape}"
+                )
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

@@ -1,23 +1,34 @@
 """Where tensors come from, one at a time: safetensors, GGUF, and torch's .bin and .pth files.
 
-open_source(path) -> SafetensorsSource | TorchSource | MetaSource | GGUFSource
+open_weights(directory) -> DirectorySource; MetaSource(directory); GGUFSource(path)
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert import gguf_file, safetensors_file
+from convert import gguf_file, gguf_parts
 from convert.rules import Shapes
+from convert.safetensors_file import SafetensorsFile
 from convert.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
 
+INDEX = ".index.json"
+WEIGHTS = (  # the order in which transformers looks for them
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+)
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+_OTHER_FORMS = {".gguf", ".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack"}
 MAX_JSON = 64 << 20  # a config or an index of more bytes than this is not one
 
 
@@ -38,133 +49,131 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _files(directory: Path, single: str) -> tuple[list[Path], dict[str, str] | None]:
-    """The files of a checkpoint, and its index (tensor -> file name) if it has one.
+def _files(directory: Path, name: str) -> tuple[list[Path], dict[str, str] | None]:
+    """The files of a checkpoint, and its index (tensor -> file name) if `name` is one.
 
     Raises:
       TaskVecError: a wrong index, or a file that is not there.
     """
-    index = directory / f"{single}.index.json"
-    weight_map = None
-    names = [single]
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise TaskVecError(f"{index}: has no weight_map; fetch it again")
-        for name in weight_map.values():
-            if not isinstance(name, str) or Path(name).name != name:
-                raise TaskVecError(
-                    f"{index}: names the file {name!r}; allowed: files of its own directory"
-                )
-        names = sorted(set(weight_map.values()))
-    if missing := [name for name in names if not (directory / name).is_file()]:
+    if not name.endswith(INDEX):
+        return [directory / name], None
+    index = directory / name
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise TaskVecError(f"{index}: has no weight_map; fetch it again")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise TaskVecError(
+                f"{index}: names the file {file!r}; allowed: files of its own directory"
+            )
+    names = sorted(set(weight_map.values()))
+    if missing := [file for file in names if not (directory / file).is_file()]:
         raise TaskVecError(
             f"{directory}: {', '.join(missing[:4])} not there ({len(missing)} of {len(names)}"
-            " files of the index); the download is not complete, fetch it again"
+            f" files of {name}); the download is not complete, fetch it again"
         )
-    return [directory / name for name in names], weight_map
+    return [directory / file for file in names], weight_map
 
 
-def _check_index(directory: Path, found: Mapping[str, Path], index: dict[str, str] | None) -> None:
-    """Every tensor lies in the file that the index names, and nowhere else."""
-    if index is None:
-        return
-    wrong = sorted(set(index) ^ set(found))
-    wrong += sorted(name for name in set(index) & set(found) if found[name].name != index[name])
-    if wrong:
-        raise TaskVecError(
-            f"{directory}: its index and its files disagree about {', '.join(wrong[:6])}"
-            f" ({len(wrong)} tensors); they are of different downloads, fetch both again"
-        )
+class DirectorySource:
+    """The weights of a Hugging Face directory: one file, or the shards that an index names.
 
+    Which tensors are used is known only when the config is read: `check_used` looks then for what
+    the index or a second file says differently of those, and of no others.
+    """
 
-class SafetensorsSource:
-    """model.safetensors of a directory, or the shards that its index names."""
+    def __init__(self, directory: Path, name: str) -> None:
+        """Reads names and shapes.
 
-    SINGLE = "model.safetensors"
+        Args:
+          directory: where the files are.
+          name: of the single file, or of the index.
 
-    def __init__(self, directory: Path) -> None:
+        Raises:
+          TaskVecError: a file is missing or damaged.
+        """
         self.where = str(directory)
-        self.files, index = _files(directory, self.SINGLE)
-        self._places: dict[str, Path] = {}
-        self._entries: dict[str, safetensors_file.Entry] = {}
+        self.files, self._index = _files(directory, name)
+        self._shards: dict[str, SafetensorsFile | TorchFile] = {}
+        self._twice: set[str] = set()
         for path in self.files:
-            for name, entry in safetensors_file.read_header(path).items():
-                if name in self._entries:
-                    raise TaskVecError(f"{directory}: tensor {name} is in two files")
-                self._entries[name], self._places[name] = entry, path
-        _check_index(directory, self._places, index)
+            kind = SafetensorsFile if path.suffix == ".safetensors" else TorchFile
+            shard = kind(path)
+            self._twice |= self._shards.keys() & shard.entries.keys()
+            self._shards |= dict.fromkeys(shard.entries, shard)
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """Each of these tensors lies in the file that the index names, and nowhere else.
+
+        Raises:
+          TaskVecError: the files are of different downloads.
+        """
+        names = list(names)
+        if twice := [name for name in names if name in self._twice]:
+            raise TaskVecError(
+                f"{self.where}: tensor {twice[0]} is in two files ({len(twice)} tensors are);"
+                " they are of different downloads, fetch them again"
+            )
+        if self._index is None:
+            return
+        wrong = [n for n in names if self._index.get(n) != self._shards[n].path.name]
+        if wrong:
+            raise TaskVecError(
+                f"{self.where}: its index and its files disagree about {', '.join(wrong[:6])}"
+                f" ({len(wrong)} tensors); they are of different downloads, fetch both again"
+            )
 
     def shapes(self) -> Shapes:
         """See `rules.Source`."""
-        return {name: entry.shape for name, entry in self._entries.items()}
+        return {name: shard.entries[name].shape for name, shard in self._shards.items()}
 
     def dtypes(self) -> dict[str, str]:
         """See `rules.Source`."""
-        return {name: entry.dtype.name for name, entry in self._entries.items()}
+        return {name: shard.entries[name].dtype.name for name, shard in self._shards.items()}
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
-        return safetensors_file.read_tensor(self._places[name], self._entries[name])
+        return self._shards[name].read(name)
 
 
 class GGUFSource:
-    """A GGUF file, dequantised tensor by tensor with the `gguf` package.
+    """A GGUF file, or all parts of a split one, dequantised tensor by tensor by the `gguf` package.
 
     Attributes:
       meta: metadata key -> plain value.
     """
 
     def __init__(self, path: Path) -> None:
+        """Reads metadata, names and shapes.
+
+        Args:
+          path: the file; of a split one any part, beside all the others.
+
+        Raises:
+          TaskVecError: a part is damaged, missing, or of another model.
+        """
         self.where = str(path)
-        self.files = [path]
-        self.meta, self._entries = gguf_file.read_header(path)
+        self.files, self.meta, self._entries = gguf_parts.read_headers(path)
 
     def shapes(self) -> Shapes:
         """See `rules.Source`."""
-        return {name: entry.shape for name, entry in self._entries.items()}
+        return {name: entry.shape for name, (_, entry) in self._entries.items()}
 
     def dtypes(self) -> dict[str, str]:
         """See `rules.Source`."""
         plain = gguf_file.PLAIN
         return {
             name: plain[entry.kind.name].name if entry.kind.name in plain else "float32"
-            for name, entry in self._entries.items()
+            for name, (_, entry) in self._entries.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
-        """See `rules.Source`."""
-        return gguf_file.read_tensor(self.files[0], name, self._entries[name])
-
-
-class TorchSource:
-    """pytorch_model.bin of a directory, or the shards that its index names."""
-
-    SINGLE = "pytorch_model.bin"
-
-    def __init__(self, directory: Path) -> None:
-        self.where = str(directory)
-        self.files, index = _files(directory, self.SINGLE)
-        self._places: dict[str, TorchFile] = {}
-        for path in self.files:
-            file = TorchFile(path)
-            for name in file.entries:
-                if name in self._places:
-                    raise TaskVecError(f"{directory}: tensor {name} is in two files")
-                self._places[name] = file
-        _check_index(directory, {name: file.path for name, file in self._places.items()}, index)
-
-    def shapes(self) -> Shapes:
-        """See `rules.Source`."""
-        return {name: file.entries[name].shape for name, file in self._places.items()}
-
-    def dtypes(self) -> dict[str, str]:
-        """See `rules.Source`."""
-        return {name: file.entries[name].dtype.name for name, file in self._places.items()}
+    def check_used(self, names: Iterable[str]) -> None:
+        """See `rules.Source`: all tensors were looked at when the headers were read."""
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
-        return self._places[name].read(name)
+        path, entry = self._entries[name]
+        return gguf_file.read_tensor(path, name, entry)
 
 
 class MetaSource:
@@ -220,6 +229,9 @@ class MetaSource:
         """See `rules.Source`."""
         return {name: entry.dtype.name for name, entry in self._first.items()}
 
+    def check_used(self, names: Iterable[str]) -> None:
+        """See `rules.Source`: all tensors were looked at when the headers were read."""
+
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
         parts = [shard.read(name) for shard in self._shards]
@@ -231,16 +243,53 @@ class MetaSource:
         return parts[0]
 
 
-def open_weights(directory: Path) -> SafetensorsSource | TorchSource:
-    """The weights of a Hugging Face directory; safetensors where there is a choice.
+def open_weights(directory: Path, named: str | None = None) -> DirectorySource:
+    """The weights of a Hugging Face directory, chosen among several as transformers chooses.
+
+    Args:
+      directory: where they are.
+      named: the file that config.json names in `transformers_weights`; None: the first that is
+        there of model.safetensors, its index, pytorch_model.bin, its index.
 
     Raises:
       TaskVecError: there are none, or damaged ones.
     """
-    for kind in (SafetensorsSource, TorchSource):
-        if any((directory / (kind.SINGLE + end)).is_file() for end in ("", ".index.json")):
-            return kind(directory)
+    if shards := [p.name for p in sorted(directory.iterdir()) if _DISTRIBUTED.fullmatch(p.name)]:
+        raise TaskVecError(
+            f"{directory}: holds a distributed checkpoint ({shards[0]} and so on), which"
+            " transformers reads before all other weights and this reader does not; save the model"
+            " once more in one piece, or remove those files"
+        )
+    if named is not None:
+        plain = Path(named).name == named and named.endswith(
+            (".safetensors", f".safetensors{INDEX}")
+        )
+        if not plain or not (directory / named).is_file():
+            raise TaskVecError(
+                f"{directory}: config.json names the weights {named[:80]!r} (transformers_weights);"
+                " allowed: a .safetensors file, or an index of such files, of its own directory"
+            )
+        return DirectorySource(directory, named)
+    for name in WEIGHTS:
+        if (directory / name).is_file():
+            return DirectorySource(directory, name)
     raise TaskVecError(
         f"{directory}: no weights here; a Hugging Face directory needs model.safetensors or"
-        " pytorch_model.bin, or an index (.index.json) with every file it names"
+        f" pytorch_model.bin, or an index (.index.json) with every file it names"
+        + other_forms(directory)
     )
+
+
+def other_forms(directory: Path) -> str:
+    """What is there of weights in another form, as the end of a message; "" if nothing."""
+    if not directory.is_dir():
+        return ""
+    others = [p.name for p in sorted(directory.iterdir()) if p.suffix in _OTHER_FORMS]
+    if not others:
+        return ""
+    shown = ", ".join(others[:4]) + (" ..." if len(others) > 4 else "")
+    if any(name.endswith(".gguf") for name in others):
+        return (
+            f". Here are {shown}: give a .gguf file by its own path, --model={directory}/NAME.gguf"
+        )
+    return f". Here are {shown}: weights under other names or in other formats are not looked at"

@@ -14,6 +14,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,10 @@ _ALLOWED = frozenset(
     " APPENDS SETITEM SETITEMS NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT"
     " BINUNICODE SHORT_BINUNICODE GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT"
     " MEMOIZE BINGET LONG_BINGET".split()
+)
+# What builds tensors of other types: float8 and the like are saved by _rebuild_tensor_v3.
+_OTHER_TYPE = re.compile(
+    r"^torch\._utils\._rebuild_(tensor_v3|qtensor)$|^torch\.(float8|float4|Q[IU])|^bitsandbytes\."
 )
 _MEMO = frozenset({"BINPUT", "LONG_BINPUT"})  # whose argument is a place that memory is made for
 
@@ -156,33 +161,12 @@ def _read_names(archive: zipfile.ZipFile) -> dict[str, Entry]:
             instruction.name in _MEMO and isinstance(argument, int) and argument > len(data)
         ):
             raise ValueError(f"its pickle has the instruction {instruction.name} {argument}"[:100])
-    found = _Names(io.BytesIO(data)).load()
+    found = _Names(io.BytesIO(data), archive, root).load()
     if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(entry, Entry) for name, entry in found.items()
+        type(name) is str and type(entry) is Entry for name, entry in found.items()
     ):
         raise ValueError("it holds something else than named tensors")
-    entries = {
-        name: entry._replace(storage=f"{root}data/{entry.storage}") for name, entry in found.items()
-    }
-    for name, entry in entries.items():
-        _check(archive, name, entry)
-    return entries
-
-
-def _check(archive: zipfile.ZipFile, name: str, entry: Entry) -> None:
-    places = (entry.offset, *entry.shape, *entry.strides)
-    if len(entry.shape) != len(entry.strides) or len(entry.shape) > MAX_AXES:
-        raise ValueError(f"tensor {name!r} has shape {entry.shape} and strides {entry.strides}")
-    if any(type(n) is not int or n < 0 for n in places):
-        raise ValueError(f"tensor {name!r} has shape {entry.shape} at {entry.offset}")
-    info = archive.getinfo(entry.storage)
-    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise ValueError(f"the numbers of tensor {name!r} are compressed")
-    if type(entry.numbers) is not int or entry.numbers * entry.dtype.itemsize != info.file_size:
-        raise ValueError(f"tensor {name!r} has {entry.numbers} numbers in {info.file_size} bytes")
-    # A stride of 0 would make much out of little.
-    if max(entry.offset + _reach(entry), math.prod(entry.shape)) > entry.numbers:
-        raise ValueError(f"tensor {name!r} of shape {entry.shape} has {entry.numbers} numbers")
+    return dict(found)
 
 
 def _start_of(archive: zipfile.ZipFile, record: str) -> int:
@@ -206,8 +190,17 @@ class _Storage(NamedTuple):
     numbers: int
 
 
+class _Kind(NamedTuple):
+    """A storage class of torch: torch.FloatStorage and the like."""
+
+    dtype: np.dtype[Any]
+
+
 class _Named(dict[str, Any]):
     """An OrderedDict, whose attributes (`_metadata` of a state_dict) are not looked at."""
+
+    def __setstate__(self, state: Any) -> None:
+        _demand(isinstance(state, dict), "an OrderedDict")
 
 
 class _Call:
@@ -221,39 +214,88 @@ class _Call:
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
 
+    def __setstate__(self, state: Any) -> None:
+        del state
+        _demand(False, "a function")
+
 
 def _ordered() -> _Named:
     return _Named()
 
 
+def _is_natural(value: Any) -> bool:
+    """Whether a value is a whole number from 0 that torch and NumPy can hold; True is none."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _are_naturals(value: Any) -> bool:
+    return type(value) is tuple and all(map(_is_natural, value))
+
+
+def _demand(fulfilled: bool, what: str) -> None:
+    """Refuses a pickle unless what it says is as torch writes it."""
+    if not fulfilled:
+        raise pickle.UnpicklingError(f"it holds {what} that is not described as torch does")
+
+
 def _tensor(
-    storage: _Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    requires_grad: bool,
-    hooks: _Named,
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any,
+    hooks: Any,
     metadata: Any = None,
 ) -> Entry:
-    del metadata
-    kinds = (_Storage, int, tuple, tuple, bool, _Named)
-    given = (storage, offset, shape, strides, requires_grad, hooks)
-    if not all(isinstance(value, kind) for value, kind in zip(given, kinds, strict=True)):
-        raise pickle.UnpicklingError("a tensor that is not described as torch does")
-    return Entry(storage.dtype, shape, storage.record, storage.numbers, offset, strides)
+    """torch._utils._rebuild_tensor_v2, with every argument checked for its type and range."""
+    _demand(
+        type(storage) is _Storage
+        and _is_natural(offset)
+        and _are_naturals(shape)
+        and _are_naturals(strides)
+        and type(requires_grad) is bool
+        and type(hooks) is _Named
+        and not hooks
+        and (metadata is None or (isinstance(metadata, dict) and not metadata)),
+        "a tensor",
+    )
+    entry = Entry(storage.dtype, shape, storage.record, storage.numbers, offset, strides)
+    if len(shape) != len(strides) or len(shape) > MAX_AXES:
+        raise ValueError(f"a tensor has shape {shape} and strides {strides}")
+    # A stride of 0 would make much out of little.
+    if max(offset + _reach(entry), math.prod(shape)) > storage.numbers:
+        raise ValueError(f"a tensor of shape {shape} at {offset} has {storage.numbers} numbers")
+    return entry
 
 
-def _parameter(tensor: Entry, *rest: Any) -> Entry:
-    del rest
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Entry:
+    """torch._utils._rebuild_parameter."""
+    _demand(
+        type(tensor) is Entry
+        and type(requires_grad) is bool
+        and type(hooks) is _Named
+        and not hooks,
+        "a parameter",
+    )
     return tensor
 
 
 class _Names(pickle.Unpickler):
     """Knows the words of torch.save, and no others."""
 
+    def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(file)
+        self._archive, self._root = archive, root
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
-            return name
+            return _Kind(_STORAGES[name])
+        if _OTHER_TYPE.search(f"{module}.{name}"):
+            raise TaskVecError(
+                f"{self._archive.filename}: holds tensors of a type that is not supported"
+                f" ({module}.{name}; FP8 or otherwise quantised); use the original weights of this"
+                " model, in 16 or 32 bits"
+            )
         known = {
             ("collections", "OrderedDict"): _ordered,
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -264,12 +306,23 @@ class _Names(pickle.Unpickler):
         return _Call(known[module, name])
 
     def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            raise pickle.UnpicklingError("it refers to something else than a storage")
-        _, kind, record, _, count = pid  # and the device it was on
-        if not (isinstance(kind, str) and kind in _STORAGES and isinstance(record, str)):
-            raise pickle.UnpicklingError("a storage without a type or a record")
-        return _Storage(_STORAGES[kind], record, count)
+        _demand(type(pid) is tuple and len(pid) == 5, "a storage")
+        parts: tuple[Any, ...] = pid
+        what, kind, record, device, numbers = parts
+        _demand(
+            what == "storage"
+            and type(kind) is _Kind
+            and type(record) is str
+            and type(device) is str
+            and _is_natural(numbers),
+            "a storage",
+        )
+        info = self._archive.getinfo(f"{self._root}data/{record}")
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"the numbers of record {record!r} are compressed")
+        if numbers * kind.dtype.itemsize != info.file_size:
+            raise ValueError(f"record {record!r} has {numbers} numbers in {info.file_size} bytes")
+        return _Storage(kind.dtype, info.filename, numbers)
 
 
 def _read_old(path: Path) -> dict[str, np.ndarray]:

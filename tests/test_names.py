@@ -267,7 +267,9 @@ def test_only_files_that_a_conversion_needs_are_fetched() -> None:
     old = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"]
     other = ["README.md", "original/consolidated.00.pth", "consolidated.safetensors", "tf_model.h5"]
     assert hub.wanted_files(small + shards + index + old + other) == small + shards + index
-    assert hub.wanted_files(small + old + other) == small + old
+    assert hub.wanted_files(small + old + other) == small + old[:1]  # as transformers chooses
+    both = ["model.safetensors", *shards, *index]
+    assert hub.wanted_files(small + both) == [*small, "model.safetensors"]
     assert hub.wanted_files(small + other) == []
 
 
