@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import tokenizers as hf_tokenizers
 
-from convert import gptj, llama, pythia, rules, tokenizers
-from convert.family import Family
-from convert.rules import Place, Share, Source
-from convert.sources import GGUFSource, MetaSource, open_weights, read_json
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
+
+from . import gptj, llama, pythia, rules, tokenizers
+from .family import Family
+from .rules import Place, Share, Source
+from .sources import GGUFSource, MetaSource, open_weights, read_json
 
 HF_FAMILIES: dict[str, Family] = {  # model_type of config.json ->
     "llama": llama.FAMILY,

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from convert.rules import Rule, Source
 from taskvec_jax.config import DecoderConfig
+
+from .rules import Rule, Source
 
 
 class Family(NamedTuple):

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from convert.sources import open_weights
 from taskvec_jax.errors import TaskVecError
+
+from .sources import open_weights
 
 _SMALL = re.compile(
     r"config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json|vocab\.json|merges\.txt"

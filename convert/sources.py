@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from convert import gguf_file, safetensors_file
-from convert.rules import Shapes
-from convert.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
+
+from . import gguf_file, safetensors_file
+from .rules import Shapes
+from .torch_file import TorchFile
 
 MAX_JSON = 64 << 20  # a config or an index of more bytes than this is not one
 

@@ -13,9 +13,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from convert.sentencepiece_file import Piece, PieceKind, SentencePiece, read_sentencepiece
-from convert.tiktoken_file import is_tiktoken, read_tiktoken
 from taskvec_jax.errors import TaskVecError
+
+from .sentencepiece_file import Piece, PieceKind, SentencePiece, read_sentencepiece
+from .tiktoken_file import is_tiktoken, read_tiktoken
 
 _LLAMA_3_SPECIALS = 256
 _LLAMA_3_SPECIAL = {
@@ -82,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 def _adds_bos(directory: Path) -> bool:
     """What tokenizer_config.json says; LLaMA's tokenizer adds BOS where it says nothing."""
-    from convert.sources import read_json
+    from .sources import read_json
 
     path = directory / "tokenizer_config.json"
     value = read_json(path).get("add_bos_token") if path.is_file() else None
