@@ -12,20 +12,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert import beside, gptj, llama, names, pythia, rules, tokenizers
-from convert.family import Family
-from convert.rules import Place, Share, Source
-from convert.sources import (
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.decoder import Params
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.tokenizer import Backend
+
+from . import beside, gptj, llama, names, pythia, rules, tokenizers
+from .family import Family
+from .rules import Place, Share, Source
+from .sources import (
     GGUFSource,
     MetaSource,
     open_weights,
     other_forms,
     read_json,
 )
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tokenizer import Backend
 
 HF_FAMILIES: dict[str, Family] = {  # model_type of config.json ->
     "llama": llama.FAMILY,

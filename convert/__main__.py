@@ -18,11 +18,12 @@ import jax
 from absl import flags
 
 import taskvec_jax.checkpoint as checkpoint
-from convert import command
-from convert.command import FLAGS, console
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import checkpoint_path, convert_model, from_hub_or_wheel
 from taskvec_jax.plan import PLANNED_BATCH, describe, plan_lines
+
+from . import command
+from .command import FLAGS, console
 
 
 def target() -> Path:
@@ -62,7 +63,7 @@ def main() -> None:
         f" {manifest['weights_sha256'][:16]}"
     )
     if FLAGS.verify:
-        from convert import verify  # torch, where it is installed, is slow to import
+        from . import verify  # torch, where it is installed, is slow to import
 
         verify.report(str(out), FLAGS.dtype or "bfloat16")
 

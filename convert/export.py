@@ -22,14 +22,15 @@ import jax.numpy as jnp
 from absl import flags
 
 import taskvec_jax.checkpoint as checkpoint
-from convert import HF_FAMILIES, command, safetensors_file
-from convert.family import Family
-from convert.rules import from_tree
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
 from taskvec_jax.tokenizer import Tokenizer
+
+from . import HF_FAMILIES, command, safetensors_file
+from .family import Family
+from .rules import from_tree
 
 FAMILIES: dict[str, Family] = {  # family of our config ->
     "llama": HF_FAMILIES["llama"],

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from convert.rules import Rule, Source
 from taskvec_jax.config import DecoderConfig
+
+from .rules import Rule, Source
 
 
 class Family(NamedTuple):

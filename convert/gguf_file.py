@@ -17,8 +17,9 @@ import ml_dtypes
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from convert.raw import read_numbers
 from taskvec_jax.errors import TaskVecError
+
+from .raw import read_numbers
 
 _SCALARS = {  # value type -> struct format
     0: "<B",

@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from convert.gguf_file import Entry, read_header
 from taskvec_jax.errors import TaskVecError
+
+from .gguf_file import Entry, read_header
 
 Located = dict[str, tuple[Path, Entry]]  # tensor -> the file it is in, and where
 NO, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"

@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from convert.family import Family
-from convert.keys import KeyReader
-from convert.pythia import GELUS
-from convert.rules import (
+from taskvec_jax.config import DecoderConfig
+
+from .family import Family
+from .keys import KeyReader
+from .pythia import GELUS
+from .rules import (
     Rule,
     heads_in,
     heads_out,
@@ -20,7 +22,6 @@ from convert.rules import (
     unsame,
     untransposed,
 )
-from taskvec_jax.config import DecoderConfig
 
 # Buffers that old releases wrote beside the weights.
 _IGNORED = re.compile(r"attn\.(masked_)?bias$|attn\.embed_positions$")

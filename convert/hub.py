@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from convert.beside import refuse_adapter_files
-from convert.sources import INDEX, WEIGHTS, open_weights
 from taskvec_jax.errors import TaskVecError
+
+from .beside import refuse_adapter_files
+from .sources import INDEX, WEIGHTS, open_weights
 
 _SMALL = re.compile(
     r"config\.json|adapter_config\.json|tokenizer[^/]*\.(json|model)|added_tokens\.json"

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from convert.config_keys import READ, ROPE_READ, TRANSFORMERS
 from taskvec_jax.config import RopeScaling
 from taskvec_jax.errors import TaskVecError
+
+from .config_keys import READ, ROPE_READ, TRANSFORMERS
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.family import Family
-from convert.keys import KeyReader, Rope, rope_to_hf
-from convert.rules import (
+from taskvec_jax.config import DecoderConfig, RopeScaling
+from taskvec_jax.errors import TaskVecError
+
+from .family import Family
+from .keys import KeyReader, Rope, rope_to_hf
+from .rules import (
     Rule,
     Shapes,
     Source,
@@ -25,8 +28,6 @@ from convert.rules import (
     unsame,
     untransposed,
 )
-from taskvec_jax.config import DecoderConfig, RopeScaling
-from taskvec_jax.errors import TaskVecError
 
 # Buffers; rope_freqs.weight of GGUF is read with the config.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")

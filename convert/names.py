@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from convert.family import Family
-from convert.rules import Shapes, Source
 from taskvec_jax.errors import TaskVecError
+
+from .family import Family
+from .rules import Shapes, Source
 
 _WRAPPERS = {  # prefix -> who puts it there
     "module.": "DataParallel or DistributedDataParallel",

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.family import Family
-from convert.keys import KeyReader, Rope, rope_to_hf
-from convert.llama import gguf_always, gguf_rope_scaling
-from convert.rules import (
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.errors import TaskVecError
+
+from .family import Family
+from .keys import KeyReader, Rope, rope_to_hf
+from .llama import gguf_always, gguf_rope_scaling
+from .rules import (
     Rule,
     Source,
     heads_in,
@@ -21,8 +24,6 @@ from convert.rules import (
     unsame,
     untransposed,
 )
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.errors import TaskVecError
 
 # Buffers that old releases wrote beside the weights.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|attention\.(masked_)?bias$|^rope_freqs\.weight$")

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from convert.raw import read_numbers
 from taskvec_jax.errors import TaskVecError
+
+from .raw import read_numbers
 
 MAX_HEADER = 100_000_000  # the limit of the format's own library
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from convert import gguf_file, gguf_parts
-from convert.rules import Shapes
-from convert.safetensors_file import SafetensorsFile
-from convert.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
+
+from . import gguf_file, gguf_parts
+from .rules import Shapes
+from .safetensors_file import SafetensorsFile
+from .torch_file import TorchFile
 
 INDEX = ".index.json"
 WEIGHTS = (  # the order in which transformers looks for them

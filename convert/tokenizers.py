@@ -16,8 +16,6 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from convert.sentencepiece_file import Piece, PieceKind, Settings, model_of
-from convert.tiktoken_file import is_tiktoken, read_tiktoken
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sentencepieces import (
     CONFIG,
@@ -29,6 +27,9 @@ from taskvec_jax.sentencepieces import (
     token_text,
 )
 from taskvec_jax.tokenizer import FILE, Backend
+
+from .sentencepiece_file import Piece, PieceKind, Settings, model_of
+from .tiktoken_file import is_tiktoken, read_tiktoken
 
 _log = logging.getLogger(__name__)
 _LLAMA_3_SPECIALS = 256

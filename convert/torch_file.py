@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from convert.raw import read_numbers
 from taskvec_jax.errors import TaskVecError
+
+from .raw import read_numbers
 
 MAX_PICKLE = 16 << 20  # bytes; those of real checkpoints are below 1 MB
 MAX_AXES = 8

