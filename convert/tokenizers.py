@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from convert.sentencepiece_file import Piece, PieceKind, SentencePiece, read_sentencepiece
 from convert.tiktoken_file import is_tiktoken, read_tiktoken
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line
 
 _LLAMA_3_SPECIALS = 256
 _LLAMA_3_SPECIAL = {
@@ -45,7 +45,7 @@ def from_directory(directory: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # transformers raises many kinds for a missing or broken file
         raise TaskVecError(
             f"{directory}: no tokenizer can be read from it ({type(error).__name__}:"
-            f" {_first_line(error)}); put the model's tokenizer.json beside the weights"
+            f" {first_line(error)}); put the model's tokenizer.json beside the weights"
         ) from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
@@ -74,10 +74,6 @@ def from_meta_directory(directory: Path) -> tokenizers.Tokenizer:
     raise TaskVecError(
         f"{directory}: no tokenizer.model here or in the directory above; put Meta's there"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _adds_bos(directory: Path) -> bool:
@@ -282,7 +278,7 @@ def from_gguf(meta: Mapping[str, Any], where: str) -> tokenizers.Tokenizer:
         )
     except Exception as error:  # tokenizers raises bare Exception for a bad vocabulary
         raise TaskVecError(
-            f"{where}: its tokenizer is damaged ({_first_line(error)}); fetch it again"
+            f"{where}: its tokenizer is damaged ({first_line(error)}); fetch it again"
         ) from None
     built = tokenizers.Tokenizer(bpe)
     if meta.get("general.architecture") == "gptneox":
