@@ -307,8 +307,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            "taskvec-jax": importlib.metadata.version("taskvec-jax"),
-            **{name: importlib.metadata.version(name) for name in packages},
+            **{name: _version(name) for name in ("taskvec-jax", *packages)},
         },
         "device": {
             "platform": device.platform,
@@ -328,6 +327,13 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
         "seconds": round(seconds, 3),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from its source tree
 
 
 def matmul_precision() -> str:

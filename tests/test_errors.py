@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ OUT_OF_MEMORY = [
 ]
 
 
-class Empty(Exception):
+class Empty(Exception):  # noqa: N818 (what it is)
     """Has no message."""
 
 
@@ -57,9 +58,9 @@ def test_no_handler_takes_the_first_line_in_its_own_way() -> None:
             if path.name == "errors.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and "splitlines" in ast.unparse(node.func):
-                    if "str(" in ast.unparse(node.func):
-                        wrong.append(f"{path.name}:{node.lineno}")
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if "splitlines" in called and "str(" in called:
+                    wrong.append(f"{path.name}:{node.lineno}")
     assert wrong == []
 
 
@@ -85,8 +86,6 @@ def test_out_of_memory_is_recognised_in_whatever_it_is_wrapped() -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    import dataclasses
-
     path = tmp_path_factory.mktemp("saved") / "model"
     config = dataclasses.replace(LLAMA, vocab_size=tokenizer.vocab_size, num_layers=1)
     manifest = {"weights_sha256": "0"}
@@ -159,8 +158,8 @@ def test_training_state_and_torch_files_tell_memory_from_damage(tmp_path, monkey
 
 
 def test_weights_that_do_not_fit_a_device_are_refused_in_one_line() -> None:
-    with pytest.raises(TaskVecError, match=r"llama-65b: out of memory .*--weights=int8"):
-        with loading._memory("llama-65b"):
-            raise OUT_OF_MEMORY[3]
+    said = pytest.raises(TaskVecError, match=r"llama-65b: out of memory .*--weights=int8")
+    with said, loading._memory("llama-65b"):
+        raise OUT_OF_MEMORY[3]
     with pytest.raises(jax.errors.JaxRuntimeError), loading._memory("llama-65b"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -38,7 +38,7 @@ OTHER: dict[str, dict[str, Any]] = {  # what a run may differ in -> how it then 
     "seed": {"seed": 7},
     "num_prompts": {"num_prompts": 8},
     "num_demonstrations": {"num_demonstrations": 3},
-    "num_dummy_queries": {"num_dummy_queries": 2},
+    "num_dummy_queries": {"num_dummy_queries": 3},
     "short_num_demonstrations": {"short_num_demonstrations": 5},
     "task_data": {"task_data": "/data"},
     "task_file": {"task_file": "/own.py"},
@@ -96,8 +96,8 @@ def test_runs_that_differ_in_anything_are_told_apart(name: str, tmp_path: Path) 
     found = compare([first, second])
     ours = [label for label, model in found["models"].items() if model["ours"]]
     assert len(ours) == 2  # a row each
-    assert str(other[name])[:8] in ours[1]
-    assert str(other[name])[:8] not in ours[0]
+    assert identity.say(name, other) in ours[1]
+    assert identity.say(name, other) not in ours[0]
     shown = {row[0].text for row in section(found).tables[0].rows}
     assert set(ours) < shown
     # Neither of them may lie beside the other.
