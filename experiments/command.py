@@ -285,19 +285,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _say_replaced(path: Path, value: Any) -> None:
-    """One line where a result of other tasks, or of other settings of its experiment, goes."""
+    """One line where a result of other tasks, of other settings of its experiment, or a comparison
+    of other models is replaced."""
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        new = value["settings"]
+        before, now = json.loads(path.read_text(encoding="utf-8")), value
+        old, new = before.get("settings", {}), now.get("settings", {})
         names = [name for name in new if name != "batch_size" and old.get(name) != new[name]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if set(before.get("models", ())) != set(now.get("models", ())):
+            names.append("models")
+    except (OSError, ValueError, TypeError, AttributeError):
         return
     if names:
-        console.print(
-            f"{path}: replaces the result of other {', '.join(names)}; its finished units stay in"
-            " the journal",
-            markup=False,
-        )
+        console.print(f"{path}: replaces a result of other {', '.join(names)}", markup=False)
 
 
 def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:

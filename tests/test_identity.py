@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_experiments import task_scores
 
-from experiments import identity, main_results
+from experiments import command, identity, main_results
 from experiments.cross_models import compare, section
 from experiments.report import build
 from taskvec_jax.errors import TaskVecError
@@ -162,3 +162,12 @@ def test_files_that_are_no_results_do_not_stand_in_the_way(tmp_path: Path) -> No
     (tmp_path / "cross_models.json").write_text(json.dumps(compare([tmp_path])))
     assert set(identity.results_in(tmp_path)) == {"main_results.json"}
     identity.check_directory(tmp_path, RUN)
+
+
+def test_what_replaces_a_result_of_other_tasks_says_so(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "main_results.json"
+    for tasks, said in ((["a"], ""), (["a"], ""), (["a", "b"], "replaces a result of other tasks")):
+        command.write_json(path, {"settings": {"tasks": tasks, "batch_size": len(said)}})
+        assert said in (printed := capsys.readouterr().out)
+        assert bool(printed) == bool(said)
+        assert json.loads(path.read_text())["settings"]["tasks"] == tasks
