@@ -1,6 +1,7 @@
 """Converts a model once, so that every later run restores it without its source.
 
     python -m convert --model=llama-7b                        checkpoints/llama-7b
+    python -m convert --model=runA/final                      checkpoints/final-<hash of the path>
     python -m convert --model=EleutherAI/pythia-70m --revision=step1000
     python -m convert --model=PATH --out=DIRECTORY --dtype=bfloat16 --verify
     python -m convert --model=llama-30b --plan                numbers only, no network
@@ -27,12 +28,15 @@ from .command import FLAGS, console
 
 
 def target() -> Path:
-    """Where the converted model goes: --out, or under its name in the checkpoints directory."""
+    """Where the converted model goes: --out, or under its key in the checkpoints directory.
+
+    Raises:
+      TaskVecError: no such model.
+    """
     if FLAGS.out:
         return Path(FLAGS.out)
-    if from_hub_or_wheel(FLAGS.model, FLAGS.revision):
-        return checkpoint_path(FLAGS.model, FLAGS.revision)
-    return checkpoint_path(Path(FLAGS.model).absolute().name.removesuffix(".gguf"))
+    from_hub_or_wheel(FLAGS.model, FLAGS.revision)
+    return checkpoint_path(FLAGS.model, FLAGS.revision)
 
 
 def main() -> None:
@@ -72,7 +76,7 @@ if __name__ == "__main__":
     command.define_model_flags(None)
     command.define_mesh_flags()
     flags.DEFINE_string(
-        "out", None, "directory of the converted model; checkpoints/<name> when left out"
+        "out", None, "directory of the converted model; checkpoints/<key> when left out"
     )
     flags.DEFINE_bool("verify", False, "print the parity certificate afterwards")
     flags.DEFINE_bool("plan", False, "say what the model needs, and do nothing")

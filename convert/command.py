@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from taskvec_jax.config import DEFAULT_MODEL, DTYPES, DecoderConfig
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line
 from taskvec_jax.loading import Progress as Report
 from taskvec_jax.plan import choose_mesh, mesh_line
 from taskvec_jax.sharding import MeshShape, is_first_process, make_mesh, shape_of
@@ -131,7 +131,7 @@ def join_processes() -> None:
     try:
         jax.distributed.initialize(where, count, index)
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise TaskVecError(
             f"--coordinator={FLAGS.coordinator}: the processes did not meet ({reason}); start"
             " --num_processes of them, with ids from 0, at the same time"

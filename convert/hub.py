@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line
 
 from .beside import refuse_adapter_files
 from .sources import INDEX, WEIGHTS, open_weights
@@ -132,6 +132,25 @@ def fetch_config(repository: str, revision: str | None) -> Path:
         raise _unreachable(_say(repository, revision), error) from None
 
 
+def cached_snapshot(repository: str, revision: str | None) -> Path | None:
+    """The directory, named by its commit, that the hub's cache has for a revision; None: none.
+
+    Only the cache is looked at, and what it holds need not be whole.
+
+    Args:
+      repository, revision: as for `fetch`.
+    """
+    from huggingface_hub import constants  # slow to import
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / (revision or "main")).read_text().strip()
+    except OSError:
+        return None
+    found = folder / "snapshots" / commit
+    return found if commit and found.is_dir() else None
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without a network the hub's client warns of every retry, twice; our one line says it all."""
@@ -150,9 +169,8 @@ def _say(repository: str, revision: str | None) -> str:
 
 
 def _unreachable(what: str, error: Exception) -> TaskVecError:
-    reason = (str(error).strip().splitlines() or [""])[0][:200]
     return TaskVecError(
         f"{what} is not on this machine and cannot be fetched from the Hugging Face hub"
-        f" ({type(error).__name__}: {reason}); connect once (and accept its licence if it is"
-        " gated), or copy its directory here and give it with --model=PATH"
+        f" ({type(error).__name__}: {first_line(str(error))}); connect once (and accept its licence"
+        " if it is gated), or copy its directory here and give it with --model=PATH"
     )

@@ -16,7 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line
 from taskvec_jax.sentencepieces import (
     CONFIG,
     MODEL,
@@ -84,7 +84,7 @@ def _from_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise TaskVecError(
-            f"{path}: no tokenizer can be read from it ({_first_line(error)}); fetch it again"
+            f"{path}: no tokenizer can be read from it ({first_line(error)}); fetch it again"
         ) from None
     if backend.post_processor is not None and not isinstance(
         backend.post_processor, processors.ByteLevel
@@ -155,7 +155,7 @@ def _from_transformers(directory: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # transformers raises many kinds for a missing or broken file
         raise TaskVecError(
             f"{directory}: no tokenizer can be read from it ({type(error).__name__}:"
-            f" {_first_line(error)}); put the model's tokenizer.json beside the weights"
+            f" {first_line(error)}); put the model's tokenizer.json beside the weights"
         ) from None
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer) or not backend.encode("example:a->").ids:
@@ -223,10 +223,6 @@ def check_vocabulary(tokenizer: Backend, num_rows: int, where: str) -> None:
             f"{where}: the tokenizer has {within} tokens, the embedding {num_rows};"
             " the tokenizer belongs to another model"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def from_tiktoken(path: Path) -> tokenizers.Tokenizer:
@@ -383,7 +379,7 @@ def from_gguf(meta: Mapping[str, Any], where: str) -> Backend:
         )
     except Exception as error:  # tokenizers raises bare Exception for a bad vocabulary
         raise TaskVecError(
-            f"{where}: its tokenizer is damaged ({_first_line(error)}); fetch it again"
+            f"{where}: its tokenizer is damaged ({first_line(error)}); fetch it again"
         ) from None
     built = tokenizers.Tokenizer(bpe)
     if meta.get("general.architecture") == "gptneox":
@@ -473,6 +469,6 @@ def _sentencepiece_from_gguf(
         model = model_of(pieces, settings)
     except (ValueError, OverflowError) as error:  # of struct and of UTF-8 too
         raise TaskVecError(
-            f"{where}: its tokenizer is damaged ({_first_line(error)}); fetch it again"
+            f"{where}: its tokenizer is damaged ({first_line(error)}); fetch it again"
         ) from None
     return SentencePieces(model, bos, eos, where)

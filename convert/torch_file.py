@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 
 from .raw import read_numbers
 
@@ -110,7 +110,9 @@ class TorchFile:
         except TaskVecError:
             raise
         except Exception as error:  # zipfile and pickle raise many kinds for what is not theirs
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = first_line(error)
+            if is_out_of_memory(error):
+                raise TaskVecError(f"{path}: too little memory to read it ({reason})") from None
             raise TaskVecError(
                 f"{path}: not a whole torch file of plain tensors ({reason}); fetch it again"
             ) from None

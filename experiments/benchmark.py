@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import command, figures
+from experiments import command, figures, identity
 from experiments.command import FLAGS, console
 from experiments.memory import process_peak
 from taskvec_jax import sweep, task_vectors, work
@@ -569,7 +569,9 @@ def main() -> None:
         raise TaskVecError(f"unknown stage {unknown[0]!r}; allowed: {', '.join(STAGES)}")
     if FLAGS.repeats < 1:
         raise TaskVecError(f"repeats is {FLAGS.repeats}; it must be at least 1")
-    out = command.prepare_out(FLAGS.out)
+    run = {"dtypes": FLAGS.dtypes, **identity.of_settings(settings)}
+    name = f"random {FLAGS.shape}" if FLAGS.shape else FLAGS.model
+    out = command.prepare_out(FLAGS.out, {"model": name, **run})
     started = time.monotonic()
     by_dtype = {}
     for dtype in FLAGS.dtypes:
@@ -577,7 +579,9 @@ def main() -> None:
         print_table(dtype, by_dtype[dtype])
     model = load_model(DEFAULT_MODEL)
     result = {
-        "model": f"random {FLAGS.shape}" if FLAGS.shape else FLAGS.model,
+        "model": name,
+        "revision": None,
+        "run": run,
         "settings": {
             **dataclasses.asdict(settings),
             "tasks": [task.name for task in tasks],

@@ -19,10 +19,11 @@ from absl import flags
 
 from convert import command
 from convert.command import FLAGS, console, define_list, progress_bar
+from experiments import identity
 from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
-from taskvec_jax.loading import Model, cache_directory, from_hub_or_wheel, load_model
+from taskvec_jax.loading import Model, cache_directory, from_hub_or_wheel, load_model, model_key
 from taskvec_jax.plan import (
     GB,
     PLANNED_BATCH,
@@ -178,30 +179,81 @@ def run(main: Callable[[], None]) -> None:
     command.run(planned)
 
 
-def results_directory() -> Path:
-    """Where the results of the model go, made: --out, or results/<model>[@revision].
+FEWER_DEMONSTRATIONS = 4  # what the paper shows in conflicting tasks and geometry
+
+
+def short_demonstrations() -> int:
+    """Demonstrations of the experiments that show fewer, unless the user chose a number."""
+    chosen = FLAGS["num_demonstrations"].present
+    return FLAGS.num_demonstrations if chosen else FEWER_DEMONSTRATIONS
+
+
+def run_from_flags(model: str | None = None) -> identity.Identity:
+    """What the flags say of a run's identity, before any model is loaded.
+
+    Args:
+      model: another one than --model says, of no revision, or of many.
+    """
+    revision = None if model else FLAGS.revision
+    return {
+        "model": model or FLAGS.model,
+        "model_key": model_key(model or FLAGS.model, revision),
+        "revision": revision,
+        "dtype": FLAGS.dtype,
+        "quantization": identity.quantization(FLAGS.weights),
+        **identity.of_settings(
+            settings_from_flags(), short_demonstrations(), FLAGS.task_data, FLAGS.task_file
+        ),
+    }
+
+
+def results_name(run: identity.Identity) -> str:
+    """The default name of the directory that holds a run's results: `identity.directory_name`."""
+    return identity.directory_name(run, identity.of_settings(Settings(), FEWER_DEMONSTRATIONS))
+
+
+def results_directory(path: Path | None = None) -> Path:
+    """Where the results of the run go, made: `path`, --out, or results/<name of the run>.
 
     Raises:
-      TaskVecError: no such model (a misspelt name leaves nothing behind), or no leave to write.
+      TaskVecError: no such model (a misspelt name leaves nothing behind), the directory holds
+        results of another run, or it cannot be written.
     """
     from_hub_or_wheel(FLAGS.model, FLAGS.revision)
-    revision = f"@{FLAGS.revision.replace('/', '--')}" if FLAGS.revision else ""
-    return prepare_out(FLAGS.out or f"results/{Path(FLAGS.model).name}{revision}")
+    run = run_from_flags()
+    return prepare_out(str(path or FLAGS.out or Path("results", results_name(run))), run)
 
 
-def prepare_out(path: str) -> Path:
+def check_results(out: Path, model: Model) -> None:
+    """Refuses a directory with results of other weights, or another tokenizer, of the same name.
+
+    Raises:
+      TaskVecError: it says which file they are in.
+    """
+    with together():  # of several processes only the first one has the directory
+        loaded = {**identity.of_model(model), "tokenizer_sha256": model.tokenizer.sha256}
+        key = {"model_key": model_key(model.name, model.revision)}
+        identity.check_directory(out, loaded | key)
+
+
+def prepare_out(path: str, run: identity.Identity | None = None) -> Path:
     """Creates the directory results go to, and proves that it can be written.
 
     Of several processes only the first has it; each other has one of its own, gone when it ends.
 
+    Args:
+      run: whose results they will be; None: the directory may hold those of several.
+
     Raises:
-      TaskVecError: it cannot.
+      TaskVecError: it cannot be written, or it holds results of another run.
     """
     with together():
         if not is_first_process():
             _scratch.append(tempfile.TemporaryDirectory())
             return Path(_scratch[-1].name)
         directory = Path(path)
+        if run is not None and directory.is_dir():
+            identity.check_directory(directory, run)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
@@ -214,7 +266,8 @@ def prepare_out(path: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all; says so where it replaces one of other settings."""
+    _say_replaced(path, value)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as file:
@@ -230,6 +283,21 @@ def write_json(path: Path, value: Any) -> None:
             raise
 
 
+def _say_replaced(path: Path, value: Any) -> None:
+    """One line where a result of other tasks, of other settings of its experiment, or a comparison
+    of other models is replaced."""
+    try:
+        before, now = json.loads(path.read_text(encoding="utf-8")), value
+        old, new = before.get("settings", {}), now.get("settings", {})
+        names = [name for name in new if name != "batch_size" and old.get(name) != new[name]]
+        if set(before.get("models", ())) != set(now.get("models", ())):
+            names.append("models")
+    except (OSError, ValueError, TypeError, AttributeError):
+        return
+    if names:
+        console.print(f"{path}: replaces a result of other {', '.join(names)}", markup=False)
+
+
 def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
     """Everything needed to run again: versions, device, dtype, hashes, command, seconds."""
     packages = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
@@ -237,8 +305,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            "taskvec-jax": importlib.metadata.version("taskvec-jax"),
-            **{name: importlib.metadata.version(name) for name in packages},
+            **{name: _version(name) for name in ("taskvec-jax", *packages)},
         },
         "device": {
             "platform": device.platform,
@@ -247,8 +314,10 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
             "mesh": str(shape_of(model.mesh)),
             "processes": jax.process_count(),
         },
+        "source": dict(model.source),
+        "revision": model.revision,
         "dtype": model.config.dtype,
-        "weights": model.config.weights,
+        "quantization": identity.quantization(model.config.weights),
         "matmul_precision": matmul_precision(),
         "seed": seed,
         "weights_sha256": model.weights_sha256,
@@ -256,6 +325,13 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
         "seconds": round(seconds, 3),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from its source tree
 
 
 def matmul_precision() -> str:

@@ -1,10 +1,13 @@
 """Models side by side: best layer against depth, averages (paper, Figures 3 and 4).
 
-    python -m experiments.cross_models --results=results/smollm2-135m-instruct,results/llama-7b
+    python -m experiments.cross_models \\
+        --results=results/smollm2-135m-instruct_float32,results/llama-7b_bfloat16
 
-Reads main_results.json of each directory and computes nothing with a model. Our models stand
-beside the seven of the paper. Best layer: the peak of the mean dev curve over tasks whose best
-exceeds 0.75. Averages: over tasks where ICL beats the baseline by 0.20 or more.
+Reads main_results.json of each directory and computes nothing with a model. Each of our runs has a
+row of its own, labelled by its model and by everything in which the runs differ: revision, dtype,
+quantization, seed, settings. They stand beside the seven models of the paper. Best layer: the peak
+of the mean dev curve over tasks whose best exceeds 0.75. Averages: over tasks where ICL beats the
+baseline by 0.20 or more.
 
 Writes cross_models.json and cross_models_depth, cross_models_averages (.png/.svg) under --out.
 Expected: seconds.
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import command
+from experiments import command, identity
 from experiments import study as studies
 from experiments.section import Section, Table, number, show, text
 from taskvec_jax.errors import TaskVecError
@@ -32,12 +35,16 @@ MEASURES = ("baseline", "task_vector", "icl")
 
 
 def compare(directories: Sequence[Path]) -> dict[str, Any]:
-    """What the main results of several models, and the published ones, say side by side.
+    """What the main results of several runs, and the published ones, say side by side.
 
     Raises:
-      TaskVecError: a directory without the main_results.json of this version.
+      TaskVecError: a directory without the main_results.json of this version, or one named twice.
     """
-    models = {}
+    places = [directory.resolve() for directory in directories]
+    for place in places:
+        if places.count(place) > 1:
+            raise TaskVecError(f"{place} is named twice; name each directory of results once")
+    models, runs = [], []
     for directory in directories:
         path = directory / "main_results.json"
         try:
@@ -45,27 +52,38 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
             good, curves = result["curve_of_good_tasks"], result["tasks"].values()
             mean_all = np.mean([task["dev_accuracy_by_layer"] for task in curves], axis=0)
             averages = result["averages_where_icl_gains"]
-            models[result["model"]] = {
-                "num_layers": result["num_layers"],
-                "num_tasks": len(result["tasks"]),
-                "curve": good["mean"] or mean_all.tolist(),
-                "curve_tasks": len(good["tasks"]) or len(result["tasks"]),
-                "peak_layer": result["common_layer"]
-                if good["peak_layer"] is None
-                else good["peak_layer"],
-                "averages": {name: averages[name] for name in MEASURES},
-                "averages_tasks": len(averages["tasks"]),
-                "ours": True,
-            }
+            runs.append(identity.read(result))
+            models.append(
+                {
+                    "run": runs[-1],
+                    "num_layers": result["num_layers"],
+                    "num_tasks": len(result["tasks"]),
+                    "curve": good["mean"] or mean_all.tolist(),
+                    "curve_tasks": len(good["tasks"]) or len(result["tasks"]),
+                    "peak_layer": result["common_layer"]
+                    if good["peak_layer"] is None
+                    else good["peak_layer"],
+                    "averages": {name: averages[name] for name in MEASURES},
+                    "averages_tasks": len(averages["tasks"]),
+                    "ours": True,
+                }
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TaskVecError(
                 f"{path}: no result of experiments.main_results ({type(error).__name__}: {error});"
                 " run experiments.main_results first"
             ) from None
     facts = published()
+    theirs = {f"{name} (paper)" for name in facts["mean_accuracy_by_layer_figure3"]}
+    found = {
+        f"{label} ({directory})" if label in theirs else label: model
+        for label, model, directory in zip(
+            identity.labels(runs, directories), models, directories, strict=True
+        )
+    }
     for name, curve in facts["mean_accuracy_by_layer_figure3"].items():
         averages = facts["averages"][name]["figure4_filter_icl_minus_baseline_ge_0.20"]
-        models[f"{name} (paper)"] = {
+        found[f"{name} (paper)"] = {
             "num_layers": curve["num_layers"],
             "num_tasks": 18,
             "curve": curve["mean"],
@@ -75,7 +93,7 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
             "averages_tasks": averages["n_tasks"],
             "ours": False,
         }
-    return {"experiment": NAME, "models": models, "published_source": facts["source"]}
+    return {"experiment": NAME, "models": found, "published_source": facts["source"]}
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -177,8 +195,8 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         for x, height in zip(places, heights, strict=True):
             axes.text(x, height + 0.01, f"{height:.2f}", ha="center", fontsize=6)
     labels = [
-        f"{name.replace(' (paper)', '')}\n{'paper, ' if not model['ours'] else ''}"
-        f"{model['averages_tasks']} tasks"
+        (name.replace(", ", "\n") if model["ours"] else name.replace(" (paper)", ""))
+        + f"\n{'' if model['ours'] else 'paper, '}{model['averages_tasks']} tasks"
         for name, model in models.items()
     ]
     axes.set_xticks(range(len(models)), labels, fontsize=7)
@@ -204,6 +222,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.define_list("results", None, "directories of results, one a model", required=True)
+    command.define_list("results", None, "directories of results, one a run", required=True)
     flags.DEFINE_string("out", None, "directory for the comparison; results when left out")
     command.run(main)

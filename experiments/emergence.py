@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from convert.command import mesh_from_flags, reporting
-from experiments import command, preemption
+from experiments import command, identity, preemption
 from experiments import study as studies
 from experiments.command import FLAGS, console
 from experiments.journal import Journal
@@ -35,7 +35,7 @@ from experiments.study import Study
 from taskvec_jax import checkpoint
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import check_injection, evaluate_task
-from taskvec_jax.loading import Model, load_model
+from taskvec_jax.loading import Model, load_model, model_key
 from taskvec_jax.tasks import Task
 
 NAME = "emergence"
@@ -161,18 +161,28 @@ def appearance(steps: list[dict[str, Any]], key: str) -> int | None:
     return steps[first]["step"] if first < len(steps) else None
 
 
+def results_directory() -> Path:
+    """Where the result goes, made: --out, or results/<name of the run>_emergence.
+
+    The steps are not part of the name: more of them join those that are done.
+    """
+    run = command.run_from_flags(FLAGS.run or FLAGS.model)
+    del run["revision"]
+    return command.prepare_out(FLAGS.out or f"results/{command.results_name(run)}_emergence", run)
+
+
 def main() -> None:
     """Sweeps the models the flags ask for."""
     moments = moments_from_flags()
     settings = command.settings_from_flags()
     asked, available = command.tasks_from_flags(), command.available_tasks_from_flags()
-    stem = Path(FLAGS.run or FLAGS.model).name
-    out = command.prepare_out(FLAGS.out or f"results/{stem}_emergence")
+    out = results_directory()
     preemption.listen()
     journal = Journal(out, preemption.stop_if_asked)
     started = time.monotonic()
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     study: Study | None = None
     mesh = mesh_from_flags(FLAGS.batch_size)
     try:
@@ -190,6 +200,7 @@ def main() -> None:
                 )
                 study = Study(model, tasks, available, settings, settings, out, journal)
             study = _with_model(study, model)
+            hashes[f"step{moment.step}"] = model.weights_sha256
             check_injection(model, settings.batch_size)
             with study.bar(f"step {moment.step}", len(study.tasks)) as begin:
                 steps.append(mean_of(moment.step, sweep_moment(study, begin)))
@@ -200,6 +211,14 @@ def main() -> None:
     result = {
         "experiment": NAME,
         "model": FLAGS.run or FLAGS.model,
+        "revision": None if FLAGS.run else FLAGS.revision,
+        "dtype": FLAGS.dtype,
+        "quantization": identity.quantization(FLAGS.weights),
+        "weights_sha256": hashes,
+        "run": {
+            "model_key": model_key(FLAGS.run or FLAGS.model),
+            **identity.of_settings(settings, None, FLAGS.task_data, FLAGS.task_file),
+        },
         "settings": {
             **dataclasses.asdict(settings),
             "tasks": [task.name for task in study.tasks],

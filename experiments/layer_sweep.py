@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import command, preemption
+from experiments import command, identity, preemption
 from experiments.command import FLAGS, console
 from experiments.journal import Journal
 from experiments.study import Study
@@ -42,6 +42,7 @@ def main() -> None:
     preemption.listen()
     with contextlib.closing(Journal(out, preemption.stop_if_asked)) as journal:
         model = command.model_from_flags()
+        command.check_results(out, model)
         settings = command.within_memory(settings, model)
         console.print(work_line(model, tasks, settings))
         difference = check_injection(model, settings.batch_size)
@@ -52,7 +53,9 @@ def main() -> None:
         study = Study(model, tasks, tasks, settings, settings, out, journal)
         results = run_tasks(study)
     result = {
-        "model": FLAGS.model,
+        **identity.of_run(
+            model, identity.of_settings(settings, None, FLAGS.task_data, FLAGS.task_file)
+        ),
         "settings": {
             **dataclasses.asdict(settings),
             "tasks": [task.name for task in tasks],
@@ -146,5 +149,5 @@ def print_summary(result: dict[str, Any]) -> None:
 if __name__ == "__main__":
     command.define_model_flags()
     command.define_prompt_flags()
-    flags.DEFINE_string("out", None, "directory for results; results/<model> when left out")
+    flags.DEFINE_string("out", None, "directory for results; results/<run> when left out")
     command.run(main)

@@ -4,7 +4,8 @@
     python -m experiments.paper --model=llama-7b,pythia-2.8b --num_prompts=100
 
 Runs every experiment on every model of --model, one after the other; what two of them need is
-computed once. Writes results/<model>/*.json, their figures as PNG and SVG, and report.html, one
+computed once. Writes results/<run>/*.json, where <run> names the model, its dtype and whatever else
+tells the run from others (identity.py), their figures as PNG and SVG, and report.html, one
 self-contained page. With several models also results/cross_models.json and a page for all of them.
 Stopped at any moment, the same command goes on where it was: finished work is found in the journal.
 
@@ -22,9 +23,11 @@ from absl import flags
 
 from experiments import (
     bijections,
+    command,
     conflicting_tasks,
     cross_models,
     dose,
+    identity,
     main_results,
     patch_map,
     portability,
@@ -33,7 +36,7 @@ from experiments import (
     vocabulary_projection,
 )
 from experiments import study as studies
-from experiments.command import FLAGS, console, prepare_out, run
+from experiments.command import FLAGS, console
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import from_hub_or_wheel
 
@@ -52,18 +55,24 @@ MODULES = (
 def main() -> None:
     """Runs everything the flags ask for."""
     names = FLAGS.model.split(",")
-    stems = [Path(name).name for name in names]
-    if len(set(stems)) != len(stems):
-        raise TaskVecError(f"two models of --model={FLAGS.model} would share results/{stems[0]}")
-    for name in names:  # before hours go into the first
-        from_hub_or_wheel(name, FLAGS.revision)
     several = len(names) > 1
     top = Path(FLAGS.out or "results")
-    directories = []
-    for name, stem in zip(names, stems, strict=True):
+    outs: dict[Path, str] = {}
+    for name in names:  # before hours go into the first
         FLAGS.model = name
-        out = top / stem if several or not FLAGS.out else top
-        directories.append(prepare_out(str(out)))
+        from_hub_or_wheel(name, FLAGS.revision)
+        run = command.run_from_flags()
+        out = top / command.results_name(run) if several or not FLAGS.out else top
+        if out in outs:
+            raise TaskVecError(
+                f"two models of --model={','.join(names)} would share {out}; name each once"
+            )
+        identity.check_directory(out, run)
+        outs[out] = name
+    directories = []
+    for out, name in outs.items():
+        FLAGS.model = name
+        directories.append(command.results_directory(out))
         run_model(directories[-1])
     if several:
         cross_models.write(directories, top)
@@ -112,4 +121,4 @@ if __name__ == "__main__":
     task_geometry.define_flags()
     patch_map.define_flags()
     flags.FLAGS["model"].help = "one model, or several with commas between"
-    run(main)
+    command.run(main)

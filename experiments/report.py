@@ -1,9 +1,11 @@
 """One page for everything: rebuilt from the JSON files of results alone.
 
-    python -m experiments.report --results=results/smollm2-135m-instruct
-    python -m experiments.report --results=results/llama-7b,results/pythia-2.8b --out=results
+    python -m experiments.report --results=results/smollm2-135m-instruct_float32
+    python -m experiments.report --results=results/A,results/B --out=results
 
-Writes report.html under --out (the directory itself for one model): a headline in words, tables
+The files of a directory must be of one run: one model, dtype, seed and settings. Several
+directories stand one after the other, each under its model and what tells its run from the others.
+Writes report.html under --out (the directory itself for one run): a headline in words, tables
 that sort and filter, every figure in light and dark, worst examples, and for each number the
 command, versions and hashes behind it. The page holds all it needs: no script, style, font or
 image comes from anywhere else, and its content policy forbids it.
@@ -13,6 +15,7 @@ Expected: seconds.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import html
@@ -21,7 +24,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,10 @@ import jinja2
 from absl import flags
 from markupsafe import Markup
 
-from experiments import command
+from experiments import command, identity
 from experiments.command import console
 from experiments.section import Cell, Section, Table
+from taskvec_jax.config import DEFAULT_MODEL
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.published import published
 
@@ -64,23 +68,32 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
       cross: directory of cross_models.json, if there is one.
 
     Raises:
-      TaskVecError: a directory without results, or a file that is not one.
+      TaskVecError: a directory without results, or with results of several runs, or a file that is
+        no result.
     """
-    articles: list[dict[str, Any]] = []
-    for i, directory in enumerate(directories):
+    names_of: list[list[str]] = []
+    runs: list[identity.Identity] = []
+    for directory in directories:
         names = [name for name in EXPERIMENTS if (directory / f"{name}.json").exists()]
         if not names:
             raise TaskVecError(
                 f"{directory}: no results; expected {EXPERIMENTS[0]}.json and others, which"
                 " experiments.paper writes"
             )
-        parts = [_part(directory, name, f"{i}-") for name in names]
-        articles.append({"model": parts[0]["result"]["model"], "parts": parts})
+        found = {f"{name}.json": _run_of(directory, name) for name in names}
+        identity.check_alike(directory, found)
+        names_of.append(names)
+        runs.append(found[f"{names[0]}.json"])
+    articles: list[dict[str, Any]] = []
+    labels = identity.labels(runs, directories)
+    for i, (directory, names, label) in enumerate(zip(directories, names_of, labels, strict=True)):
+        parts = [_part(directory, name, f"{i}-", label) for name in names]
+        articles.append({"model": label, "run": identity.describe(runs[i]), "parts": parts})
     first = [article["parts"][0]["section"].words for article in articles]
     title = "Task vectors: " + ", ".join(article["model"] for article in articles)
     several = len(articles) > 1
-    if cross is not None and (cross / f"{CROSS}.json").exists():
-        side_by_side = {"model": "", "parts": [_part(cross, CROSS, "")]}
+    if cross is not None and _compares(cross, runs):
+        side_by_side = {"model": "", "run": "", "parts": [_part(cross, CROSS, "")]}
         articles.insert(0 if several else 1, side_by_side)
     lead = []
     if not several:  # the top of the page says it; once is enough
@@ -108,21 +121,58 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
     )
 
 
-def _part(directory: Path, name: str, prefix: str) -> dict[str, Any]:
-    path = directory / f"{name}.json"
-    module = module_of(name)
+@contextlib.contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    """Says of which file it is that it cannot be read, or is no result of an experiment."""
     try:
-        content = path.read_text(encoding="utf-8")
-        result = json.loads(content)
-        section: Section = module.section(result)
-        images = _images(name, content)
+        yield
     except OSError as error:
         raise TaskVecError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise TaskVecError(
             f"{path}: not a result of experiments.{name} of this version"
             f" ({type(error).__name__}: {error}); run the experiment again"
         ) from None
+
+
+def _run_of(directory: Path, name: str) -> identity.Identity:
+    """The run that a result file is of."""
+    path = directory / f"{name}.json"
+    with _reading(path, name):
+        return identity.read(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _compares(directory: Path, runs: Sequence[identity.Identity]) -> bool:
+    """Whether the comparison of models in a directory is one of these runs, and of no others."""
+    path = directory / f"{CROSS}.json"
+    if not path.exists():
+        return False
+    with _reading(path, CROSS):
+        models = json.loads(path.read_text(encoding="utf-8"))["models"].values()
+        compared = [model["run"] for model in models if model["ours"]]
+
+    def covered(some: Sequence[identity.Identity], by: Sequence[identity.Identity]) -> bool:
+        return all(any(not identity.differences(one, other) for other in by) for one in some)
+
+    return covered(runs, compared) and covered(compared, runs)
+
+
+def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> dict[str, Any]:
+    """An experiment's section of the page.
+
+    Args:
+      prefix: of its address on the page.
+      label: what the page calls the run; None: it is of several.
+    """
+    path = directory / f"{name}.json"
+    module = module_of(name)
+    with _reading(path, name):
+        content = path.read_text(encoding="utf-8")
+        result = json.loads(content)
+        if label is not None:
+            result["model"] = label
+        section: Section = module.section(result)
+        images = _images(name, content)
     provenance = result.get("provenance")
     return {
         "id": f"{prefix}{name.replace('_', '-')}",
@@ -159,9 +209,14 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     device = provenance["device"]
     return [
         ("model", str(result["model"])),
+        ("source", ", ".join(f"{k} {v}" for k, v in provenance.get("source", {}).items())),
         ("weights sha256", provenance["weights_sha256"]),
         ("tokenizer sha256", provenance["tokenizer_sha256"]),
-        ("dtype", f"{provenance['dtype']}, matmul precision {provenance['matmul_precision']}"),
+        (
+            "dtype",
+            f"{provenance['dtype']}, quantization {result.get('quantization')}, matmul precision"
+            f" {provenance['matmul_precision']}",
+        ),
         ("device", f"{device['count']} x {device['kind']} ({device['platform']})"),
         ("seconds", f"{provenance['seconds']} (units found in the journal cost none)"),
         ("settings", ", ".join(f"{k}={v}" for k, v in settings.items() if v not in (None, {}))),
@@ -237,7 +292,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     command.define_list(
-        "results", ["results/smollm2-135m-instruct"], "directories of results, one a model"
+        "results", [f"results/{DEFAULT_MODEL}_float32"], "directories of results, one a run"
     )
-    flags.DEFINE_string("out", None, "where report.html goes; the directory of a single model")
+    flags.DEFINE_string("out", None, "where report.html goes; the directory of a single run")
     command.run(main)

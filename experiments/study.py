@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, preemption
+from experiments import command, identity, preemption
 from experiments.command import FLAGS, console
 from experiments.fingerprint import fingerprint
 from experiments.journal import Journal
@@ -39,8 +39,6 @@ from taskvec_jax.evaluation import (
 from taskvec_jax.loading import Model
 from taskvec_jax.prompts import fit
 from taskvec_jax.tasks import Task
-
-FEWER_DEMONSTRATIONS = 4  # what the paper shows in conflicting tasks and geometry
 
 
 @dataclasses.dataclass
@@ -157,9 +155,15 @@ class Study:
 
     def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Any:
         """The content of an experiment's JSON file."""
+        run = identity.of_settings(
+            self.settings,
+            self.short_settings.num_demonstrations,
+            self.record.get("task_data"),
+            self.record.get("task_file"),
+        )
         return {
             "experiment": experiment,
-            "model": self.model.name,
+            **identity.of_run(self.model, run),
             "settings": {
                 **dataclasses.asdict(settings),
                 "tasks": [task.name for task in self.tasks],
@@ -237,7 +241,7 @@ def define_flags() -> None:
     """All flags a study needs."""
     command.define_model_flags()
     command.define_prompt_flags()
-    flags.DEFINE_string("out", None, "directory for results; results/<model> when left out")
+    flags.DEFINE_string("out", None, "directory for results; results/<run> when left out")
 
 
 def study_from_flags(model: Model | None = None, out: Path | None = None) -> Study:
@@ -253,8 +257,8 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
     journal = Journal(out, preemption.stop_if_asked)
     model = model or command.model_from_flags()
     settings = command.within_memory(settings, model)
-    chosen = FLAGS["num_demonstrations"].present
-    short = settings.num_demonstrations if chosen else FEWER_DEMONSTRATIONS
+    command.check_results(out, model)
+    short = command.short_demonstrations()
     tasks, left_out = fitting_tasks(model, asked, settings, must_fit=bool(FLAGS.tasks))
     study = Study(
         model=model,

@@ -37,7 +37,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments import command
+from experiments import command, identity
 from experiments.command import FLAGS, console
 from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
 from taskvec_jax import checkpoint, training
@@ -288,6 +288,7 @@ def finish(
     seconds = sum(line["seconds"] for line in lines)
     result = {
         "experiment": NAME,
+        **identity.of_model(model),
         "model": "pythia-icl-small",
         "made_with": about,
         "icl": scores,

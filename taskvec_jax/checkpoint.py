@@ -32,7 +32,7 @@ from jax.sharding import Mesh, Sharding
 
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
 from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import (
     from_first_process,
@@ -232,9 +232,10 @@ def save(
         except OSError as error:
             raise TaskVecError(_unwritable(path, error)) from None
         except Exception as error:  # what TensorStore and tokenizers raise for a full disk
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            if is_out_of_memory(error):
+                raise _too_little_memory(path, "write", error) from None
             raise TaskVecError(
-                f"{path}: cannot be written ({reason}); is there room for the model?"
+                f"{path}: cannot be written ({first_line(error)}); is there room for the model?"
             ) from None
 
 
@@ -320,10 +321,37 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"{name} holds a {type(value).__name__}")
         return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise TaskVecError(
-            f"{path}: not a complete converted model ({error}); delete it and convert again"
-        ) from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable(path, "not a complete converted model", error) from None
+
+
+def _unreadable(
+    path: Path, damage: str, error: BaseException, way_out: str = "delete it and convert again"
+) -> TaskVecError:
+    """What to say of a directory that could not be read.
+
+    That it is damaged, and may be deleted, is said only where the machine is not the reason.
+
+    Args:
+      damage: what is wrong with it otherwise.
+      way_out: what to do about damage.
+    """
+    if is_out_of_memory(error):
+        return _too_little_memory(path, "read", error)
+    if is_temporary(error):
+        return TaskVecError(
+            f"{path}: cannot be read at the moment ({first_line(error)}); it need not be damaged:"
+            " look at its permissions and at its disk, and try again"
+        )
+    return TaskVecError(f"{path}: {damage} ({first_line(error)}); {way_out}")
+
+
+def _too_little_memory(path: Path, deed: str, error: BaseException) -> TaskVecError:
+    return TaskVecError(
+        f"{path}: out of memory ({first_line(error)}); nothing is wrong with the files, there is"
+        f" too little memory to {deed} them: use --dtype=bfloat16 or --weights=int8, more devices,"
+        " or a machine with more memory"
+    )
 
 
 def restore(
@@ -387,10 +415,7 @@ def restore(
                     leaves |= {at: jax.device_put(leaf, kept[at]) for at, leaf in made.items()}
             params = unflatten(leaves)["params"]
         except Exception as error:  # Orbax raises many kinds for a damaged directory
-            reason = str(error).strip().splitlines()[0][:200]
-            raise TaskVecError(
-                f"{path}: its params/ cannot be restored ({reason}); delete it and convert again"
-            ) from None
+            raise _unreadable(path, "its params/ cannot be restored", error) from None
     tokenizer = Tokenizer.from_directory(path / "tokenizer", config.vocab_size)
     return Checkpoint(config, {"params": params}, tokenizer, manifest)
 
@@ -411,8 +436,9 @@ def save_arrays(path: Path, arrays: dict[str, Any], about: dict[str, Any]) -> No
         except OSError as error:
             raise TaskVecError(_unwritable(path, error)) from None
         except Exception as error:  # what TensorStore raises for a full disk
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise TaskVecError(f"{path}: cannot be written ({reason})") from None
+            if is_out_of_memory(error):
+                raise _too_little_memory(path, "write", error) from None
+            raise TaskVecError(f"{path}: cannot be written ({first_line(error)})") from None
 
 
 def restore_arrays(path: Path, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -437,7 +463,7 @@ def restore_arrays(path: Path, like: dict[str, Any]) -> tuple[dict[str, Any], di
         try:
             saved = reader.metadata(where).item_metadata.tree
         except Exception as error:  # Orbax raises many kinds for a damaged directory
-            raise TaskVecError(f"{path}: damaged ({str(error).strip()[:200]}); delete it") from None
+            raise _unreadable(path, "damaged", error, "delete it") from None
         wrong = [
             f"{name} is {tuple(saved[name].shape) if name in saved else 'missing'}, expected"
             f" {target[name].shape if name in target else 'nothing'}"
@@ -454,4 +480,4 @@ def restore_arrays(path: Path, like: dict[str, Any]) -> tuple[dict[str, Any], di
         try:
             return reader.restore(where, arguments), about
         except Exception as error:
-            raise TaskVecError(f"{path}: damaged ({str(error).strip()[:200]}); delete it") from None
+            raise _unreadable(path, "damaged", error, "delete it") from None

@@ -42,6 +42,11 @@ def fetch_from_hub(repository: str, revision: str | None) -> Path:
     return _ours("hub").fetch(repository, revision)
 
 
+def cached_snapshot(repository: str, revision: str | None) -> Path | None:
+    """`convert.hub.cached_snapshot`: the directory the hub's own cache has, or None."""
+    return _ours("hub").cached_snapshot(repository, revision)
+
+
 def fetch_config(repository: str, revision: str | None) -> Path:
     """`convert.hub.fetch_config`: the local directory of a hub model's config.json."""
     return _ours("hub").fetch_config(repository, revision)

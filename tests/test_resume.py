@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import SMALL, run, save_tiny
 from zygote import QUICK, Child, Zygote
+
+from experiments.cross_models import compare
 
 KILLS = 10
 
@@ -81,13 +84,67 @@ def test_killed_at_ten_random_moments_the_results_are_the_same(zygote, tmp_path,
     assert set(resumed) == {json.loads(line)["unit"] for line in lines}
 
 
-def test_runs_with_other_settings_share_a_directory_without_mixing(zygote, tmp_path, tokenizer):
+def test_a_run_with_other_settings_is_refused_and_touches_nothing(zygote, tmp_path, tokenizer):
+    """Whatever experiment it is of, and whatever differs; each is told before a model is loaded."""
+    model = save_tiny(tmp_path / "tiny", tokenizer)
+    tiny = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
+    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
+    out = tmp_path / "out"
+    child = start(zygote, "layer_sweep", *tiny, out=out, **env)
+    assert child.wait() == 0, child.printed
+    before = contents(out)
+    other = save_tiny(tmp_path / "other" / "tiny", tokenizer, seed=1)
+    for module, flag in (
+        ("layer_sweep", "--seed=1"),
+        ("main_results", "--seed=1"),
+        ("vocabulary_projection", "--num_prompts=3"),
+        ("layer_sweep", "--dtype=bfloat16"),
+        ("main_results", "--weights=int8"),
+        ("main_results", f"--model={other}"),
+    ):
+        child = start(zygote, module, *tiny, flag, out=out, **env)
+        assert child.wait() == 2, child.printed
+        assert "layer_sweep.json is of another run (" in child.printed
+        assert "choose another --out" in child.printed
+        assert "re-injected" not in child.printed
+    shutil.rmtree(model)
+    save_tiny(model, tokenizer, seed=1)  # trained on in place: other weights of the same name
+    child = start(zygote, "main_results", *tiny, out=out, **env)
+    assert child.wait() == 2, child.printed
+    assert "of another run (weights random 0; now weights random 1)" in child.printed
+    assert contents(out) == before
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_two_seeds_are_compared_as_two_rows(zygote, tmp_path, tokenizer):
+    model = save_tiny(tmp_path / "tiny", tokenizer)
+    flags = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
+    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
+    outs = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    for seed, out in enumerate(outs):
+        child = start(zygote, "main_results", *flags, f"--seed={seed}", out=out, **env)
+        assert child.wait() == 0, child.printed
+    models = compare(outs)["models"]
+    ours = [name for name, found in models.items() if found["ours"]]
+    assert ours == [f"{model}, seed 0", f"{model}, seed 1"]
+    for name, out in zip(ours, outs, strict=True):
+        written = json.loads((out / "main_results.json").read_text())
+        assert models[name]["run"]["seed"] == written["settings"]["seed"]
+        mean = written["averages_where_icl_gains"]["icl"]
+        assert models[name]["averages"]["icl"] == mean
+
+
+def test_units_of_other_settings_share_a_journal_without_mixing(zygote, tmp_path, tokenizer):
     model = save_tiny(tmp_path / "tiny", tokenizer)
     flags = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
     for out, seeds in ((shared, (0, 1)), (alone, (1,))):
         for seed in seeds:
+            (out / "main_results.json").unlink(missing_ok=True)  # the way out of a refusal
             child = start(zygote, "main_results", *flags, f"--seed={seed}", out=out, **env)
             assert child.wait() == 0, child.printed
     assert final(shared) == final(alone)
