@@ -18,7 +18,7 @@ RANKS = [
         "taskvec_jax.geometry",
     ],
     ["taskvec_jax.tasks"],
-    ["taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
+    ["taskvec_jax.checks", "taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
     ["taskvec_jax.decoder"],
     ["taskvec_jax.task_vectors", "taskvec_jax.soundness", "taskvec_jax.quantisation"],
@@ -38,7 +38,7 @@ RANKS = [
     ["experiments"],
 ]
 WORDS = {"tasks", "prompts", "sampling", "tokenizer"}
-ARRAYS = {"layers", "llama", "pythia", "gptj", "decoder", "task_vectors"}
+ARRAYS = {"checks", "layers", "llama", "pythia", "gptj", "decoder", "task_vectors"}
 
 
 def modules() -> dict[str, Path]:
