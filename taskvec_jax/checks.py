@@ -173,7 +173,7 @@ def check_vectors(vectors: np.ndarray, layers: np.ndarray) -> None:
 
 
 def check_answers(values: np.ndarray, layers: np.ndarray) -> None:
-    """Stops on answers to texts with a vector written whose logit, loss or divergence is not finite.
+    """Stops on answers, with a vector written, whose logit, loss or divergence is not finite.
 
     Args:
       values: [N, C], one for each written vector.

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RANKS = [
     ["taskvec_jax.errors", "taskvec_jax.published"],
     [
+        "taskvec_jax.backend",
         "taskvec_jax.config",
         "taskvec_jax.sampling",
         "taskvec_jax.tokenizer",
