@@ -258,6 +258,32 @@ def test_logits_that_are_not_finite_are_refused_though_every_layer_is(one):
         sweep.inject_vectors(broken, [[1, 2]], vectors, np.array([0]), 1)
 
 
+def test_the_definition_stops_at_what_is_not_finite_with_its_layer(one):
+    def broken(path: str) -> Model:
+        leaves = flatten(one.params)
+        leaves[path] = leaves[path].at[2].set(np.nan)
+        return dataclasses.replace(one, params=unflatten(leaves))
+
+    decoder, tokens = one.decoder, np.array([[1, 2, 3]])
+    params = broken("layers/mlp/down/kernel").params
+    with pytest.raises(TaskVecError, match="residual stream after layer 2 is not finite"):
+        task_vectors.extract_theta(decoder, params, tokens, 2)
+    theta = np.zeros((1, decoder.config.num_layers, decoder.config.width), np.float32)
+    theta[0, 3, 7] = np.inf
+    with pytest.raises(TaskVecError, match="with a vector written after layer 3 is not finite"):
+        task_vectors.inject_theta(decoder, one.params, tokens, 2, 3, theta[:, 3])
+    with pytest.raises(TaskVecError, match="with a vector written after layer 3 is not finite"):
+        task_vectors.layer_sweep(decoder, one.params, tokens, 2, theta)
+
+
+def test_theta_read_out_of_range_is_nan_when_traced(one):
+    tokens = np.arange(1, 14)[None]
+    read = jax.jit(lambda last: task_vectors.extract_theta(one.decoder, one.params, tokens, last))
+    assert np.isfinite(read(12)).all()
+    assert np.isnan(read(99)).all()
+    assert np.isnan(read(-1)).all()
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
