@@ -43,7 +43,7 @@ def main() -> None:
     with contextlib.closing(Journal(out, preemption.stop_if_asked)) as journal:
         model = command.model_from_flags()
         command.check_results(out, model)
-        settings = command.within_memory(settings, model)
+        settings = command.within_memory(settings, model, tasks)
         console.print(work_line(model, tasks, settings))
         difference = check_injection(model, settings.batch_size)
         console.print(

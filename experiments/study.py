@@ -256,7 +256,7 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
     preemption.listen()
     journal = Journal(out, preemption.stop_if_asked)
     model = model or command.model_from_flags()
-    settings = command.within_memory(settings, model)
+    settings = command.within_memory(settings, model, asked)
     command.check_results(out, model)
     short = command.short_demonstrations()
     tasks, left_out = fitting_tasks(model, asked, settings, must_fit=bool(FLAGS.tasks))

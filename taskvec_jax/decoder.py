@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 
 from taskvec_jax import gptj, llama, pythia
+from taskvec_jax.checks import check_ids, check_tokens
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.layers import look, plain_layout, project
@@ -95,6 +96,12 @@ def check_override(config: DecoderConfig, override: Any, rows: int, num_tokens: 
     return Override(layer, position, jnp.broadcast_to(vector, (rows, config.width)))
 
 
+def at_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x [B, T, D] at one position a row, int [B]: [B, D], NaN where a position is out of range."""
+    inside = (positions >= 0) & (positions < x.shape[1])
+    return jnp.where(inside[:, None], x[jnp.arange(x.shape[0]), positions], jnp.nan)
+
+
 class Decoder(nn.Module):
     """A decoder-only transformer over tokens [B, T].
 
@@ -120,10 +127,12 @@ class Decoder(nn.Module):
           [B, T, V] float32 (float64 for float64 parameters).
 
         Raises:
-          TaskVecError: a concrete override that is out of range or of the wrong shape. Traced
-            ones cannot be looked at: out of range they turn the row into NaN, so that a missed
-            write can never pass for an unchanged model.
+          TaskVecError: tokens of another shape or beyond the context length; a concrete token id
+            or override that is out of range, or an override of the wrong shape. Traced ones cannot
+            be looked at: out of range they turn the row into NaN, so that a missed write can never
+            pass for an unchanged model.
         """
+        tokens = check_tokens(self.config, tokens)
         parts = self._parts()
         x, _ = self._run(parts, tokens, override, None)
         return self._logits(parts, x)
@@ -141,20 +150,22 @@ class Decoder(nn.Module):
           override: as in `__call__`; its write is visible in what is read.
 
         Returns:
-          residuals [L, B, D] and logits [B, V].
+          residuals [L, B, D] and logits [B, V]; NaN for a traced position out of range.
 
         Raises:
-          TaskVecError: a concrete position or override out of range.
+          TaskVecError: as of `__call__`, or a concrete position out of range.
         """
+        tokens = check_tokens(self.config, tokens)
         rows, num_tokens = tokens.shape
         positions = check_index("read position", positions, num_tokens, rows)
         parts = self._parts()
         x, residuals = self._run(parts, tokens, override, positions)
         assert residuals is not None  # positions were given
-        return residuals, self._logits(parts, x[jnp.arange(rows), positions])
+        return residuals, self._logits(parts, at_positions(x, positions))
 
     def trace(self, tokens: jax.Array, positions: Any) -> tuple[jax.Array, jax.Array]:
         """As `read`, with the logits after every token: residuals [L, B, D], logits [B, T, V]."""
+        tokens = check_tokens(self.config, tokens)
         positions = check_index("read position", positions, tokens.shape[1], tokens.shape[0])
         parts = self._parts()
         x, residuals = self._run(parts, tokens, None, positions)
@@ -162,8 +173,8 @@ class Decoder(nn.Module):
         return residuals, self._logits(parts, x)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Tokens int [B, T] -> the residual stream before block 0, [B, T, D]."""
-        return self._parts().embed(tokens).astype(self.config.stream_dtype)
+        """Tokens int [...] -> the residual stream before block 0, [..., D]."""
+        return self._embed(self._parts(), check_ids(self.config, tokens))
 
     def unembed(self, x: jax.Array) -> jax.Array:
         """Final norm and unembedding: the residual stream [..., D] -> logits [..., V]."""
@@ -191,13 +202,8 @@ class Decoder(nn.Module):
         """Residual stream after the last block [B, T, D], and what was read [L, B, D]."""
         c = self.config
         rows, num_tokens = tokens.shape
-        if num_tokens > c.max_length:
-            raise TaskVecError(
-                f"{num_tokens} tokens in a row; this model reads at most {c.max_length}:"
-                " shorten the prompts"
-            )
         sight = look(c, plain_layout(num_tokens))
-        x = parts.embed(tokens).astype(c.stream_dtype)
+        x = self._embed(parts, tokens)
         row = jnp.arange(rows)
         if override is not None:
             override = check_override(c, override, rows, num_tokens)
@@ -212,7 +218,7 @@ class Decoder(nn.Module):
                 layer, position, vector = override
                 written = jnp.where((layer == index)[:, None], vector, x[row, position])
                 x = x.at[row, position].set(written)
-            return x, None if positions is None else x[row, positions]
+            return x, None if positions is None else at_positions(x, positions)
 
         return nn.scan(
             step,
@@ -220,6 +226,14 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             length=c.num_layers,
         )(parts.layers, x, jnp.arange(c.num_layers))
+
+    def _embed(self, parts: _Parts, tokens: Any) -> jax.Array:
+        """Residual stream before block 0; NaN for a traced id out of range, where -1 would wrap."""
+        x = parts.embed(jnp.asarray(tokens)).astype(self.config.stream_dtype)
+        if not isinstance(tokens, Tracer):
+            return x  # checked on the host
+        inside = (tokens >= 0) & (tokens < self.config.vocab_size)
+        return jnp.where(inside[..., None], x, jnp.nan)
 
     def _logits(self, parts: _Parts, x: jax.Array) -> jax.Array:
         x = parts.final_norm(x)

@@ -59,22 +59,37 @@ def plain_layout(num_tokens: int) -> Layout:
     return Layout(positions, jnp.full_like(positions, TRUNK))
 
 
-def look(config: DecoderConfig, layout: Layout) -> Sight:
-    """The attention mask and the rotary angles of a layout.
+def visible(config: DecoderConfig, queries: Layout, keys: Layout) -> jax.Array:
+    """Which key tokens each query token may attend to.
 
-    A token sees a token at its own or an earlier position, in the trunk or in its own branch.
+    A token sees a token at its own or an earlier position, in the trunk or in its own branch; with
+    a sliding window, only the last `sliding_window` positions, its own included.
+
+    Args:
+      queries: layout of the tokens that look, [B, T].
+      keys: layout of the tokens that are looked at, [B, S]; the same tokens, or cached ones too.
+
+    Returns:
+      bool [B, T, S].
     """
-    positions, branches = layout
-    causal = positions[:, None, :] <= positions[:, :, None]  # [B, T query, T key]
-    same = branches[:, None, :] == branches[:, :, None]
-    trunk = branches[:, None, :] == TRUNK
+    back = queries.positions[:, :, None] - keys.positions[:, None, :]
+    same = keys.branches[:, None, :] == queries.branches[:, :, None]
+    near = back >= 0
+    if config.sliding_window is not None:
+        near &= back < config.sliding_window
+    return near & (same | (keys.branches[:, None, :] == TRUNK))
+
+
+def look(config: DecoderConfig, layout: Layout) -> Sight:
+    """The attention mask and the rotary angles of a layout."""
+    positions = layout.positions
     half = config.rope_dim // 2
     dtype = jnp.dtype(config.stream_dtype)
     frequencies = config.rope_base ** (-jnp.arange(half, dtype=dtype) / half)
     if config.rope_scaling is not None:
         frequencies = frequencies / jnp.asarray(rope_divisors(config), dtype)
     angles = positions[..., None].astype(dtype) * frequencies  # [B, T, half]
-    return Sight(causal & (same | trunk), jnp.cos(angles), jnp.sin(angles))
+    return Sight(visible(config, layout, layout), jnp.cos(angles), jnp.sin(angles))
 
 
 def rope_divisors(config: DecoderConfig) -> np.ndarray:

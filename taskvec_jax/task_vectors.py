@@ -6,6 +6,9 @@ injecting it means writing it over the same place of a zero-shot query (Hendel, 
 
 Shapes: B rows, T tokens, L layers, D width, V vocabulary. tokens int [B, T], right-padded; last
 int [B], the index of each row's last token.
+
+What is not finite stops with its layer's name. Inside jit values cannot be looked at: there it is
+given back as it is, and what is out of range gives NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from taskvec_jax.checks import check_answers, check_finite, is_concrete
 from taskvec_jax.decoder import Decoder, Override, Params
 
 
@@ -24,10 +29,14 @@ def extract_theta(
     """Theta after every layer: [B, L, D], float32.
 
     Raises:
-      TaskVecError: a concrete `last` out of range.
+      TaskVecError: tokens that the decoder cannot read, a concrete `last` out of range, or a theta
+        that is not finite.
     """
     residuals, _ = decoder.apply(params, tokens, last, method="read")  # [L, B, D]
-    return jnp.swapaxes(residuals, 0, 1)
+    theta = jnp.swapaxes(residuals, 0, 1)
+    if is_concrete(theta):
+        check_finite(np.asarray(theta))
+    return theta
 
 
 def inject_theta(
@@ -42,10 +51,14 @@ def inject_theta(
     there after block `layer` (scalar or [B]).
 
     Raises:
-      TaskVecError: a concrete layer or `last` out of range, or a theta of another width.
+      TaskVecError: tokens that the decoder cannot read, a concrete layer or `last` out of range, a
+        theta of another width, or a theta or logits that are not finite.
     """
     override = Override(layer, last, theta)
     _, logits = decoder.apply(params, tokens, last, override, method="read")
+    if is_concrete(logits):
+        found = np.asarray(logits).max(axis=-1)  # [B], NaN where one is
+        check_answers(found, np.broadcast_to(np.asarray(layer), found.shape))
     return logits
 
 
@@ -56,10 +69,18 @@ def layer_sweep(
     last: Any,
     theta: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time."""
+    """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time.
+
+    Raises:
+      TaskVecError: as of `inject_theta`.
+    """
     layers = jnp.arange(decoder.config.num_layers)
 
     def one(layer: jax.Array, vector: jax.Array) -> jax.Array:
         return inject_theta(decoder, params, tokens, last, layer, vector)
 
-    return jax.vmap(one, in_axes=(0, 1))(layers, jnp.asarray(theta))
+    logits = jax.vmap(one, in_axes=(0, 1))(layers, jnp.asarray(theta))
+    if is_concrete(logits):
+        found = np.asarray(logits).max(axis=-1)  # [L, B]
+        check_answers(found.T, np.broadcast_to(layers, found.T.shape))
+    return logits
