@@ -56,8 +56,8 @@ class SentencePieces:
             self._processor.LoadFromSerializedProto(model)
         except Exception as error:  # RuntimeError, whatever is wrong
             raise TaskVecError(
-                f"{where}: not a whole sentencepiece model ({first_line(error)}); fetch it again, or"
-                " put a tokenizer.json beside it"
+                f"{where}: not a whole sentencepiece model ({first_line(error)}); fetch it again,"
+                " or put a tokenizer.json beside it"
             ) from None
         for name, token in (("BOS", bos), ("EOS", eos)):
             if token is not None and not (type(token) is int and 0 <= token < self._size):

@@ -227,8 +227,8 @@ def _unknown(backend: Backend) -> int | None:
 
 def _unreadable(text: str, error: Exception) -> TaskVecError:
     return TaskVecError(
-        f"the tokenizer cannot read the text {_short(text)} ({first_line(error)}); leave out what it has no"
-        " tokens for"
+        f"the tokenizer cannot read the text {_short(text)} ({first_line(error)}); leave out"
+        " what it has no tokens for"
     )
 
 
