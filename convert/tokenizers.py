@@ -28,7 +28,7 @@ from taskvec_jax.sentencepieces import (
     read_settings,
     token_text,
 )
-from taskvec_jax.tokenizer import FILE, Backend
+from taskvec_jax.tokenizer import FILE, Backend, read_tokenizer_json
 
 _log = logging.getLogger(__name__)
 _LLAMA_3_SPECIALS = 256
@@ -79,12 +79,7 @@ def _from_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     post-processor, or one of byte-level offsets alone, puts nothing around a text, and
     `add_bos_token` or `add_eos_token` may do so.
     """
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise TaskVecError(
-            f"{path}: no tokenizer can be read from it ({_first_line(error)}); fetch it again"
-        ) from None
+    backend = read_tokenizer_json(path)
     if backend.post_processor is not None and not isinstance(
         backend.post_processor, processors.ByteLevel
     ):

@@ -252,3 +252,26 @@ def test_a_converted_model_keeps_its_sentencepiece_model(tmp_path):
     for text in ("example:a->b\nexample:b->", "->"):
         assert restored.tokenizer.encode(text) == direct.tokenizer.encode(text)
     assert restored.tokenizer.sha256 == direct.tokenizer.sha256
+
+
+def test_hundreds_of_damaged_models_are_refused_or_read_as_sentencepiece_does(charsmaps, tmp_path):
+    rng, path, read = random.Random(14), tmp_path / "tokenizer.model", 0
+    for number in range(300):
+        data = bytearray(made_up(rng, charsmaps[:1]).SerializeToString())
+        place = rng.randrange(len(data))
+        if number % 3 == 0:
+            data[place] ^= 1 << rng.randrange(8)
+        elif number % 3 == 1:
+            del data[place : place + rng.choice([1, 4, 100])]
+        else:
+            del data[place:]
+        path.write_bytes(data)
+        try:
+            ours = Tokenizer(from_sentencepiece(path, add_bos=False))
+        except TaskVecError:
+            continue
+        read += 1
+        processor = sentencepiece.SentencePieceProcessor(model_proto=bytes(data))
+        for text in ("example:a->b\n", " a  é"):
+            assert ours.encode(text) == processor.encode(text)
+    assert 0 < read < 200
