@@ -80,10 +80,11 @@ class Tokenizer:
         """
         if isinstance(self._backend, SentencePieces):
             (directory / MODEL).write_bytes(self._backend.model)
-            settings = self._backend.settings()
+            settings, other = self._backend.settings(), FILE
         else:
             self._backend.save(str(directory / FILE))
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+            settings, other = {"tokenizer_class": "PreTrainedTokenizerFast"}, MODEL
+        (directory / other).unlink(missing_ok=True)  # of an older model
         (directory / CONFIG).write_text(json.dumps(settings) + "\n")
 
     @property

@@ -254,6 +254,15 @@ def test_a_converted_model_keeps_its_sentencepiece_model(tmp_path):
     assert restored.tokenizer.sha256 == direct.tokenizer.sha256
 
 
+def test_saving_one_form_of_tokenizer_leaves_nothing_of_the_other(tokenizer, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "tokenizer.model").write_bytes(small())
+    pieces = Tokenizer(from_sentencepiece(tmp_path / "elsewhere" / "tokenizer.model"))
+    for one in (tokenizer, pieces, tokenizer):
+        one.save(tmp_path)
+        assert Tokenizer.from_directory(tmp_path).sha256 == one.sha256
+
+
 def test_hundreds_of_damaged_models_are_refused_or_read_as_sentencepiece_does(charsmaps, tmp_path):
     rng, path, read = random.Random(14), tmp_path / "tokenizer.model", 0
     for number in range(300):
