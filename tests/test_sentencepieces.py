@@ -80,7 +80,7 @@ def made_up(rng: random.Random, charsmaps: list[bytes]) -> Any:
     normalizer.add_dummy_prefix = rng.random() < 0.6
     normalizer.remove_extra_whitespaces = rng.random() < 0.4
     normalizer.escape_whitespaces = rng.random() < 0.9
-    normalizer.precompiled_charsmap = rng.choice([b"", *charsmaps])
+    normalizer.precompiled_charsmap = rng.choice([*[b""] * 8, *charsmaps])
     return proto
 
 
