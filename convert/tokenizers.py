@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -26,7 +27,7 @@ from taskvec_jax.sentencepieces import (
     read_settings,
     token_text,
 )
-from taskvec_jax.tokenizer import FILE, Backend
+from taskvec_jax.tokenizer import FILE, Backend, read_tokenizer_json
 
 from .sentencepiece_file import Piece, PieceKind, Settings, model_of
 from .tiktoken_file import is_tiktoken, read_tiktoken
@@ -80,12 +81,7 @@ def _from_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
     post-processor, or one of byte-level offsets alone, puts nothing around a text, and
     `add_bos_token` or `add_eos_token` may do so.
     """
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise TaskVecError(
-            f"{path}: no tokenizer can be read from it ({first_line(error)}); fetch it again"
-        ) from None
+    backend = read_tokenizer_json(path)
     if backend.post_processor is not None and not isinstance(
         backend.post_processor, processors.ByteLevel
     ):
@@ -430,6 +426,20 @@ def _gguf_token(
     return token
 
 
+def _gguf_bytes(meta: Mapping[str, Any], name: str, where: str) -> bytes:
+    """An array of bytes, which files hold as signed or unsigned numbers; empty if it is missing."""
+    value = meta.get(f"tokenizer.ggml.{name}") or []
+    try:
+        numbers = np.asarray(value, None if value else np.uint8)
+    except (ValueError, OverflowError):  # lists of several lengths, numbers of too many bits
+        numbers = np.zeros(0)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not isinstance(value, list):
+        raise TaskVecError(f"{where}: its tokenizer.ggml.{name} is not an array of bytes")
+    if numbers.size and not -128 <= numbers.min() <= numbers.max() <= 255:
+        raise TaskVecError(f"{where}: its tokenizer.ggml.{name} holds numbers that are no bytes")
+    return numbers.astype(np.int64).astype(np.uint8).tobytes()
+
+
 def _sentencepiece_from_gguf(
     meta: Mapping[str, Any], tokens: list[str], kinds: list[int], where: str
 ) -> SentencePieces:
@@ -445,9 +455,6 @@ def _sentencepiece_from_gguf(
         or not set(kinds) <= set(PieceKind)
     ):
         raise TaskVecError(f"{where}: its token scores or types are damaged; fetch it again")
-    charsmap = meta.get("tokenizer.ggml.precompiled_charsmap", [])
-    if not isinstance(charsmap, list) or not all(type(byte) is int for byte in charsmap):
-        raise TaskVecError(f"{where}: its precompiled_charsmap is damaged; fetch it again")
     unigram = _SENTENCEPIECE[meta["tokenizer.ggml.model"]]
     pieces = [
         Piece(
@@ -461,7 +468,7 @@ def _sentencepiece_from_gguf(
         unigram=unigram,
         add_dummy_prefix=_gguf_flag(meta, "add_space_prefix", True, where),
         remove_extra_whitespaces=_gguf_flag(meta, "remove_extra_whitespaces", False, where),
-        charsmap=bytes(byte & 255 for byte in charsmap),
+        charsmap=_gguf_bytes(meta, "precompiled_charsmap", where),
     )
     bos = _gguf_token(meta, "bos", not unigram, 1, tokens, where)
     eos = _gguf_token(meta, "eos", unigram, 2, tokens, where)

@@ -6,10 +6,11 @@ tokenizer_config.json beside its tokenizer.model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,7 @@ class Tokenizer:
         Raises:
           TaskVecError: the file is missing or not a tokenizer.
         """
-        try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)), num_rows)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise TaskVecError(f"{path}: not a tokenizer.json ({error})") from None
+        return cls(read_tokenizer_json(path), num_rows)
 
     @classmethod
     def from_directory(cls, directory: Path, num_rows: int | None = None) -> Tokenizer:
@@ -82,10 +80,11 @@ class Tokenizer:
         """
         if isinstance(self._backend, SentencePieces):
             (directory / MODEL).write_bytes(self._backend.model)
-            settings = self._backend.settings()
+            settings, other = self._backend.settings(), FILE
         else:
             self._backend.save(str(directory / FILE))
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+            settings, other = {"tokenizer_class": "PreTrainedTokenizerFast"}, MODEL
+        (directory / other).unlink(missing_ok=True)  # of an older model
         (directory / CONFIG).write_text(json.dumps(settings) + "\n")
 
     @property
@@ -111,15 +110,15 @@ class Tokenizer:
             raise TaskVecError(
                 f"texts is {_short(texts)}; allowed: a list of strings (`encode` takes one string)"
             )
-        try:
-            if len(texts) < FEW:
-                rows = [self._backend.encode(text).ids for text in texts]
-            else:
-                rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts))]
-        except Exception as error:  # tokenizers and sentencepiece raise several kinds
-            if len(texts) == 1:
-                raise _unreadable(texts[0], error) from None
-            return [self.encode(text) for text in texts]  # the one that cannot be read is named
+        if len(texts) < FEW:
+            rows = [self._encoding(text).ids for text in texts]
+        else:
+            try:
+                with _clear(f"the tokenizer cannot read one of {len(texts)} texts"):
+                    encodings = self._backend.encode_batch_fast(list(texts))
+            except TaskVecError:
+                encodings = [self._encoding(text) for text in texts]  # which names the text
+            rows = [encoding.ids for encoding in encodings]
         if self.num_rows is not None:
             for text, ids in zip(texts, rows, strict=True):
                 if ids and max(ids) >= self.num_rows:
@@ -173,10 +172,8 @@ class Tokenizer:
         return self._encoding(ARROW).tokens[-1] if self._around[1] else ""
 
     def _encoding(self, text: str) -> tokenizers.Encoding | Encoded:
-        try:
+        with _clear(f"the tokenizer cannot read the text {_short(text)}"):
             return self._backend.encode(text)
-        except Exception as error:  # tokenizers and sentencepiece raise several kinds
-            raise _unreadable(text, error) from None
 
     def pieces(self, text: str) -> list[tuple[int, str, tuple[int, int]]]:
         """(id, token, (start, end) characters of the text) of every token, to show a prompt."""
@@ -225,11 +222,32 @@ def _unknown(backend: Backend) -> int | None:
     return None if text is None else backend.token_to_id(text)
 
 
-def _unreadable(text: str, error: Exception) -> TaskVecError:
-    return TaskVecError(
-        f"the tokenizer cannot read the text {_short(text)} ({first_line(error)}); leave out"
-        " what it has no tokens for"
-    )
+def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
+    """Reads a tokenizer.json as it stands.
+
+    Raises:
+      TaskVecError: the file is missing or not a tokenizer.
+    """
+    with _clear(f"{path}: not a tokenizer.json that can be read"):
+        return tokenizers.Tokenizer.from_file(str(path))
+
+
+@contextlib.contextmanager
+def _clear(what: str) -> Iterator[None]:
+    """Makes one line of whatever tokenizers and sentencepiece raise.
+
+    That is several kinds of exception; and, for some damage that is found late, a panic of Rust,
+    which is a BaseException.
+
+    Raises:
+      TaskVecError: what went wrong, with their reason.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, TaskVecError):
+        raise
+    except BaseException as error:
+        raise TaskVecError(f"{what} ({first_line(error)})") from None
 
 
 def _short(text: object) -> str:

@@ -414,6 +414,8 @@ def test_a_damaged_tokenizer_model_is_refused(damage: bytes, tmp_path: Path) -> 
         ({"tokenizer.ggml.scores": [float("nan")] * len(PIECES)}, "the score of '<unk>' is nan"),
         ({"tokenizer.ggml.bos_token_id": 10**9}, "BOS token is 1000000000"),
         ({"tokenizer.ggml.add_eos_token": True, "tokenizer.ggml.eos_token_id": -1}, "EOS token is"),
+        ({"tokenizer.ggml.precompiled_charsmap": [1, 256]}, "precompiled_charsmap holds numbers"),
+        ({"tokenizer.ggml.precompiled_charsmap": "abc"}, "precompiled_charsmap is not an array"),
         ({"tokenizer.ggml.add_bos_token": 7}, "add_bos_token is '7'; allowed: true, false"),
         ({"tokenizer.ggml.tokens": ["<unk>"] * len(PIECES)}, "not a whole sentencepiece model"),
         ({"tokenizer.ggml.model": "gpt2"}, "pre-tokenizer 'None' is not supported"),

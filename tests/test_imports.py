@@ -108,6 +108,7 @@ def test_foreign_libraries_have_one_door():
         for name in imported(path):
             doors.setdefault(name.split(".")[0], set()).add(module)
     assert doors["orbax"] == {"taskvec_jax.checkpoint"}
+    assert doors["sentencepiece"] == {"taskvec_jax.sentencepieces"}
     assert doors["transformers"] == {
         "convert.tokenizers",
         "convert.verify",  # the reference

@@ -80,7 +80,7 @@ def made_up(rng: random.Random, charsmaps: list[bytes]) -> Any:
     normalizer.add_dummy_prefix = rng.random() < 0.6
     normalizer.remove_extra_whitespaces = rng.random() < 0.4
     normalizer.escape_whitespaces = rng.random() < 0.9
-    normalizer.precompiled_charsmap = rng.choice([b"", *charsmaps])
+    normalizer.precompiled_charsmap = rng.choice([*[b""] * 8, *charsmaps])
     return proto
 
 
@@ -252,3 +252,35 @@ def test_a_converted_model_keeps_its_sentencepiece_model(tmp_path):
     for text in ("example:a->b\nexample:b->", "->"):
         assert restored.tokenizer.encode(text) == direct.tokenizer.encode(text)
     assert restored.tokenizer.sha256 == direct.tokenizer.sha256
+
+
+def test_saving_one_form_of_tokenizer_leaves_nothing_of_the_other(tokenizer, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "tokenizer.model").write_bytes(small())
+    pieces = Tokenizer(from_sentencepiece(tmp_path / "elsewhere" / "tokenizer.model"))
+    for one in (tokenizer, pieces, tokenizer):
+        one.save(tmp_path)
+        assert Tokenizer.from_directory(tmp_path).sha256 == one.sha256
+
+
+def test_hundreds_of_damaged_models_are_refused_or_read_as_sentencepiece_does(charsmaps, tmp_path):
+    rng, path, read = random.Random(14), tmp_path / "tokenizer.model", 0
+    for number in range(300):
+        data = bytearray(made_up(rng, charsmaps[:1]).SerializeToString())
+        place = rng.randrange(len(data))
+        if number % 3 == 0:
+            data[place] ^= 1 << rng.randrange(8)
+        elif number % 3 == 1:
+            del data[place : place + rng.choice([1, 4, 100])]
+        else:
+            del data[place:]
+        path.write_bytes(data)
+        try:
+            ours = Tokenizer(from_sentencepiece(path, add_bos=False))
+        except TaskVecError:
+            continue
+        read += 1
+        processor = sentencepiece.SentencePieceProcessor(model_proto=bytes(data))
+        for text in ("example:a->b\n", " a  é"):
+            assert ours.encode(text) == processor.encode(text)
+    assert 0 < read < 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 
@@ -167,3 +168,14 @@ def test_texts_come_back_or_are_told(tokenizer):
     lower.normalizer = tokenizers.normalizers.Lowercase()
     assert Tokenizer(lower).spells("apple")
     assert not Tokenizer(lower).spells("Apple")
+
+
+def test_damage_that_is_found_late_is_one_clear_line(tmp_path):
+    """tokenizers panics, which is no Exception, where a compiled normaliser is empty."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    raw = json.loads(backend.to_str())
+    for charsmap in ("AAAA", base64.b64encode(b"\0" * 64).decode()):
+        raw["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+        with pytest.raises(TaskVecError, match=r"not a tokenizer\.json|cannot read the text"):
+            Tokenizer.from_file(tmp_path / "tokenizer.json").encode("ab c")
