@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import convert
-from convert import GGUF_FAMILIES, HF_FAMILIES, config_keys, read_keys
+from convert import GGUF_FAMILIES, HF_FAMILIES, config_keys, llama, read_keys
 from convert.keys import HARMLESS_KEYS
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
@@ -423,3 +423,10 @@ def test_buffers_do_not_decide_the_precision(family: str, tmp_path: Path) -> Non
         state[layer[family] + "masked_bias"] = torch.tensor(-1e9)
     torch.save(state, directory / "pytorch_model.bin")
     assert convert.open_model(directory, None).config.dtype == "float16"
+
+
+def test_metas_own_release_is_not_tied_where_its_unembedding_is_missing() -> None:
+    params = {"dim": 48, "n_heads": 6, "n_layers": 3, "norm_eps": 1e-5}
+    alone = {"tok_embeddings.weight": (101, 48), "layers.0.feed_forward.w1.weight": (53, 48)}
+    config = llama.config_from_meta(params, Shapes(**alone), "params.json", "float32")
+    assert not config.tied_unembed  # then output.weight is missed
