@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import _utils
 
 from convert.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
@@ -75,7 +76,7 @@ def replaced(values: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]
 
 
 def tensor(*arguments: Any) -> Rebuilt:
-    return Rebuilt(torch._utils._rebuild_tensor_v2, *arguments)
+    return Rebuilt(_utils._rebuild_tensor_v2, *arguments)
 
 
 def variants() -> dict[str, Any]:
@@ -96,7 +97,7 @@ def variants() -> dict[str, Any]:
         found[f"state {number}"] = {"x": tensor(*good[:-1], state)}
         for place in range(3):
             arguments = replaced((tensor(*good), False, collections.OrderedDict()), place, value)
-            parameter = Rebuilt(torch._utils._rebuild_parameter, *arguments)
+            parameter = Rebuilt(_utils._rebuild_parameter, *arguments)
             found[f"parameter {place} {number}"] = {"x": parameter}
     outside = tensor(*replaced(good, 1, 5))
     found["tuple of tuples, replaced"] = Twice(tensor(*replaced(good, 2, ((2, 3),))), tensor(*good))

@@ -39,6 +39,11 @@ def embedding_of(directory: Path) -> np.ndarray:
     return np.asarray(flatten(convert(directory, "float32").params)["embed/embedding"])
 
 
+def embedding_in(theirs: Any) -> np.ndarray:
+    """V x D, as transformers has it in memory."""
+    return theirs.get_input_embeddings().weight.detach().numpy()
+
+
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -76,7 +81,7 @@ def test_of_several_forms_the_one_is_read_that_transformers_reads(tmp_path: Path
         save_form(model(seed), directory, form)
     for form in FORMS:
         theirs = transformers.AutoModelForCausalLM.from_pretrained(directory)
-        right = theirs.get_input_embeddings().weight.detach().numpy()
+        right = embedding_in(theirs)
         np.testing.assert_array_equal(embedding_of(directory), right, err_msg=form)
         (directory / form).unlink()
 
@@ -88,7 +93,7 @@ def test_weights_that_the_config_names_are_read_as_transformers_reads_them(tmp_p
     )
     edit(directory / "config.json", transformers_weights="other.safetensors")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directory)
-    right = theirs.get_input_embeddings().weight.detach().numpy()
+    right = embedding_in(theirs)
     np.testing.assert_array_equal(embedding_of(directory), right)
     for named in ("../other.safetensors", "nowhere.safetensors", "config.json", 3):
         edit(directory / "config.json", transformers_weights=named)
