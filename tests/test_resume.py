@@ -93,6 +93,7 @@ def test_a_run_with_other_settings_is_refused_and_touches_nothing(zygote, tmp_pa
     child = start(zygote, "layer_sweep", *tiny, out=out, **env)
     assert child.wait() == 0, child.printed
     before = contents(out)
+    (tmp_path / "other").mkdir()
     other = save_tiny(tmp_path / "other" / "tiny", tokenizer, seed=1)
     for module, flag in (
         ("layer_sweep", "--seed=1"),
