@@ -238,9 +238,6 @@ def test_what_is_not_finite_or_out_of_range_is_refused_before_it_is_learned(mode
         wrong = np.array([norm, 1.0], np.float32)
         with pytest.raises(TaskVecError, match="norm of theta after layer 1 is not above 0"):
             learning.learn(model, examples(), examples(), right, vectors, wrong, layers, RECIPE)
-    bad[1] = np.finfo(np.float32).max
-    with pytest.raises(TaskVecError, match="with a vector written after layer 3 is not finite"):
-        learning.score_examples(model, examples(), bad, layers, 5)
     answers = examples().answers.copy()
     answers[0, 0] = model.config.vocab_size
     for changed, message in (

@@ -110,8 +110,9 @@ def test_what_is_not_finite_or_out_of_range_is_refused_by_its_layer(tiny, batch)
     with pytest.raises(TaskVecError, match="to be written after layer 2 is not finite"):
         write(vectors=bad)
     bad[2, 1] = np.finfo(np.float32).max
-    with pytest.raises(TaskVecError, match="with a vector written after layer 2 is not finite"):
-        write(vectors=bad)
+    if decoder.config.family == "pythia":  # LayerNorm's mean overflows; RMSNorm would give zeros
+        with pytest.raises(TaskVecError, match="with a vector written after layer 2 is not finite"):
+            write(vectors=bad)
     with pytest.raises(TaskVecError, match="the logits, after the last layer, are not finite"):
         write(wanted=np.full_like(wanted, np.nan))
     for outside in (-1, decoder.config.vocab_size):

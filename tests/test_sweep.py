@@ -234,17 +234,19 @@ def test_vectors_that_are_not_finite_are_refused_with_their_layer(one, bad):
     vectors[1, 2, 5] = bad
     with pytest.raises(TaskVecError, match="the vector to be written after layer 3 is not finite"):
         sweep.inject_vectors(one, [[1, 2], [3]], vectors, np.array([0, 1, 3]), 2)
+    layers = np.array([[0, 1, 3], [0, 1, 2]])
     with pytest.raises(TaskVecError, match="after layer 2 is not finite"):
-        layers = np.array([[0, 1, 3], [0, 1, 2]])
         sweep.inject_vectors(one, [[1, 2], [3]], vectors[:, :, None], layers, 2)
 
 
-def test_answers_that_are_not_finite_stop_with_their_layer(one, monkeypatch):
-    """The vector is finite, and what is computed from it overflows."""
-    vectors = np.zeros((2, 2, one.config.width), np.float32)
+def test_answers_that_are_not_finite_stop_with_their_layer(tokenizer):
+    """The vector is finite, and the mean that LayerNorm takes of it overflows."""
+    model = model_of(TINY["pythia-parallel"], tokenizer)
+    vectors = np.zeros((2, 2, model.config.width), np.float32)
     vectors[1, 1] = np.finfo(np.float32).max
-    with pytest.raises(TaskVecError, match="with a vector written after layer 1 is not finite.*32"):
-        sweep.inject_vectors(one, [[1, 2], [3]], vectors, np.array([4, 1]), 2)
+    wanted = r"with a vector written after layer 1 is not finite: .* --dtype=float32"
+    with pytest.raises(TaskVecError, match=wanted):
+        sweep.inject_vectors(model, [[1, 2], [3]], vectors, np.array([4, 1]), 2)
 
 
 def test_logits_that_are_not_finite_are_refused_though_every_layer_is(one):
