@@ -14,6 +14,8 @@ RANKS = [
     [
         "taskvec_jax.config",
         "taskvec_jax.sampling",
+        "taskvec_jax.scoring",
+        "taskvec_jax.statistics",
         "taskvec_jax.tokenizer",
         "taskvec_jax.geometry",
     ],
