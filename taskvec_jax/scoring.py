@@ -67,10 +67,12 @@ def scoring_rule(name: str, category: str) -> ScoringRule:
     Raises:
       TaskVecError: there is no rule of that name.
     """
-    if name not in get_args(RuleName):
-        raise TaskVecError(f"rule is {name!r}; allowed: {', '.join(get_args(RuleName))}")
-    prefix = name == "paper" and category == PREFIX_CATEGORY
-    return ScoringRule(name, prefix, category == CASELESS_CATEGORY)
+    ignore_case = category == CASELESS_CATEGORY
+    if name == "paper":
+        return ScoringRule("paper", category == PREFIX_CATEGORY, ignore_case)
+    if name == "full":
+        return ScoringRule("full", False, ignore_case)
+    raise TaskVecError(f"rule is {name!r}; allowed: {', '.join(get_args(RuleName))}")
 
 
 def cut(generated: str, ends: Sequence[str] = ()) -> str:
