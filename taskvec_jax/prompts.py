@@ -11,7 +11,7 @@ import weakref
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sampling import draw, seeded
-from taskvec_jax.tasks.task import Pair, Task
+from taskvec_jax.tasks.task import Pair, Task, check_task
 from taskvec_jax.tokenizer import ARROW, Tokenizer
 
 PREFIX = "example:"
@@ -95,8 +95,9 @@ def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     Remembered for each tokenizer: controls ask for every other task once a task.
 
     Raises:
-      TaskVecError: no pair is left; the template does not suit this tokenizer.
+      TaskVecError: no pair is left; the template does not suit this tokenizer; or no `Task`.
     """
+    check_task(task)
     known = _fitted.setdefault(tokenizer, {})
     if task not in known:
         known[task] = _fit(task, tokenizer)
