@@ -34,8 +34,8 @@ from experiments import (
 )
 from experiments import study as studies
 from experiments.command import FLAGS, console, prepare_out, run
+from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import from_hub_or_wheel
 
 MODULES = (
     main_results,
@@ -56,7 +56,8 @@ def main() -> None:
     if len(set(stems)) != len(stems):
         raise TaskVecError(f"two models of --model={FLAGS.model} would share results/{stems[0]}")
     for name in names:  # before hours go into the first
-        from_hub_or_wheel(name, FLAGS.revision)
+        FLAGS.model = name
+        studies.ask(MODULES)
     several = len(names) > 1
     top = Path(FLAGS.out or "results")
     directories = []
@@ -74,7 +75,7 @@ def main() -> None:
 def run_model(out: Path) -> None:
     """Every experiment on one model, then its page."""
     started = time.monotonic()
-    study = studies.study_from_flags(out=out)
+    study = studies.study_from_flags(out=out, modules=MODULES)
     try:
         for module in MODULES:
             console.rule(module.__name__.removeprefix("experiments."))
@@ -98,6 +99,8 @@ def run_or_leave_out(study: studies.Study, module: Any) -> None:
     """
     try:
         studies.finish(study, module)
+    except WriteError:
+        raise
     except TaskVecError as error:
         if module is main_results:
             raise
