@@ -48,10 +48,12 @@ import numpy as np
 from absl import flags
 
 from experiments import command, figures, identity
+from experiments import study as studies
 from experiments.command import FLAGS, console
 from experiments.memory import process_peak
+from experiments.own_tasks import tokenizer_of
 from taskvec_jax import sweep, task_vectors, work
-from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS
+from taskvec_jax.config import DEFAULT_MODEL, DTYPES, NAMED_MODELS
 from taskvec_jax.decoder import Decoder, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, best_layer, draw_prompts
@@ -312,8 +314,7 @@ def random_model(name: str, dtype: str, num_layers: int | None = None) -> Model:
     Raises:
       TaskVecError: no such name and no such path.
     """
-    if name not in NAMED_MODELS and not Path(name).exists():
-        raise TaskVecError(f"--shape={name}; allowed: a path, or {', '.join(NAMED_MODELS)}")
+    check_shape(name)
     tokenizer = load_model(DEFAULT_MODEL, "bfloat16").tokenizer
     known = describe(name)[1]
     final = in_precision(known, dtype)
@@ -336,6 +337,16 @@ def random_model(name: str, dtype: str, num_layers: int | None = None) -> Model:
         leaves |= quantise_leaf(path, whole) if final.weights == "int8" else {path: whole}
     config = dataclasses.replace(config, weights=final.weights)
     return Model(f"random {name}", Decoder(config), unflatten(leaves), tokenizer, config, "random")
+
+
+def check_shape(name: str) -> None:
+    """Refuses a --shape that is neither a known name nor a path.
+
+    Raises:
+      TaskVecError: it is neither.
+    """
+    if name not in NAMED_MODELS and not Path(name).exists():
+        raise TaskVecError(f"--shape={name}; allowed: a path, or {', '.join(NAMED_MODELS)}")
 
 
 def agreement(outcome: Outcome, reference: Outcome) -> float:
@@ -564,11 +575,22 @@ def draw(result: dict[str, Any], stem: Path) -> list[Path]:
 def main() -> None:
     """Runs the benchmark the flags ask for."""
     settings = command.settings_from_flags()
-    tasks = command.tasks_from_flags()
     if unknown := [name for name in FLAGS.stages if name not in STAGES]:
         raise TaskVecError(f"unknown stage {unknown[0]!r}; allowed: {', '.join(STAGES)}")
+    if unknown := [name for name in FLAGS.dtypes if name not in (*DTYPES, "int8")]:
+        raise TaskVecError(f"--dtypes: unknown {unknown[0]!r}; allowed: {', '.join(DTYPES)}, int8")
     if FLAGS.repeats < 1:
-        raise TaskVecError(f"repeats is {FLAGS.repeats}; it must be at least 1")
+        raise TaskVecError(f"--repeats={FLAGS.repeats}; it must be at least 1")
+    if FLAGS.shape:
+        check_shape(FLAGS.shape)
+    describe(FLAGS.shape or FLAGS.model)
+    model = DEFAULT_MODEL if FLAGS.shape else FLAGS.model  # whose tokenizer is used
+    tasks = command.tasks_from_flags(model=model)
+    if (tokenizer := tokenizer_of(model, None)) is not None:
+        tasks, left_out = studies.fitting_tasks(
+            tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks)
+        )
+        studies.tell_left_out(left_out)
     run = {"dtypes": FLAGS.dtypes, **identity.of_settings(settings)}
     name = f"random {FLAGS.shape}" if FLAGS.shape else FLAGS.model
     out = command.prepare_out(FLAGS.out, {"model": name, **run})
@@ -577,7 +599,6 @@ def main() -> None:
     for dtype in FLAGS.dtypes:
         by_dtype[dtype] = run_dtype(dtype, tasks, settings)
         print_table(dtype, by_dtype[dtype])
-    model = load_model(DEFAULT_MODEL)
     result = {
         "model": name,
         "revision": None,
@@ -587,7 +608,9 @@ def main() -> None:
             "tasks": [task.name for task in tasks],
             "repeats": FLAGS.repeats,
         },
-        "provenance": command.provenance(model, settings.seed, time.monotonic() - started),
+        "provenance": command.provenance(
+            load_model(model), settings.seed, time.monotonic() - started
+        ),
         "headline": headline(by_dtype),
         "dtypes": by_dtype,
     }

@@ -14,6 +14,7 @@ ICL .31, vector .24 (4 minutes on 2 shared cores).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def run(study: Study) -> dict[str, Any]:
     ]
 
     def measure(task: Task) -> dict[str, Any]:
-        return study.unit(NAME, task, study.settings, lambda: measure_way(study, task))
+        return study.unit(NAME, task, study.settings, functools.partial(measure_way, study, task))
 
     tasks = [task for ways in turned.values() for task in ways.values()]
     measured, failed = study.each(NAME, tasks, measure)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import sys
@@ -20,6 +22,7 @@ from absl import flags
 from convert import command
 from convert.command import FLAGS, console, define_list, progress_bar
 from experiments import identity
+from experiments.writing import write_whole
 from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, longest_rows
@@ -35,8 +38,9 @@ from taskvec_jax.plan import (
     share_bytes,
 )
 from taskvec_jax.sharding import is_first_process, least, shape_of, together
-from taskvec_jax.tasks import Task, registry, select
+from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # lives as long as the process
 __all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
 
@@ -88,7 +92,13 @@ def define_task_flags() -> None:
 
 
 def settings_from_flags() -> Settings:
-    """The settings the flags ask for."""
+    """The settings the flags ask for.
+
+    Raises:
+      TaskVecError: one of them, or --memory_gb, cannot be meant.
+    """
+    if FLAGS.memory_gb is not None and not FLAGS.memory_gb > 0:  # nan is not either
+        raise TaskVecError(f"--memory_gb={FLAGS.memory_gb:g}; it must be above 0")
     return Settings(
         num_prompts=FLAGS.num_prompts,
         num_demonstrations=FLAGS.num_demonstrations,
@@ -127,14 +137,36 @@ def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Se
     return dataclasses.replace(settings, batch_size=batch_size)
 
 
-def tasks_from_flags(names: list[str] | None = None) -> list[Task]:
-    """The named tasks, or those that --tasks names, from where --task_data and --task_file say."""
-    return select(names or FLAGS.tasks, *_task_paths())
+def tasks_from_flags(names: list[str] | None = None, model: str | None = None) -> list[Task]:
+    """The named tasks, or those that --tasks names, or the model's own with those of --task_file,
+    or all; from where --task_data and --task_file say.
+
+    Args:
+      model: whose own tasks count; that of --model when None.
+    """
+    data, own = _task_paths()
+    added, default = _own_tasks(model)
+    names = names or FLAGS.tasks
+    if names is None and default and data is None:
+        users = [task.name for task in read_own_tasks(own)] if own else []
+        names = list(dict.fromkeys([*default, *users]))
+    return select(names, data, own, added)
 
 
-def available_tasks_from_flags() -> list[Task]:
-    """All tasks the flags make known, whether asked for or not."""
-    return list(registry(*_task_paths()).values())
+def available_tasks_from_flags(model: str | None = None) -> list[Task]:
+    """All tasks the flags and the model make known, whether asked for or not."""
+    return list(registry(*_task_paths(), _own_tasks(model)[0]).values())
+
+
+def own_task_names() -> list[str]:
+    """Names of the tasks that the model of --model was trained on."""
+    return _own_tasks(None)[1]
+
+
+def _own_tasks(model: str | None) -> tuple[list[Task], list[str]]:
+    from experiments import own_tasks
+
+    return own_tasks.own_tasks(model or FLAGS.model, FLAGS.revision if not model else None)
 
 
 def _task_paths() -> tuple[Path | None, Path | None]:
@@ -176,7 +208,15 @@ def run(main: Callable[[], None]) -> None:
                 console.print(line, markup=False)
             return
         enable_compilation_cache()
-        main()
+        try:
+            main()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise TaskVecError(
+                f"{error.filename or 'a file'}: cannot be written ({error.strerror}); make room, or"
+                " choose another --out"
+            ) from None
 
     command.run(planned)
 
@@ -242,6 +282,7 @@ def prepare_out(path: str, run: identity.Identity | None = None) -> Path:
     """Creates the directory results go to, and proves that it can be written.
 
     Of several processes only the first has it; each other has one of its own, gone when it ends.
+    A run that writes nothing there, because its input is bad, leaves no directory behind.
 
     Args:
       run: whose results they will be; None: the directory may hold those of several.
@@ -257,6 +298,8 @@ def prepare_out(path: str, run: identity.Identity | None = None) -> Path:
         if run is not None and directory.is_dir():
             identity.check_directory(directory, run)
         try:
+            missing = [p for p in (directory, *directory.parents) if not p.exists()]
+            atexit.register(_remove_empty, missing)
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
                 pass
@@ -267,22 +310,17 @@ def prepare_out(path: str, run: identity.Identity | None = None) -> Path:
         return directory
 
 
+def _remove_empty(directories: list[Path]) -> None:
+    """Takes away those of the directories that are empty, each before the one that holds it."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; says so where it replaces one of other settings."""
     _say_replaced(path, value)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _say_replaced(path: Path, value: Any) -> None:

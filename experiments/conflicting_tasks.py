@@ -17,6 +17,7 @@ gerund into past .81, the others not (1 minute on 2 cores).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -88,9 +89,7 @@ def run(study: Study) -> dict[str, Any]:
                 NAME,
                 tasks[a],
                 settings,
-                lambda a=a, b=b, layer=layer: measure_pair(
-                    study.model, fitted[a], fitted[b], layer, settings
-                ),
+                functools.partial(measure_pair, study.model, fitted[a], fitted[b], layer, settings),
                 other={"name": b, "sha256": studies.task_sha256(tasks[b])},
                 layer=layer,
             )
@@ -206,7 +205,7 @@ def rates(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
 
 def section(result: dict[str, Any]) -> Section:
     """What wins, the prompt or the vector."""
-    pairs = result["pairs"]
+    pairs, titles = result["pairs"], _titles(result)
     follows = [key for key, pair in pairs.items() if _follows_vector(pair)]
     stays = [
         key for key, pair in pairs.items() if pair["theta"]["a"]["low"] > pair["theta"]["b"]["high"]
@@ -220,7 +219,7 @@ def section(result: dict[str, Any]) -> Section:
         " prompt keeps .91.",
     ]
     if already := [
-        f"{_title(pair['a'])} / {_title(pair['b'])}"
+        f"{titles[pair['a']]} / {titles[pair['b']]}"
         for pair in pairs.values()
         if pair["plain"]["b"]["accuracy"] > pair["plain"]["a"]["accuracy"]
     ]:
@@ -229,7 +228,7 @@ def section(result: dict[str, Any]) -> Section:
             f" in {', '.join(already)}: there a high B-rate is no credit to the vector."
         )
     if unable := [
-        f"{_title(pair['a'])} / {_title(pair['b'])}"
+        f"{titles[pair['a']]} / {titles[pair['b']]}"
         for pair in pairs.values()
         if pair["theta"]["neither"]["accuracy"] > 0.5
     ]:
@@ -245,8 +244,8 @@ def section(result: dict[str, Any]) -> Section:
         won = "good" if key in follows else "bad" if key in stays else ""
         rows.append(
             [
-                text(_title(a)),
-                text(_title(b)),
+                text(titles[a]),
+                text(titles[b]),
                 score(pair["plain"]["a"]),
                 score(pair["plain"]["b"]),
                 score(pair["theta"]["a"]),
@@ -260,8 +259,8 @@ def section(result: dict[str, Any]) -> Section:
         )
     examples = [
         [
-            text(_title(pair["a"])),
-            text(_title(pair["b"])),
+            text(titles[pair["a"]]),
+            text(titles[pair["b"]]),
             text(example["query"].strip()),
             text(example["answer_a"].strip()),
             text(example["answer_b"].strip()),
@@ -309,15 +308,19 @@ def _follows_vector(pair: dict[str, Any]) -> bool:
     return theta["b"]["low"] > max(theta["a"]["high"], plain["b"]["high"])
 
 
-def _title(task: str) -> str:
-    return task.split("_", 1)[-1].replace("_", " ")
+def _titles(result: dict[str, Any]) -> dict[str, str]:
+    """Each task's name without its category."""
+    return {
+        name: name.removeprefix(f"{category}_").replace("_", " ")
+        for name, category in result["categories"].items()
+    }
 
 
 def draw_figure(result: dict[str, Any]) -> Any:
     """Stacked bars, two a pair."""
     from experiments import figures
 
-    pairs = result["pairs"]
+    pairs, tasks = result["pairs"], _titles(result)
     if len(pairs) > 12:
         return _draw_matrix(result)
     figure, (axes,) = figures.canvas(max(6.0, 1.7 * len(pairs) + 1.5), 4.2)
@@ -336,7 +339,7 @@ def draw_figure(result: dict[str, Any]) -> Any:
                 base += height
     for kind, colour in colours.items():
         axes.bar(0, 0, color=colour, label=titles[kind])
-    labels = [f"{_title(pair['a'])}\n← {_title(pair['b'])}" for pair in pairs.values()]
+    labels = [f"{tasks[pair['a']]}\n← {tasks[pair['b']]}" for pair in pairs.values()]
     axes.set_xticks(range(len(pairs)), labels)
     axes.set(ylim=(0, 1.02), ylabel="share of answers")
     axes.set_title(f"{result['model']}: prompt of A (top), theta of B (bottom)")
@@ -362,9 +365,9 @@ def _draw_matrix(result: dict[str, Any]) -> Any:
             ]
             for a in names
         ]
-        titles = [_title(name) for name in names]
-        figures.heat_map(axis, grid, titles, titles, write=".1f")
-        axis.set_xticks(range(len(names)), titles, rotation=60, ha="right")
+        shown = [_titles(result)[name] for name in names]
+        figures.heat_map(axis, grid, shown, shown, write=".1f")
+        axis.set_xticks(range(len(names)), shown, rotation=60, ha="right")
         axis.set_title(title)
     return figure
 

@@ -16,6 +16,7 @@ with 20; replacing .52, adding .21 (6 minutes on 2 shared cores).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from experiments import study as studies
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
+from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, accuracy, draw_prompts
 from taskvec_jax.prompts import fit
@@ -59,11 +61,11 @@ def run(study: Study) -> dict[str, Any]:
                         f"{NAME}/demonstrations",
                         task,
                         settings,
-                        lambda task=task, layer=layer, settings=settings: score_prompts(
-                            study, task, layer, settings
-                        ),
+                        functools.partial(score_prompts, study, task, layer, settings),
                         layer=layer,
                     )
+                except WriteError:
+                    raise
                 except TaskVecError as error:
                     notes.append(str(error))
             begin(f"{task.name}, dummy queries")
@@ -73,12 +75,12 @@ def run(study: Study) -> dict[str, Any]:
                     f"{NAME}/dummy queries",
                     task,
                     settings,
-                    lambda task=task, layer=layer, settings=settings: score_dummies(
-                        study, task, layer, settings
-                    ),
+                    functools.partial(score_dummies, study, task, layer, settings),
                     layer=layer,
                     counts=list(DUMMY_QUERIES),
                 )
+            except WriteError:
+                raise
             except TaskVecError as error:
                 notes.append(str(error))
                 found["dummy_queries"] = {}
@@ -87,7 +89,7 @@ def run(study: Study) -> dict[str, Any]:
                 f"{NAME}/ways to write",
                 task,
                 study.settings,
-                lambda task=task, layer=layer: score_writes(study, task, layer),
+                functools.partial(score_writes, study, task, layer),
                 layer=layer,
                 prompts=list(PROMPTS),
                 added=list(ADDED),
@@ -251,7 +253,9 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
                 "o-",
                 markersize=4,
                 color=colour,
-                label=figures.short(name) if axis is panels[0] else None,
+                label=figures.short(name, result["categories"][name])
+                if axis is panels[0]
+                else None,
             )
             if question == "demonstrations":
                 icl = [values[d]["icl"]["accuracy"] for d in doses]

@@ -1,6 +1,6 @@
 """When does in-context learning appear, when the task vector, and at which layer?
 
-    python -m experiments.emergence --run=results/train_small --task_file=experiments/mixture.py
+    python -m experiments.emergence --run=results/train_small
     python -m experiments.emergence --model=pythia-70m \\
         --revision=step0,step512,step4000,step143000 --tasks=knowledge_country_capital
 
@@ -17,6 +17,7 @@ Expected for the run that `pythia-icl-small` is from: both appear together, betw
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 from pathlib import Path
@@ -26,10 +27,10 @@ import numpy as np
 from absl import flags
 
 from convert.command import mesh_from_flags, reporting
-from experiments import command, identity, preemption
+from experiments import command, identity
 from experiments import study as studies
 from experiments.command import FLAGS, console
-from experiments.journal import Journal
+from experiments.own_tasks import tokenizer_of
 from experiments.section import Section, Table, number, show, text
 from experiments.study import Study
 from taskvec_jax import checkpoint
@@ -118,7 +119,7 @@ def sweep_moment(study: Study, progress: Any = lambda name: None) -> dict[str, A
     for task in study.tasks:
         progress(task.name)
         found[task.name] = study.unit(
-            NAME, task, study.settings, lambda task=task: _scores(study, task)
+            NAME, task, study.settings, functools.partial(_scores, study, task)
         )
     return found
 
@@ -175,10 +176,13 @@ def main() -> None:
     """Sweeps the models the flags ask for."""
     moments = moments_from_flags()
     settings = command.settings_from_flags()
-    asked, available = command.tasks_from_flags(), command.available_tasks_from_flags()
+    first = moments[0].model
+    asked = command.tasks_from_flags(model=first)
+    available = command.available_tasks_from_flags(model=first)
+    if (tokenizer := tokenizer_of(first, moments[0].revision)) is not None:
+        studies.fitting_tasks(tokenizer, asked, settings, must_fit=bool(FLAGS.tasks))
     out = results_directory()
-    preemption.listen()
-    journal = Journal(out, preemption.stop_if_asked)
+    journal = studies.open_journal(out)
     started = time.monotonic()
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
@@ -196,8 +200,9 @@ def main() -> None:
             if study is None:
                 settings = command.within_memory(settings, model, asked)
                 tasks, left_out = studies.fitting_tasks(
-                    model, asked, settings, must_fit=bool(FLAGS.tasks)
+                    model.tokenizer, asked, settings, must_fit=bool(FLAGS.tasks)
                 )
+                studies.tell_left_out(left_out)
                 study = Study(model, tasks, available, settings, settings, out, journal)
             study = _with_model(study, model)
             hashes[f"step{moment.step}"] = model.weights_sha256

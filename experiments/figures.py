@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.writing import write_whole
+
 CATEGORY_COLOURS = {
     "algorithmic": "#4269d0",
     "knowledge": "#efb118",
@@ -27,7 +29,8 @@ CATEGORY_COLOURS = {
     "translation": "#ff725c",
 }
 OTHER_COLOUR = "#97bbf5"
-COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e")
+OWN_COLOURS = ("#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e")
+COLOURS = (*CATEGORY_COLOURS.values(), *OWN_COLOURS)
 HEAT = "viridis"
 INK = {"light": "#1c1f24", "dark": "#e6e8eb"}
 QUIET = {"light": "#8a9099", "dark": "#8a9099"}
@@ -78,21 +81,21 @@ def canvas(
     return figure, list(axes.flat)
 
 
-def category(task: str) -> str:
-    """The category in a task's name."""
-    return task.split("_")[0]
-
-
-def short(task: str) -> str:
+def short(task: str, category: str) -> str:
     """A task's name without its category, spaces for underscores."""
-    return task.split("_", 1)[-1].replace("_", " ")
+    return task.removeprefix(f"{category}_").replace("_", " ")
 
 
-def colour_of(name: str, names: Sequence[str] = ()) -> str:
-    """The colour of a category, or of a name by its place among others."""
-    if name in CATEGORY_COLOURS:
-        return CATEGORY_COLOURS[name]
-    return COLOURS[list(names).index(name) % len(COLOURS)] if name in names else OTHER_COLOUR
+def colour_of(category: str, shown: Iterable[str] = ()) -> str:
+    """The colour of a category; of a user's own, by its place among the own ones of a figure.
+
+    Args:
+      shown: the categories of the figure.
+    """
+    if category in CATEGORY_COLOURS:
+        return CATEGORY_COLOURS[category]
+    own = sorted({name for name in shown if name not in CATEGORY_COLOURS})
+    return OWN_COLOURS[own.index(category) % len(OWN_COLOURS)] if category in own else OTHER_COLOUR
 
 
 def heat_map(
@@ -145,9 +148,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     written = []
     for kind in ("png", "svg"):
         path = stem.with_name(f"{stem.name}.{kind}")
-        scratch = path.with_name(f".{path.name}")
-        scratch.write_bytes(render(figure, kind))
-        scratch.replace(path)
+        write_whole(path, render(figure, kind))
         written.append(path)
     plt.close(figure)
     return written
@@ -165,9 +166,9 @@ def draw_layer_sweep(result: dict[str, Any], path: Path) -> None:
     layers = np.arange(curves.shape[1])
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     shown = set()
-    for name, curve in zip(tasks, curves, strict=True):
-        category = name.split("_")[0]
-        colour = CATEGORY_COLOURS.get(category, OTHER_COLOUR)
+    categories = [task["category"] for task in tasks.values()]
+    for category, curve in zip(categories, curves, strict=True):
+        colour = colour_of(category, categories)
         label = None if category in shown else category
         shown.add(category)
         axes.plot(layers, curve, color=colour, linewidth=0.8, alpha=0.55, label=label)
@@ -204,7 +205,5 @@ def draw_layer_sweep(result: dict[str, Any], path: Path) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", fontsize=8, frameon=False)
-    scratch = path.with_name(f".{path.name}")
-    figure.savefig(scratch, format="png", dpi=150)
+    write_whole(path, render(figure, "png"))
     plt.close(figure)
-    scratch.replace(path)

@@ -4,8 +4,11 @@ A unit is named by everything that decides its value: model, task, seed, setting
 Its value is one line of journal.jsonl, appended and synced before the next unit starts; arrays go
 to arrays/<name>.npy, written whole or not at all. kill -9 can therefore lose the unit under way
 and nothing else: at most the last line is torn, and a torn line is cut off when the journal opens.
+A line that was altered later, by a failing disk for example, costs its own unit, which is computed
+again and appended; the lines after it are read as ever.
 
-A line is {"unit": sha256 of what, "what": {...}, "value": ..., "crc": of the three before}.
+A line is {"crc": of the others, "unit": sha256 of what, "value": ..., "what": {...}}. An array
+file has four bytes more than NumPy writes and reads: the CRC-32 of what is before them.
 """
 
 from __future__ import annotations
@@ -17,17 +20,21 @@ import hashlib
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
+from experiments.writing import told, write_whole
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sharding import from_first_process, is_first_process, together
 
 What = Mapping[str, Any]
+CRC_BYTES = 4
+_START = re.compile(rb'(?=\{"crc": \d)')  # of an entry; inside one, quotes stand behind a backslash
 
 
 class Journal:
@@ -35,6 +42,7 @@ class Journal:
 
     Attributes:
       computed: units computed by this process, rather than found.
+      unreadable: lines found altered; their units are computed again.
       pause: called before a unit is computed and after it is kept, never inside one; it may end
         the process.
     """
@@ -42,6 +50,7 @@ class Journal:
     def __init__(self, directory: Path, pause: Callable[[], None] = lambda: None) -> None:
         self.path = directory / "journal.jsonl"
         self.computed = 0
+        self.unreadable = 0
         self.pause = pause
         self._depth = 0
         self._arrays = directory / "arrays"
@@ -94,7 +103,7 @@ class Journal:
         path = self._array_path(what)
         kept = path.read_bytes() if path.exists() else b""
         try:
-            return np.load(io.BytesIO(from_first_process(kept)))
+            return np.load(io.BytesIO(_checked(from_first_process(kept))))
         except (OSError, ValueError, EOFError):
             with self._in_hand():
                 array = compute()
@@ -103,17 +112,18 @@ class Journal:
             return array
 
     def keep_array(self, what: What, array: np.ndarray) -> None:
-        """Keeps an array that came along with other work, for `array` to find."""
-        self._arrays.mkdir(exist_ok=True)
+        """Keeps an array that came along with other work, for `array` to find.
+
+        Raises:
+          WriteError: the disk is full, for example.
+        """
         buffer = io.BytesIO()
         np.save(buffer, array)
-        path = self._array_path(what)
-        scratch = path.with_name(f".{path.name}.part")
-        with open(scratch, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        data = buffer.getvalue()
+        with together():  # a disk that is full in one process stops all
+            with told(self._arrays):
+                self._arrays.mkdir(exist_ok=True)
+            write_whole(self._array_path(what), data + zlib.crc32(data).to_bytes(CRC_BYTES, "big"))
 
     def _array_path(self, what: What) -> Path:
         return self._arrays / f"{unit_name(what)[:32]}.npy"
@@ -121,32 +131,40 @@ class Journal:
     def _append(self, name: str, what: What, value: Any) -> None:
         body = {"unit": name, "what": dict(what), "value": value}
         line = _dump({**body, "crc": zlib.crc32(_dump(body).encode())}) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        end = os.fstat(self._file.fileno()).st_size
+        with together(), told(self.path):
+            try:
+                _write_all(self._file, line.encode())
+                os.fsync(self._file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(end)  # what follows must not join half a line
+                raise
 
     def _load(self) -> dict[str, Any]:
-        """Reads whole lines; whatever follows the last whole one is cut off."""
+        """Reads the whole lines that are as they were written; a torn end is cut off."""
         values: dict[str, Any] = {}
         self._file.seek(0)
-        good = 0
         # All processes must find the same units, or they would wait for one another for ever.
-        for line in from_first_process(self._file.read()).splitlines(keepends=True):
-            entry = _parse(line)
-            if entry is None:
-                break
-            values[entry["unit"]] = entry["value"]
-            good += len(line)
+        content = from_first_process(self._file.read())
+        end = content.rfind(b"\n") + 1
+        for line in content[:end].split(b"\n"):
+            # An altered newline makes one line of two entries, of which each is read alone.
+            for part in _START.split(line):
+                entry = _parse(part)
+                if entry is not None:
+                    values[entry["unit"]] = entry["value"]
+                elif part.strip():
+                    self.unreadable += 1
         if is_first_process():
-            self._file.truncate(good)
-            self._file.seek(good)
+            self._file.truncate(end)
         return values
 
 
-def _locked(path: Path) -> BinaryIO:
+def _locked(path: Path) -> IO[bytes]:
     """The journal's file, open and this process's own."""
     try:
-        file = open(path, "a+b")  # noqa: SIM115 (held for the life of the process)
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115 (held for the life of the process)
     except OSError as error:
         raise TaskVecError(
             f"{path}: cannot be written ({error.strerror}); choose another --out"
@@ -171,12 +189,30 @@ def _dump(value: Any) -> str:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The entry of a line, or None if the line is torn or altered."""
-    if not line.endswith(b"\n"):
-        return None
+    """The entry of a line without its newline, or None if the line is altered."""
     try:
         entry = json.loads(line)
         crc = entry.pop("crc")
-    except (ValueError, KeyError, AttributeError):
+        whole = set(entry) == {"unit", "what", "value"} and zlib.crc32(_dump(entry).encode()) == crc
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
-    return entry if zlib.crc32(_dump(entry).encode()) == crc else None
+    return entry if whole else None
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """Writes all of data to an unbuffered file, which may take a part of it only."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _checked(data: bytes) -> bytes:
+    """The content of an array file without its CRC.
+
+    Raises:
+      ValueError: it is not as it was written.
+    """
+    content, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
+    if zlib.crc32(content).to_bytes(CRC_BYTES, "big") != crc:
+        raise ValueError("the file was altered")
+    return content

@@ -13,64 +13,47 @@ Expected on the default model at the paper's settings: see README (2 cores, abou
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import time
+import sys
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from experiments import command, identity, preemption
-from experiments.command import FLAGS, console
-from experiments.journal import Journal
+from experiments import command
+from experiments import study as studies
+from experiments.command import console
 from experiments.study import Study
-from taskvec_jax.evaluation import Accuracy, Settings, TaskResult, check_injection, evaluate_task
+from taskvec_jax.evaluation import Accuracy, Settings, TaskResult, evaluate_task
 from taskvec_jax.loading import Model
 from taskvec_jax.plan import parameter_count, weight_bytes
 from taskvec_jax.tasks import Task
 
+NAME = "layer_sweep"
 HEADER = f"{'task':<38} {'baseline':^18} {'task vector':^18} {'ICL':^18} layer  random"
 
 
 def main() -> None:
     """Runs the sweep the flags ask for."""
-    settings = command.settings_from_flags()
-    tasks = command.tasks_from_flags()
-    out = command.results_directory()
-    started = time.monotonic()
-    preemption.listen()
-    with contextlib.closing(Journal(out, preemption.stop_if_asked)) as journal:
-        model = command.model_from_flags()
-        command.check_results(out, model)
-        settings = command.within_memory(settings, model, tasks)
-        console.print(work_line(model, tasks, settings))
-        difference = check_injection(model, settings.batch_size)
-        console.print(
-            "own residual re-injected after each layer: top logit moves by"
-            f" {difference:.1e} at most"
-        )
-        study = Study(model, tasks, tasks, settings, settings, out, journal)
+    study = studies.study_from_flags(modules=[sys.modules[__name__]])
+    try:
+        console.print(work_line(study.model, study.tasks, study.settings), markup=False)
         results = run_tasks(study)
-    result = {
-        **identity.of_run(
-            model, identity.of_settings(settings, None, FLAGS.task_data, FLAGS.task_file)
-        ),
-        "settings": {
-            **dataclasses.asdict(settings),
-            "tasks": [task.name for task in tasks],
-            "task_data": FLAGS.task_data,
-        },
-        "provenance": command.provenance(model, settings.seed, time.monotonic() - started),
-        "tasks": {name: task.to_dict() for name, task in results.items()},
-        "mean": means(results),
-    }
-    command.write_json(out / "layer_sweep.json", result)
-    from experiments.figures import draw_layer_sweep  # matplotlib is slow to import
+        result = study.result(
+            NAME,
+            study.settings,
+            {
+                "tasks": {name: task.to_dict() for name, task in results.items()},
+                "mean": means(results),
+            },
+        )
+        path, picture = (study.out / f"{NAME}.{kind}" for kind in ("json", "png"))
+        command.write_json(path, result)
+        from experiments import figures  # matplotlib is slow to import
 
-    draw_layer_sweep(result, out / "layer_sweep.png")
+        figures.draw_layer_sweep(result, picture)
+    finally:
+        study.journal.close()
     print_summary(result)
-    console.print(f"wrote {out / 'layer_sweep.json'} and {out / 'layer_sweep.png'}")
+    console.print(f"wrote {path} and {picture}", markup=False)
 
 
 def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
@@ -100,7 +83,9 @@ def run_tasks(study: Study) -> dict[str, TaskResult]:
             def compute(task: Task = task) -> dict[str, Any]:
                 return evaluate_task(model, task, settings, lambda n: bar.advance(row, n)).to_dict()
 
-            result = TaskResult.from_dict(study.unit("layer_sweep", task, settings, compute))
+            result = TaskResult.from_dict(
+                study.journal.unit(study.what(NAME, task, settings, evaluate_task), compute)
+            )
             results[task.name] = result
             bar.update(row, completed=2 * settings.num_prompts * len(results))
             bar.console.print(table_row(task.name, result), markup=False)
@@ -147,7 +132,5 @@ def print_summary(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    command.define_model_flags()
-    command.define_prompt_flags()
-    flags.DEFINE_string("out", None, "directory for results; results/<run> when left out")
+    studies.define_flags()
     command.run(main)

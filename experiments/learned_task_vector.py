@@ -26,6 +26,7 @@ Expected on the default model: four tasks at all 30 layers take 3.5 minutes on 2
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from experiments.dose import TASKS
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
 from taskvec_jax.checks import check_finite
+from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import (
     Judge,
@@ -85,16 +87,13 @@ def define_flags() -> None:
     )
 
 
-def run(study: Study) -> dict[str, Any]:
-    """Learns and scores the vectors of every task chosen."""
+def recipe_from_flags(seed: int) -> Recipe:
+    """How the flags say that vectors are trained.
+
+    Raises:
+      TaskVecError: numbers out of range, or flags that do not go together.
+    """
     given = flags.FLAGS
-    recipe = Recipe(
-        steps=given.steps,
-        batch_size=given.train_batch,
-        learning_rate=given.learning_rate,
-        norm=given.vector_norm,
-        seed=study.settings.seed,
-    )
     if given.init == "zero" and given.vector_norm is not None:
         raise TaskVecError(
             "--init=zero has no direction, so --vector_norm cannot scale it; allowed with"
@@ -102,6 +101,28 @@ def run(study: Study) -> dict[str, Any]:
         )
     if given.num_positions < 1:
         raise TaskVecError(f"--num_positions={given.num_positions}; it must be at least 1")
+    return Recipe(
+        steps=given.steps,
+        batch_size=given.train_batch,
+        learning_rate=given.learning_rate,
+        norm=given.vector_norm,
+        seed=seed,
+    )
+
+
+def check_flags(config: DecoderConfig) -> None:
+    """Refuses what the flags of learning cannot mean on a model.
+
+    Raises:
+      TaskVecError: as of `recipe_from_flags` and `parse_layers`.
+    """
+    recipe_from_flags(seed=0)
+    parse_layers(flags.FLAGS.layers, config.num_layers)
+
+
+def run(study: Study) -> dict[str, Any]:
+    """Learns and scores the vectors of every task chosen."""
+    given, recipe = flags.FLAGS, recipe_from_flags(study.settings.seed)
     num_layers = study.model.config.num_layers
     asked = parse_layers(given.layers, num_layers)
 
@@ -112,8 +133,8 @@ def run(study: Study) -> dict[str, Any]:
             NAME,
             task,
             study.settings,
-            lambda: learn_task(
-                study, task, layers, recipe, given.init, given.loss, given.num_positions
+            functools.partial(
+                learn_task, study, task, layers, recipe, given.init, given.loss, given.num_positions
             ),
             layers=layers,
             recipe=dataclasses.asdict(recipe),
@@ -158,7 +179,10 @@ def parse_layers(words: str, num_layers: int) -> list[int] | None:
         raise TaskVecError(
             f"--layers={words}; allowed: all, best, or numbers with commas between, such as 10,12"
         ) from None
-    check_layers(layers, num_layers)
+    try:
+        check_layers(layers, num_layers)
+    except TaskVecError as error:
+        raise TaskVecError(f"--layers={words}: {error}") from None
     return layers
 
 
@@ -501,14 +525,14 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """By layer when layers were many, a pair of bars a task when one was trained."""
     from experiments import figures
 
-    tasks = result["tasks"]
+    tasks, categories = result["tasks"], result["categories"]
     if all(len(task["layers"]) > 1 for task in tasks.values()):
-        return {NAME: _draw_by_layer(figures, tasks)}
+        return {NAME: _draw_by_layer(figures, tasks, categories)}
     figure, (axis,) = figures.canvas(9, 1.2 + 0.3 * len(tasks))
     for i, (name, task) in enumerate(tasks.items()):
         at = task["extracted_layer"]
         own, best = (_at(task, key, at)["accuracy"] for key in ("extracted", "learned"))
-        colour = figures.colour_of(figures.category(name))
+        colour = figures.colour_of(categories[name], categories.values())
         axis.plot([own, best], [i, i], color=colour, lw=2, alpha=0.5)
         axis.plot(own, i, "o", mfc="none", mec=colour, label=None if i else "own theta")
         axis.plot(best, i, "o", color=colour, label=None if i else "learned vector")
@@ -520,7 +544,10 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
             markersize=11,
             label=None if i else "in-context learning",
         )
-    names = [f"{figures.short(n)} (layer {t['extracted_layer']})" for n, t in tasks.items()]
+    names = [
+        f"{figures.short(name, categories[name])} (layer {task['extracted_layer']})"
+        for name, task in tasks.items()
+    ]
     axis.set_yticks(range(len(tasks)), names)
     axis.invert_yaxis()
     axis.set(xlim=(-0.02, 1.02), xlabel="accuracy on test")
@@ -528,7 +555,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     return {NAME: figure}
 
 
-def _draw_by_layer(figures: Any, tasks: dict[str, Any]) -> Any:
+def _draw_by_layer(figures: Any, tasks: dict[str, Any], categories: dict[str, str]) -> Any:
     """Two rows of panels, a column a task."""
     width = max(6.0, 3.3 * len(tasks))
     figure, panels = figures.canvas(
@@ -536,7 +563,8 @@ def _draw_by_layer(figures: Any, tasks: dict[str, Any]) -> Any:
     )
     for i, (name, task) in enumerate(tasks.items()):
         above, below = panels[i], panels[len(tasks) + i]
-        layers, colour = task["layers"], figures.colour_of(figures.category(name))
+        layers, category = task["layers"], categories[name]
+        colour = figures.colour_of(category, categories.values())
         own, best = (
             np.array([s["accuracy"] for s in task[key]]) for key in ("extracted", "learned")
         )
@@ -552,7 +580,7 @@ def _draw_by_layer(figures: Any, tasks: dict[str, Any]) -> Any:
             lw=0.9,
             label=None if i else "in-context learning",
         )
-        above.set(title=figures.short(name), ylim=(-0.02, 1.02))
+        above.set(title=figures.short(name, category), ylim=(-0.02, 1.02))
         below.plot(layers, np.array(task["cosine"], float), color=colour, lw=1.6)
         below.set(xlabel="layer", ylim=(-0.1, 1.05))
     panels[0].set_ylabel("accuracy on test")

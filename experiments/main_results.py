@@ -335,9 +335,9 @@ def _worst_table(tasks: dict[str, Any]) -> Table:
     )
     rows = []
     for name in order:
-        wrong = [e for e in tasks[name]["examples"] if not _right(name, e, "task_vector")]
+        wrong = [e for e in tasks[name]["examples"] if not _right(tasks[name], e, "task_vector")]
         # Those that ICL gets right say most about the vector.
-        wrong.sort(key=lambda e: not _right(name, e, "icl"))
+        wrong.sort(key=lambda e: not _right(tasks[name], e, "icl"))
         rows += [
             [
                 _name(name),
@@ -355,10 +355,10 @@ def _worst_table(tasks: dict[str, Any]) -> Table:
     )
 
 
-def _right(name: str, example: dict[str, str], measure: str) -> bool:
+def _right(task: dict[str, Any], example: dict[str, str], measure: str) -> bool:
     """By the paper's rule, other accepted answers left aside: examples do not hold them."""
     pair = Pair(example["query"], example["answer"])
-    return is_correct(name.split("_")[0], pair, example[measure])
+    return is_correct(task["category"], pair, example[measure])
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -407,7 +407,7 @@ def _draw_bars(result: dict[str, Any]) -> Any:
     axes.set_yticks(
         place,
         [
-            figures.short(name) + ("" if task["beats_controls"] else " ✗")
+            figures.short(name, task["category"]) + ("" if task["beats_controls"] else " ✗")
             for name, task in tasks.items()
         ],
     )
@@ -426,12 +426,12 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     figure, (axes,) = figures.canvas(8.5, 4.8)
     layers = np.arange(result["num_layers"])
     shown = set()
-    for name, task in tasks.items():
-        category = figures.category(name)
+    categories = [task["category"] for task in tasks.values()]
+    for category, task in zip(categories, tasks.values(), strict=True):
         axes.plot(
             layers,
             task["dev_accuracy_by_layer"],
-            color=figures.colour_of(category),
+            color=figures.colour_of(category, categories),
             linewidth=0.9,
             alpha=0.55,
             label=None if category in shown else category,

@@ -37,8 +37,8 @@ from experiments import (
 )
 from experiments import study as studies
 from experiments.command import FLAGS, console
+from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import from_hub_or_wheel
 
 MODULES = (
     main_results,
@@ -60,14 +60,14 @@ def main() -> None:
     outs: dict[Path, str] = {}
     for name in names:  # before hours go into the first
         FLAGS.model = name
-        from_hub_or_wheel(name, FLAGS.revision)
-        run = command.run_from_flags()
-        out = top / command.results_name(run) if several or not FLAGS.out else top
+        studies.ask(MODULES)
+        asked = command.run_from_flags()
+        out = top / command.results_name(asked) if several or not FLAGS.out else top
         if out in outs:
             raise TaskVecError(
                 f"two models of --model={','.join(names)} would share {out}; name each once"
             )
-        identity.check_directory(out, run)
+        identity.check_directory(out, asked)
         outs[out] = name
     directories = []
     for out, name in outs.items():
@@ -83,7 +83,7 @@ def main() -> None:
 def run_model(out: Path) -> None:
     """Every experiment on one model, then its page."""
     started = time.monotonic()
-    study = studies.study_from_flags(out=out)
+    study = studies.study_from_flags(out=out, modules=MODULES)
     try:
         for module in MODULES:
             console.rule(module.__name__.removeprefix("experiments."))
@@ -107,6 +107,8 @@ def run_or_leave_out(study: studies.Study, module: Any) -> None:
     """
     try:
         studies.finish(study, module)
+    except WriteError:
+        raise
     except TaskVecError as error:
         if module is main_results:
             raise

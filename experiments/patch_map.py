@@ -19,6 +19,7 @@ Expected on the default model at the paper's settings: .63 read at the last demo
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,7 @@ def run(study: Study) -> dict[str, Any]:
                     f"{NAME}/positions",
                     task,
                     settings,
-                    lambda task=task, read=read, write=write: map_positions(
-                        study, task, settings, read, write
-                    ),
+                    functools.partial(map_positions, study, task, settings, read, write),
                     read=read,
                     write=write,
                 )
@@ -86,7 +85,7 @@ def run(study: Study) -> dict[str, Any]:
                 f"{NAME}/layers",
                 task,
                 settings,
-                lambda task=task: map_layers(study, task, settings),
+                functools.partial(map_layers, study, task, settings),
                 rows=READ_LAYERS,
             )
             results[task.name] = {"positions": by_position, "layers": by_layer}
@@ -267,6 +266,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     from experiments import figures
 
     tasks = result["tasks"]
+    titles = {name: figures.short(name, result["categories"][name]) for name in tasks}
     layers = [str(layer) for layer in range(result["num_layers"])]
     width = 4.4 * len(tasks) + 1
     figure, panels = figures.canvas(width, 5.6, 2, len(tasks), sharey=True)
@@ -283,14 +283,14 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
                 label="accuracy" if key == "accuracy" else "KL, nats",
                 colours="viridis" if key == "accuracy" else "viridis_r",
             )
-            axis.set_title(figures.short(name) if row == 0 else "")
+            axis.set_title(titles[name] if row == 0 else "")
             axis.set_xlabel("layer" if row else "")
     grids, axes = figures.canvas(width, 3.2, 1, len(tasks))
     for axis, (name, task) in zip(axes, tasks.items(), strict=True):
         rows = [str(layer) for layer in task["layers"]["read_layers"]]
         figures.heat_map(axis, task["layers"]["accuracy"], rows, layers, label="accuracy")
         axis.set(xlabel="written after layer", ylabel="read after layer")
-        axis.set_title(figures.short(name))
+        axis.set_title(titles[name])
     return {"patch_map_positions": figure, "patch_map_layers": grids}
 
 

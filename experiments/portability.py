@@ -15,6 +15,7 @@ Expected on the default model at the paper's settings: .33 at home, .30 in anoth
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def run(study: Study) -> dict[str, Any]:
             NAME,
             task,
             study.settings,
-            lambda: carry(study, task, layer),
+            functools.partial(carry, study, task, layer),
             layer=layer,
             templates=[dataclasses.asdict(template) for template in TEMPLATES],
         )
@@ -207,7 +208,9 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     from experiments import figures
 
     grids = {"mean": _mean_grid(result)} | {
-        figures.short(name): [[c["accuracy"] for c in row] for row in task["task_vector"]]
+        figures.short(name, result["categories"][name]): [
+            [c["accuracy"] for c in row] for row in task["task_vector"]
+        ]
         for name, task in result["tasks"].items()
     }
     figure, panels = figures.canvas(3.1 * len(grids) + 1, 3.9, 1, len(grids), sharey=True)

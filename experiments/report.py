@@ -21,9 +21,7 @@ import functools
 import html
 import importlib
 import json
-import os
 import shlex
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ from markupsafe import Markup
 from experiments import command, identity
 from experiments.command import console
 from experiments.section import Cell, Section, Table
+from experiments.writing import write_whole
 from taskvec_jax.config import DEFAULT_MODEL
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.published import published
@@ -272,13 +271,8 @@ def _class(names: list[str]) -> str:
 
 def write(directories: Sequence[Path], out: Path, cross: Path | None = None) -> Path:
     """Writes report.html whole or not at all."""
-    page = build(directories, cross)
     path = out / "report.html"
-    handle, scratch = tempfile.mkstemp(prefix=".report.", dir=out)
-    with open(handle, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, path)
+    write_whole(path, build(directories, cross))
     return path
 
 

@@ -19,22 +19,26 @@ from experiments.command import FLAGS, console
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge
 from taskvec_jax.loading import Model
+from taskvec_jax.plan import describe
 from taskvec_jax.prompts import Prompt, fit, sample
 from taskvec_jax.sweep import read_texts, sweep_layers
+from taskvec_jax.tasks import Task
+
+DEFAULT_TASK = "knowledge_country_capital"
 
 
 def main() -> None:
     """Shows the prompt the flags ask for."""
     settings = command.settings_from_flags()
-    (task,) = command.tasks_from_flags([FLAGS.task])
+    task = task_from_flags()
     if FLAGS.index < 0:
         raise TaskVecError(f"--index={FLAGS.index}; prompts are counted from 0")
-    model = command.model_from_flags()
-    if FLAGS.layer is not None and not 0 <= FLAGS.layer < model.config.num_layers:
+    num_layers = describe(FLAGS.model, FLAGS.revision)[1].num_layers
+    if FLAGS.layer is not None and not 0 <= FLAGS.layer < num_layers:
         raise TaskVecError(
-            f"--layer={FLAGS.layer} is out of range; allowed: 0 to"
-            f" {model.config.num_layers - 1}, counted from 0"
+            f"--layer={FLAGS.layer} is out of range; allowed: 0 to {num_layers - 1}, counted from 0"
         )
+    model = command.model_from_flags()
     fitted = fit(task, model.tokenizer)
     (prompt,) = sample(
         fitted,
@@ -63,6 +67,20 @@ def main() -> None:
     show_answers(Judge(model, fitted), prompt, int(read.tokens[0, -1]), swept.tokens[0], theta[0])
 
 
+def task_from_flags() -> Task:
+    """The one task of --task or --tasks; without either the model's own first, or countries.
+
+    Raises:
+      TaskVecError: there is no such task, or more than one is named.
+    """
+    named = [*([FLAGS.task] if FLAGS.task is not None else []), *(FLAGS.tasks or [])]
+    if len(named) > 1:
+        raise TaskVecError(f"one task is shown, but {', '.join(named)} are named; name one")
+    if not named and FLAGS.tasks is None and not command.own_task_names():
+        named = [DEFAULT_TASK]
+    return command.tasks_from_flags(named or None)[0]
+
+
 def show_text(model: Model, title: str, text: str, site: str) -> None:
     """A table of tokens; `site` is said of the last one."""
     pieces = model.tokenizer.pieces(text)
@@ -77,7 +95,7 @@ def show_text(model: Model, title: str, text: str, site: str) -> None:
         table.add_row(
             str(position),
             str(token_id),
-            token,
+            repr(token)[1:-1],  # a newline would break the row
             repr(text[start:end]),
             mark,
             style="bold" if last else "",
@@ -125,7 +143,9 @@ def show_answers(
 if __name__ == "__main__":
     command.define_model_flags()
     command.define_prompt_flags()
-    flags.DEFINE_string("task", "knowledge_country_capital", "the task to show")
+    flags.DEFINE_string(
+        "task", None, f"the task to show; when left out the model's own first, else {DEFAULT_TASK}"
+    )
     flags.DEFINE_integer("index", 0, "which test prompt, counted from 0")
     flags.DEFINE_integer("layer", None, "show this layer of injection only")
     command.run(main)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,31 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, identity, preemption
+from experiments import command, identity, own_tasks, preemption
 from experiments.command import FLAGS, console
 from experiments.fingerprint import fingerprint
 from experiments.journal import Journal
 from experiments.section import show
+from experiments.writing import WriteError
 from taskvec_jax.controls import evaluate_with_controls
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import (
-    Judge,
     Settings,
     best_layer,
     check_injection,
+    choose_layer,
     draw_prompts,
-    read_theta,
-    sweep_dev,
+    read_test_theta,
 )
-from taskvec_jax.loading import Model
+from taskvec_jax.loading import Model, check_dtype
+from taskvec_jax.plan import describe
 from taskvec_jax.prompts import fit
+from taskvec_jax.sharding import MeshShape, is_first_process, together
 from taskvec_jax.tasks import Task
+from taskvec_jax.tokenizer import Tokenizer
+
+# Whose versions are part of a unit's name: what they compute is in its value.
+NUMERIC = ("flax", "jax", "jaxlib", "numpy", "optax", "scikit-learn", "tokenizers")
 
 
 @dataclasses.dataclass
@@ -83,12 +91,17 @@ class Study:
 
         Neither the number of devices nor the batch, which follows from their memory, is part of
         it: a run goes on where another machine of the kind left off.
+
+        Args:
+          compute: what makes the value; its code is part of the name (see `fingerprint`).
+          more: what else decides the value.
         """
         decisive = {k: v for k, v in dataclasses.asdict(settings).items() if k != "batch_size"}
         device = jax.devices()[0]
         return {
             "experiment": experiment,
             "code": fingerprint(compute),
+            "versions": numeric_versions(),
             "model": self.model.weights_sha256,
             "tokenizer": self.model.tokenizer.sha256,
             "config": self.model.config.to_dict(),
@@ -107,7 +120,13 @@ class Study:
         compute: Callable[[], Any],
         **more: Any,
     ) -> Any:
-        """A journalled value; `more` is what else decides it."""
+        """A journalled value.
+
+        Args:
+          compute: makes the value; best a `functools.partial` of the function that does, because
+            of a lambda all that the function around it does is part of the unit's name.
+          more: what else decides the value.
+        """
         return self.journal.unit(self.what(experiment, task, settings, compute, **more), compute)
 
     def main(self, task: Task) -> dict[str, Any]:
@@ -121,29 +140,23 @@ class Study:
             self.journal.keep_array(self._theta_unit(task, self.settings), measured.theta)
             return result.to_dict()
 
-        return self.unit("main", task, self.settings, compute, lenders=lenders)
+        what = self.what("main", task, self.settings, evaluate_with_controls, lenders=lenders)
+        return self.journal.unit(what, compute)
 
     def theta(self, task: Task, settings: Settings) -> np.ndarray:
         """Theta of every test prompt: float32 [N, L, D]."""
 
-        def compute() -> np.ndarray:
-            prompts = draw_prompts(fit(task, self.model.tokenizer), settings, "test")
-            return read_theta(self.model, prompts, settings.batch_size)
-
-        return self.journal.array(self._theta_unit(task, settings), compute)
+        return self.journal.array(
+            self._theta_unit(task, settings), lambda: read_test_theta(self.model, task, settings)
+        )
 
     def layer(self, task: Task, settings: Settings) -> int:
         """The layer chosen on dev; found with the main scores when these settings are theirs."""
         if settings == self.settings:
             return int(self.main(task)["best_layer"])
 
-        def compute() -> int:
-            judge = Judge(self.model, fit(task, self.model.tokenizer))
-            dev = draw_prompts(judge.fitted, settings, "dev")
-            theta = read_theta(self.model, dev, settings.batch_size)
-            return best_layer(sweep_dev(judge, dev, theta, settings.batch_size)[1])
-
-        return int(self.unit("layer", task, settings, compute))
+        what = self.what("layer", task, settings, choose_layer)
+        return int(self.journal.unit(what, lambda: choose_layer(self.model, task, settings)))
 
     def common_layer(self) -> int:
         """One layer for all tasks: argmax of the mean dev curve, ties to the lowest."""
@@ -151,7 +164,7 @@ class Study:
         return best_layer(np.mean(curves, axis=0))
 
     def _theta_unit(self, task: Task, settings: Settings) -> Any:
-        return self.what("theta", task, settings, self.theta)
+        return self.what("theta", task, settings, read_test_theta)
 
     def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Any:
         """The content of an experiment's JSON file."""
@@ -164,6 +177,7 @@ class Study:
         return {
             "experiment": experiment,
             **identity.of_run(self.model, run),
+            "categories": {task.name: task.category for task in self.tasks},
             "settings": {
                 **dataclasses.asdict(settings),
                 "tasks": [task.name for task in self.tasks],
@@ -182,6 +196,7 @@ class Study:
 
         Raises:
           TaskVecError: none of them can be measured; it says why.
+          WriteError: what was measured cannot be kept.
         """
         found: dict[str, Any] = {}
         notes: list[str] = []
@@ -190,6 +205,8 @@ class Study:
                 begin(task.name)
                 try:
                     found[task.name] = measure(task)
+                except WriteError:
+                    raise
                 except TaskVecError as error:
                     notes.append(str(error))
         if notes and not found:
@@ -209,6 +226,12 @@ class Study:
                 begun += 1
 
             yield begin
+
+
+@functools.cache
+def numeric_versions() -> dict[str, str]:
+    """Versions of the libraries that compute."""
+    return {name: importlib.metadata.version(name) for name in NUMERIC}
 
 
 def task_sha256(task: Task) -> str:
@@ -244,26 +267,78 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "directory for results; results/<run> when left out")
 
 
-def study_from_flags(model: Model | None = None, out: Path | None = None) -> Study:
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the flags ask for, looked over before anything is loaded or written.
+
+    Attributes:
+      settings: of the run.
+      tasks: those to run, whether they fit or not.
+      available: all that are known.
+      fitted: the tasks that fit and why the others do not (`fitting_tasks`); None where the
+        model's tokenizer is not here yet.
+    """
+
+    settings: Settings
+    tasks: list[Task]
+    available: list[Task]
+    fitted: tuple[list[Task], dict[str, str]] | None
+
+
+def ask(modules: Sequence[Any] = ()) -> Asked:
+    """Reads the flags of a study and finds what is wrong with them, without the model's weights.
+
+    Args:
+      modules: experiments that will be run; one with `check_flags(config)` is asked too.
+
+    Raises:
+      TaskVecError: flags that cannot be meant, an unknown model or task, a named task that does not
+        fit.
+    """
+    settings = command.settings_from_flags()
+    tasks, available = command.tasks_from_flags(), command.available_tasks_from_flags()
+    check_dtype(FLAGS.dtype)
+    if FLAGS.mesh:
+        MeshShape.parse(FLAGS.mesh)
+    fitted = None
+    with together():
+        if is_first_process():  # of several processes only its files count
+            _, config = describe(FLAGS.model, FLAGS.revision)
+            for module in modules:
+                if hasattr(module, "check_flags"):
+                    module.check_flags(config)
+            tokenizer = own_tasks.tokenizer_of(FLAGS.model, FLAGS.revision)
+            if tokenizer is not None:
+                fitted = fitting_tasks(tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks))
+    return Asked(settings, tasks, available, fitted)
+
+
+def study_from_flags(
+    model: Model | None = None, out: Path | None = None, modules: Sequence[Any] = ()
+) -> Study:
     """Loads the model and opens the journal that the flags ask for.
+
+    Args:
+      modules: as for `ask`.
 
     Raises:
       TaskVecError: flags that do not fit, or a model whose writes and reads do not agree.
     """
-    settings = command.settings_from_flags()
-    asked, available = command.tasks_from_flags(), command.available_tasks_from_flags()
+    asked = ask(modules)
     out = out or command.results_directory()
-    preemption.listen()
-    journal = Journal(out, preemption.stop_if_asked)
+    journal = open_journal(out)
     model = model or command.model_from_flags()
-    settings = command.within_memory(settings, model, asked)
+    settings = command.within_memory(asked.settings, model, asked.tasks)
     command.check_results(out, model)
     short = command.short_demonstrations()
-    tasks, left_out = fitting_tasks(model, asked, settings, must_fit=bool(FLAGS.tasks))
+    tasks, left_out = asked.fitted or fitting_tasks(
+        model.tokenizer, asked.tasks, settings, must_fit=bool(FLAGS.tasks)
+    )
+    tell_left_out(left_out)
     study = Study(
         model=model,
         tasks=tasks,
-        available=available,
+        available=asked.available,
         settings=settings,
         short_settings=dataclasses.replace(settings, num_demonstrations=short),
         out=out,
@@ -283,10 +358,23 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
     return study
 
 
+def open_journal(out: Path) -> Journal:
+    """The journal of a directory, which SIGTERM ends between two units."""
+    preemption.listen()
+    journal = Journal(out, preemption.stop_if_asked)
+    if journal.unreadable:
+        console.print(
+            f"{journal.path}: {journal.unreadable} damaged line"
+            f"{'s' * (journal.unreadable > 1)}; what stood there is computed again",
+            markup=False,
+        )
+    return journal
+
+
 def fitting_tasks(
-    model: Model, tasks: Sequence[Task], settings: Settings, must_fit: bool
+    tokenizer: Tokenizer, tasks: Sequence[Task], settings: Settings, must_fit: bool
 ) -> tuple[list[Task], dict[str, str]]:
-    """The tasks that this tokenizer and these settings can pose, checked before any costs time.
+    """The tasks that a tokenizer and these settings can pose, found before any costs time.
 
     Args:
       must_fit: the tasks were named one by one, so one that does not fit is an error.
@@ -300,14 +388,13 @@ def fitting_tasks(
     fitting, left_out, why = [], {}, TaskVecError("there is no task to run; name one with --tasks")
     for task in tasks:
         try:
-            fitted = fit(task, model.tokenizer)
+            fitted = fit(task, tokenizer)
             draw_prompts(fitted, dataclasses.replace(settings, num_prompts=1), "test")
         except TaskVecError as error:
             if must_fit:
                 raise
             why = error
             left_out[task.name] = str(error)
-            console.print(f"left out: {error}", markup=False)
         else:
             fitting.append(task)
     if not fitting:
@@ -315,14 +402,20 @@ def fitting_tasks(
     return fitting, left_out
 
 
+def tell_left_out(left_out: Mapping[str, str]) -> None:
+    """A line for each task that is left out."""
+    for reason in left_out.values():
+        console.print(f"left out: {reason}", markup=False)
+
+
 def run_experiment(module: Any) -> None:
     """The command line of one experiment.
 
     Args:
       module: has NAME, `run(study)` -> result, `draw_figures(result)` -> figures by file stem, and
-        `section(result)` -> `Section`.
+        `section(result)` -> `Section`; perhaps `check_flags(config)`, which raises TaskVecError.
     """
-    study = study_from_flags()
+    study = study_from_flags(modules=[module])
     try:
         finish(study, module)
     finally:

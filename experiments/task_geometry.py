@@ -17,6 +17,8 @@ task at layer 20 (80 seconds on 2 cores after main_results).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from absl import flags
 from experiments import study as studies
 from experiments.section import Section, Table, number, text
 from experiments.study import Study
+from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.geometry import (
     cosine_distances,
@@ -43,13 +46,21 @@ def define_flags() -> None:
     flags.DEFINE_integer("layer", None, "geometry: where all thetas are taken; else chosen on dev")
 
 
+def check_flags(config: DecoderConfig) -> None:
+    """Refuses a --layer that the model does not have.
+
+    Raises:
+      TaskVecError: it has no such layer.
+    """
+    layer, layers = flags.FLAGS.layer, config.num_layers
+    if layer is not None and not 0 <= layer < layers:
+        raise TaskVecError(f"--layer={layer} is out of range; allowed: 0 to {layers - 1}")
+
+
 def run(study: Study) -> dict[str, Any]:
     """Reads the thetas and describes them."""
     settings = study.short_settings
-    layers = study.model.config.num_layers
-    layer = flags.FLAGS.layer
-    if layer is not None and not 0 <= layer < layers:
-        raise TaskVecError(f"--layer={layer} is out of range; allowed: 0 to {layers - 1}")
+    check_flags(study.model.config)
     if len(study.tasks) * settings.num_prompts < 4:
         raise TaskVecError("geometry needs at least 4 thetas; ask for more prompts or tasks")
     thetas = []
@@ -57,51 +68,75 @@ def run(study: Study) -> dict[str, Any]:
         for task in study.tasks:
             begin(task.name)
             thetas.append(study.theta(task, settings))
-    layer = study.common_layer() if layer is None else layer
-    names = [task.name for task in study.tasks]
+    layer = study.common_layer() if flags.FLAGS.layer is None else flags.FLAGS.layer
+    names = {task.name: task.category for task in study.tasks}
     payload = study.unit(
         NAME,
         None,
         settings,
-        lambda: describe(names, np.stack(thetas), layer, settings.seed),
+        functools.partial(describe, names, thetas, layer, settings.seed),
         layer=layer,
         tasks=[[task.name, studies.task_sha256(task)] for task in study.tasks],
     )
     return study.result(NAME, settings, payload)
 
 
-def describe(names: list[str], thetas: np.ndarray, layer: int, seed: int) -> dict[str, Any]:
-    """Maps, distances and separability of thetas [K, N, L, D] of the named tasks."""
-    tasks, prompts, layers, _ = thetas.shape
-    labels = np.repeat(np.arange(tasks), prompts)
-    categories = np.array([name.split("_")[0] for name in names])[labels]
-    by_layer = thetas.reshape(tasks * prompts, layers, -1)
-    distances = [cosine_distances(by_layer[:, i]) for i in range(layers)]
-    here = within_and_between(distances[layer], labels)
-    edges = np.linspace(0.0, max(1e-9, float(distances[layer].max())), NUM_BINS + 1)
-    pca, variance = principal_components(by_layer[:, layer])
-    blocks = distances[layer].reshape(tasks, prompts, tasks, prompts).transpose(0, 2, 1, 3)
+def describe(
+    tasks: Mapping[str, str], thetas: Sequence[np.ndarray], layer: int, seed: int
+) -> dict[str, Any]:
+    """Maps, distances and separability of thetas. One layer's distances are in memory at a time.
+
+    Args:
+      tasks: name -> category.
+      thetas: [N, L, D] of each task, in the same order.
+      layer: whose maps and distances are shown.
+    """
+    count, (prompts, layers, _) = len(tasks), thetas[0].shape
+    labels = np.repeat(np.arange(count), prompts)
+    categories = np.array(list(tasks.values()))[labels]
+
+    def at(layer: int) -> np.ndarray:
+        return np.concatenate([theta[:, layer] for theta in thetas])  # [count * N, D]
+
+    own_task, own_category = [], []
+    for i in range(layers):
+        distances = cosine_distances(at(i))
+        own_task.append(separability(distances, labels))
+        own_category.append(separability(distances, categories))
+        del distances  # before those of the next layer are made
+    here = at(layer)
+    pca, variance = principal_components(here)
     return {
-        "tasks": names,
+        "tasks": list(tasks),
         "layer": layer,
         "num_layers": layers,
         "thetas_of_each_task": prompts,
         "labels": labels.tolist(),
-        "tsne": np.round(tsne(by_layer[:, layer], seed), 4).tolist(),
+        "tsne": np.round(tsne(here, seed), 4).tolist(),
         "pca": np.round(pca, 4).tolist(),
         "pca_variance": variance.tolist(),
-        "within": _describe(here.within),
-        "between": _describe(here.between),
+        **_describe_distances(cosine_distances(here), labels, count),
+        "separability_by_layer": own_task,
+        "category_separability_by_layer": own_category,
+        "chance": (prompts - 1) / max(1, count * prompts - 1),
+    }
+
+
+def _describe_distances(distances: np.ndarray, labels: np.ndarray, count: int) -> dict[str, Any]:
+    """Of distances [M, M] at one layer: within and between tasks, by pair of tasks, neighbours."""
+    pairs, prompts = within_and_between(distances, labels), len(labels) // count
+    edges = np.linspace(0.0, max(1e-9, float(distances.max())), NUM_BINS + 1)
+    blocks = distances.reshape(count, prompts, count, prompts).transpose(0, 2, 1, 3)
+    return {
+        "within": _describe(pairs.within),
+        "between": _describe(pairs.between),
         "bin_edges": edges.tolist(),
-        "within_histogram": np.histogram(here.within, edges)[0].tolist(),
-        "between_histogram": np.histogram(here.between, edges)[0].tolist(),
+        "within_histogram": np.histogram(pairs.within, edges)[0].tolist(),
+        "between_histogram": np.histogram(pairs.between, edges)[0].tolist(),
         "mean_distance": [
-            [_block_mean(blocks[i, j], i == j) for j in range(tasks)] for i in range(tasks)
+            [_block_mean(blocks[i, j], i == j) for j in range(count)] for i in range(count)
         ],
-        "separability_by_layer": [separability(d, labels) for d in distances],
-        "category_separability_by_layer": [separability(d, categories) for d in distances],
-        "chance": (prompts - 1) / max(1, tasks * prompts - 1),
-        "own_neighbour": [_own_share(distances[layer], labels, task) for task in range(tasks)],
+        "own_neighbour": [_own_share(distances, labels, task) for task in range(count)],
     }
 
 
@@ -199,7 +234,7 @@ def _draw_map(result: dict[str, Any]) -> Any:
     from experiments import figures
 
     labels, names = np.array(result["labels"]), result["tasks"]
-    categories = [figures.category(name) for name in names]
+    categories = [result["categories"][name] for name in names]
     shown = sorted(set(categories))
     figure, axes = figures.canvas(12, 10.5, 2, 2)
     variance = result["pca_variance"]
@@ -222,11 +257,11 @@ def _draw_map(result: dict[str, Any]) -> Any:
                 *mine.T,
                 color=figures.COLOURS[task % len(figures.COLOURS)],
                 marker=markers[task // len(figures.COLOURS) % len(markers)],
-                label=figures.short(name) if row == 0 else None,
+                label=figures.short(name, kind) if row == 0 else None,
                 **style,
             )
             by_category.annotate(
-                figures.short(name),
+                figures.short(name, kind),
                 np.median(mine, axis=0).tolist(),
                 fontsize=6.5,
                 ha="center",
@@ -248,7 +283,7 @@ def _draw_map(result: dict[str, Any]) -> Any:
 def _draw_distances(result: dict[str, Any]) -> Any:
     from experiments import figures
 
-    names = [figures.short(name) for name in result["tasks"]]
+    names = [figures.short(name, result["categories"][name]) for name in result["tasks"]]
     figure, axes = figures.canvas(13, 0.24 * len(names) + 3.0, 1, 2)
     edges = np.array(result["bin_edges"])
     for key, colour in (("within", "#4269d0"), ("between", "#ff725c")):

@@ -22,12 +22,11 @@ from absl import flags
 
 from experiments import command
 from experiments.command import FLAGS, console
+from experiments.own_tasks import tokenizer_of
 from experiments.section import Cell, Section, Table, number, show, text
-from taskvec_jax import checkpoint
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import checkpoints_directory
 from taskvec_jax.prompts import FittedTask, fit, render_query
-from taskvec_jax.tasks import Pair, Task, registry, select
+from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.tasks.task_file import check_own_tasks
 from taskvec_jax.tokenizer import Tokenizer
 
@@ -37,13 +36,12 @@ def main() -> None:
     own = Path(FLAGS.task_file) if FLAGS.task_file else None
     if own is not None:
         validate(own)
-    data = Path(FLAGS.task_data) if FLAGS.task_data else None
     if FLAGS.show is not None:
-        (task,) = select([FLAGS.show], data, own)
+        (task,) = command.tasks_from_flags([FLAGS.show])
         print_pairs(task, find_tokenizer())
         return
     tokenizer = find_tokenizer()
-    show(listing(list(registry(data, own).values()), tokenizer))
+    show(listing(command.available_tasks_from_flags(), tokenizer))
 
 
 def validate(path: Path) -> None:
@@ -63,10 +61,8 @@ def validate(path: Path) -> None:
 
 def find_tokenizer() -> Tokenizer:
     """The tokenizer of --model, without its weights where it is converted already."""
-    for directory in (checkpoints_directory() / FLAGS.model, Path(FLAGS.model)):
-        if checkpoint.is_checkpoint(directory):
-            return Tokenizer.from_directory(directory / "tokenizer")
-    return command.model_from_flags().tokenizer
+    found = tokenizer_of(FLAGS.model, FLAGS.revision)
+    return command.model_from_flags().tokenizer if found is None else found
 
 
 def listing(tasks: Sequence[Task], tokenizer: Tokenizer) -> Section:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from jax.sharding import Mesh
 from experiments import command, identity
 from experiments.command import FLAGS, console
 from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
+from experiments.writing import told, write_whole
 from taskvec_jax import checkpoint, training
 from taskvec_jax.config import DecoderConfig, pythia
 from taskvec_jax.decoder import Decoder, Params
@@ -85,9 +85,7 @@ class Log:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = [line for line in self.read() if line["step"] <= step]
-        scratch = path.with_name(f".{path.name}.part")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(scratch, path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; a torn last one does not count."""
@@ -101,7 +99,7 @@ class Log:
 
     def add(self, line: dict[str, Any]) -> None:
         """Appends a line."""
-        with self.path.open("a") as file:
+        with told(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -226,13 +224,23 @@ def go_on_from(out: Path, config: DecoderConfig, settings: Training, about: Any)
 
 def main() -> None:
     """Trains the model the flags ask for, or goes on training it."""
-    out = command.prepare_out(FLAGS.out)
     tokenizer = build_tokenizer()
     config = small_pythia(tokenizer.vocab_size, FLAGS.num_layers, FLAGS.width, FLAGS.num_heads)
-    settings = Training(**{f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(Training)})
-    for name in ("batch_size", "log_every", "save_every"):
+    for name in ("steps", "batch_size", "log_every", "save_every"):
         if getattr(FLAGS, name) < 1:
             raise TaskVecError(f"--{name}={getattr(FLAGS, name)}; it must be at least 1")
+    if not 0 <= FLAGS.warmup < FLAGS.steps:
+        raise TaskVecError(
+            f"--warmup={FLAGS.warmup} with --steps={FLAGS.steps}: the learning rate must rise in"
+            f" fewer steps than there are; allowed: --warmup=0 to --warmup={FLAGS.steps - 1}, such"
+            f" as --warmup={FLAGS.steps // 10}"
+        )
+    if FLAGS.vector_loss and not 0 <= FLAGS.vector_layer < FLAGS.num_layers:
+        raise TaskVecError(
+            f"--vector_layer={FLAGS.vector_layer} is out of range; allowed: 0 to"
+            f" {FLAGS.num_layers - 1}, counted from 0"
+        )
+    settings = Training(**{f.name: getattr(FLAGS, f.name) for f in dataclasses.fields(Training)})
     about = {
         "config": config.to_dict(),
         "training": dataclasses.asdict(settings),
@@ -242,6 +250,7 @@ def main() -> None:
     }
     mesh = make_mesh(MeshShape.parse(FLAGS.mesh)) if FLAGS.mesh else None
     training.check_rows(mesh, FLAGS.batch_size)
+    out = command.prepare_out(FLAGS.out)
     state = go_on_from(out, config, settings, about)
     mixture = Mixture(tokenizer, settings.seed, FLAGS.batch_size)
     origin = {"model": NAME, "source": "experiments.train_small", "made_with": about}

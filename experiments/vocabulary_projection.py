@@ -17,6 +17,7 @@ a task's name (20 seconds on 2 cores after main_results).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def run(study: Study) -> dict[str, Any]:
                 NAME,
                 task,
                 study.settings,
-                lambda task=task, layer=layer: project(study, task, layer),
+                functools.partial(project, study, task, layer),
                 layer=layer,
             )
     name = published_name(study.model.name)
@@ -155,7 +156,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
     tasks, layers = result["tasks"], result["num_layers"]
     figure, axes = figures.canvas(14, 0.27 * len(tasks) + 1.8, 1, 2)
-    names = [figures.short(name) for name in tasks]
+    names = [figures.short(name, result["categories"][name]) for name in tasks]
     high = float(np.log10(result["vocab_size"]))
     for axis, key, title in (
         (axes[0], "dummy_answer_rank", "answer of a dummy query"),

@@ -21,7 +21,8 @@ from taskvec_jax.loading import Model
 from taskvec_jax.patching import read_states
 from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, render_query, sample
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers, tree_length
-from taskvec_jax.tasks.task import Pair, Task
+from taskvec_jax.tasks.task import Pair, Task, check_task
+from taskvec_jax.wording import short_repr
 
 # How far the top logit of a prompt may move when its own residual stream is written back, as a
 # share of its size. In half precision ten times what was measured on the default model (8 prompts,
@@ -51,9 +52,13 @@ class Settings:
     batch_size: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "num_demonstrations", "num_dummy_queries", "batch_size"):
-            if (got := getattr(self, name)) < 1:
-                raise TaskVecError(f"{name} is {got}; it must be at least 1")
+        for field in dataclasses.fields(self):
+            got = getattr(self, field.name)
+            if not isinstance(got, int | np.integer) or isinstance(got, bool):
+                raise TaskVecError(f"{field.name} is {short_repr(got)}; it must be a whole number")
+            object.__setattr__(self, field.name, int(got))  # NumPy's numbers are not JSON's
+            if got < 1 and field.name != "seed":
+                raise TaskVecError(f"{field.name} is {got}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +157,7 @@ class TaskResult:
     """Everything measured on one task.
 
     Attributes:
+      category: of the task; answers are judged by it.
       baseline: zero-shot, no injection, on the queries of dev and test.
       icl: demonstrations and query, on test.
       task_vector: theta of each test prompt injected at `best_layer`, on test.
@@ -165,6 +171,7 @@ class TaskResult:
       warnings: what a reader should know before believing the numbers.
     """
 
+    category: str
     baseline: Accuracy
     icl: Accuracy
     task_vector: Accuracy
@@ -284,6 +291,28 @@ def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.n
     return read_texts(model, texts, batch_size)[0].mean(axis=1)
 
 
+def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:
+    """Theta of each test prompt of a task after every layer: float32 [N, L, D].
+
+    Raises:
+      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+    """
+    prompts = draw_prompts(fit(task, model.tokenizer), settings, "test")
+    return read_theta(model, prompts, settings.batch_size)
+
+
+def choose_layer(model: Model, task: Task, settings: Settings) -> int:
+    """The layer of the highest dev accuracy of a task, ties to the lowest.
+
+    Raises:
+      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+    """
+    judge = Judge(model, fit(task, model.tokenizer))
+    dev = draw_prompts(judge.fitted, settings, "dev")
+    theta = read_theta(model, dev, settings.batch_size)
+    return best_layer(sweep_dev(judge, dev, theta, settings.batch_size)[1])
+
+
 def sweep_dev(
     judge: Judge, dev: Sequence[Prompt], theta: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -329,6 +358,22 @@ def random_control(measured: Measured, settings: Settings) -> np.ndarray:
     return random_like(measured.theta[:, measured.layer], settings.seed, name, "random vector")
 
 
+def check_arguments(model: Any, task: Any, settings: Any) -> None:
+    """Refuses what is no model, no task or no settings, before anything is computed.
+
+    Raises:
+      TaskVecError: it says which, what was given and how to get the right one.
+    """
+    if not isinstance(model, Model):
+        raise TaskVecError(f"model is {short_repr(model)}; it must be what load_model gives")
+    check_task(task)
+    if not isinstance(settings, Settings):
+        raise TaskVecError(
+            f"settings is {short_repr(settings)}; it must be Settings, such as"
+            " Settings(num_prompts=10)"
+        )
+
+
 def evaluate_task(
     model: Model,
     task: Task,
@@ -341,8 +386,10 @@ def evaluate_task(
       progress: called with the number of prompts just finished, 2 * num_prompts in all.
 
     Raises:
-      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+      TaskVecError: an argument of another type, such as a task's name; the task does not suit the
+        tokenizer or the settings; or the model overflows.
     """
+    check_arguments(model, task, settings)
     measured = measure(model, task, settings, progress)
     queries = model.tokenizer.encode_all([p.zero_shot() for p in measured.test])
     chosen, layer = measured.theta[:, measured.layer], measured.layer
@@ -379,6 +426,7 @@ def score_task(
             " not reaching the output"
         )
     return TaskResult(
+        category=fitted.task.category,
         baseline=accuracy(base),
         icl=accuracy(judge.correct(m.test, m.icl)),
         task_vector=accuracy(judge.correct(m.test, vector)),

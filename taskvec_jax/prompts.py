@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sampling import draw, seeded
-from taskvec_jax.tasks.task import Pair, Task
+from taskvec_jax.tasks.task import Pair, Task, check_task
 from taskvec_jax.tokenizer import ARROW, Tokenizer
 
 PREFIX = "example:"
@@ -107,8 +107,9 @@ def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     Remembered for each tokenizer: controls ask for every other task once a task.
 
     Raises:
-      TaskVecError: no pair is left; the template does not suit this tokenizer.
+      TaskVecError: no pair is left; the template does not suit this tokenizer; or no `Task`.
     """
+    check_task(task)
     known = _fitted.setdefault(tokenizer, {})
     if task not in known:
         known[task] = _fit(task, tokenizer)

@@ -10,8 +10,9 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -24,6 +25,7 @@ from taskvec_jax.sentencepieces import (
     SentencePieces,
     read_sentencepieces,
 )
+from taskvec_jax.wording import short_repr
 
 ARROW = "->"
 PAD = 0  # any id does: right padding is invisible under the causal mask
@@ -106,10 +108,7 @@ class Tokenizer:
         Raises:
           TaskVecError: the tokenizer cannot read a text, or the model has no row for a token.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TaskVecError(
-                f"texts is {_short(texts)}; allowed: a list of strings (`encode` takes one string)"
-            )
+        _check_texts(texts)
         if len(texts) < FEW:
             rows = [self._encoding(text).ids for text in texts]
         else:
@@ -128,12 +127,17 @@ class Tokenizer:
     def _beyond(self, text: str, token: int) -> TaskVecError:
         name = next((t for t, i in self._backend.get_vocab().items() if i == token), "")
         return TaskVecError(
-            f"the text {_short(text)} holds the token {name!r} (id {token}), for which this model"
-            f" has no embedding: it has rows 0 to {(self.num_rows or 0) - 1}; leave the token out"
+            f"the text {short_repr(text)} holds the token {name!r} (id {token}), for which this"
+            f" model has no embedding: it has rows 0 to {(self.num_rows or 0) - 1}; leave the token out"
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Text of token ids, special tokens left out.
+
+        Raises:
+          TaskVecError: not a list of ids; a single id, for example.
+        """
+        _check_row(ids)
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def decode_answer(self, token: int) -> str:
@@ -172,7 +176,7 @@ class Tokenizer:
         return self._encoding(ARROW).tokens[-1] if self._around[1] else ""
 
     def _encoding(self, text: str) -> tokenizers.Encoding | Encoded:
-        with _clear(f"the tokenizer cannot read the text {_short(text)}"):
+        with _clear(f"the tokenizer cannot read the text {short_repr(text)}"):
             return self._backend.encode(text)
 
     def pieces(self, text: str) -> list[tuple[int, str, tuple[int, int]]]:
@@ -202,9 +206,16 @@ class Tokenizer:
           tokens int32 [B, T] and last int32 [B], the index of each row's last token.
 
         Raises:
-          TaskVecError: no rows, or an empty one.
+          TaskVecError: no rows, an empty one, or something that is no row of ids; a flat list of
+            ids, for example.
         """
-        if not rows or not all(rows):
+        if not _is_row(rows):
+            raise TaskVecError(
+                f"rows is {short_repr(rows)}; it must be a list of rows of token ids"
+            )
+        for row in rows:
+            _check_row(row)
+        if not len(rows) or not all(len(row) for row in rows):
             raise TaskVecError("there is no text to tokenize; every prompt needs a token")
         lengths = np.array([len(row) for row in rows], np.int32)
         tokens = np.full((len(rows), lengths.max()), PAD, np.int32)
@@ -250,6 +261,39 @@ def _clear(what: str) -> Iterator[None]:
         raise TaskVecError(f"{what} ({first_line(error)})") from None
 
 
-def _short(text: object) -> str:
-    whole = repr(text)
-    return whole if len(whole) <= 80 else whole[:77] + "..."
+def _is_row(value: Any) -> bool:
+    """Whether it is a list, a tuple or an array with one axis or more."""
+    return isinstance(value, list | tuple | range) or (
+        hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
+    )
+
+
+def _check_texts(texts: Any) -> None:
+    """Refuses what is no list of texts.
+
+    Raises:
+      TaskVecError: it shows what was given.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TaskVecError(
+            f"texts is {short_repr(texts)}; it must be a list of strings, so one text is ['a->']"
+        )
+    if isinstance(texts, Sequence) and not all(isinstance(text, str) for text in texts):
+        odd = next(text for text in texts if not isinstance(text, str))
+        raise TaskVecError(f"{short_repr(odd)} is no text; each must be a string")
+
+
+def _check_row(row: Any) -> None:
+    """Refuses what is no row of token ids.
+
+    Raises:
+      TaskVecError: it shows what was given.
+    """
+    if not _is_row(row):
+        raise TaskVecError(
+            f"{short_repr(row)} is no row of token ids; a row is a list, so one text is [[1, 2, 3]]"
+            " for pad and [1, 2, 3] for decode"
+        )
+    for token in row:
+        if not isinstance(token, int | np.integer) or token < 0:
+            raise TaskVecError(f"{short_repr(token)} is no token id; ids are whole numbers from 0")

@@ -35,6 +35,7 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
     names = "layer_sweep show patch_map task_geometry train_small emergence report mesh_plan paper"
+    names += " learned_task_vector cross_models benchmark main_results"
     with Zygote(*names.split()) as made:
         yield made
 
@@ -51,12 +52,18 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out):
     out, printed = sweep_out
     result = json.loads((out / "layer_sweep.json").read_text())
     of_run = {"model", "revision", "dtype", "quantization", "weights_sha256", "run"}
-    assert set(result) == {*of_run, "settings", "provenance", "tasks", "mean"}
+    rest = {"experiment", "categories", "settings", "provenance", "tasks", "mean"}
+    assert set(result) == of_run | rest
     assert (result["revision"], result["dtype"], result["quantization"]) == (
         None,
         "float32",
         "none",
     )
+    assert result["categories"] == {
+        "algorithmic_to_upper": "algorithmic",
+        "linguistic_antonyms": "linguistic",
+    }
+    assert result["tasks"]["linguistic_antonyms"]["category"] == "linguistic"
     assert result["model"] == "smollm2-135m-instruct"
     assert result["settings"]["num_prompts"] == 3
     provenance = result["provenance"]
@@ -143,6 +150,33 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
         ("report", ["--results={tmp}"], "no results; expected main_results.json"),
         ("mesh_plan", ["--meshes=x"], "mesh 'x': cannot read 'x'"),
         ("paper", [f"{GROWN},{GROWN[8:]}"], "would share "),
+        ("paper", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
+        ("paper", [GROWN, "--num_demonstrations=5000"], "need 5003 different pairs"),
+        ("learned_task_vector", [GROWN, "--layers=6"], "--layers=6: layers run from 6 to 6"),
+        (
+            "learned_task_vector",
+            [GROWN, "--layers=x"],
+            "--layers=x; allowed: all, best, or numbers",
+        ),
+        ("learned_task_vector", [GROWN, "--steps=0"], "steps is 0; it must be at least 1"),
+        ("learned_task_vector", [GROWN, "--num_positions=0"], "--num_positions=0"),
+        ("train_small", ["--steps=40"], "--warmup=100 with --steps=40"),
+        ("train_small", ["--vector_layer=6"], "--vector_layer=6 is out of range"),
+        ("train_small", ["--steps=0"], "--steps=0; it must be at least 1"),
+        ("cross_models", ["--results={tmp}/gone"], "run experiments.main_results first"),
+        ("report", ["--results={tmp}/gone"], "no results; expected main_results.json"),
+        ("benchmark", ["--dtypes=float8"], "--dtypes: unknown 'float8'; allowed: float32"),
+        ("benchmark", ["--stages=none"], "unknown stage 'none'"),
+        ("benchmark", ["--shape=none"], "--shape=none; allowed: a path"),
+        ("benchmark", [GROWN, "--tasks=linguistic_antonyms"], "this tokenizer leaves none"),
+        ("main_results", [GROWN, "--mesh=x"], "mesh 'x': cannot read 'x'"),
+        ("main_results", [GROWN, "--dtype=float64"], "dtype float64 needs jax_enable_x64"),
+        ("main_results", [GROWN, "--tasks=linguistic_antonyms"], "this tokenizer leaves none"),
+        ("main_results", [GROWN, "--num_demonstrations=5000"], "need 5003 different pairs"),
+        ("show", [GROWN, "--tasks=bijection_1,bijection_2"], "one task is shown, but"),
+        ("show", [GROWN, "--task=bijection_1", "--tasks=bijection_2"], "one task is shown, but"),
+        ("show", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
+        ("layer_sweep", ["--tasks=antonyms"], "(did you mean linguistic_antonyms?)"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_status_2(
@@ -161,13 +195,48 @@ def test_bad_input_gets_one_line_and_exit_status_2(
     assert errors[0].startswith("error: ")
     assert message in errors[0]
     assert "Traceback" not in child.printed
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
+    assert "loading" not in child.printed, "no mistake of these takes a model to be found"
 
 
 def test_any_prompt_is_shown_without_the_ones_before_it(zygote, tmp_path):
-    flags = (GROWN, "--task_file=experiments/mixture.py", "--task=bijection_1")
+    flags = (GROWN, "--task=bijection_1")
     env = {"XLA_FLAGS": QUICK}
     flags += ("--index=99999999999",)
     child = zygote.start("show", *flags, printed=tmp_path / "printed", env=env)
     assert child.wait() == 0, child.printed
     assert "test prompt 99999999999" in child.printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ([], "algorithmic_next_letter"),  # the first of the model's own
+        (["--tasks=bijection_2"], "bijection_2"),
+        (["--task=lookup_letter"], "lookup_letter"),
+    ],
+)
+def test_show_shows_the_task_that_is_asked_for(zygote, tmp_path, flags, shown):
+    printed = tmp_path / "printed"
+    child = zygote.start("show", GROWN, *flags, printed=printed, env={"XLA_FLAGS": QUICK})
+    assert child.wait() == 0, child.printed
+    assert f"{shown}, test prompt 0" in child.printed
+    rows = [line for line in child.printed.splitlines() if re.match(r"\s*\d+\s+\d+\s", line)]
+    assert all(len(line.split()) >= 4 for line in rows), "a newline is a token, and breaks no row"
+
+
+@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="compiles without a cache")
+def test_a_full_disk_is_one_line_and_leaves_no_torn_file(tmp_path):
+    """A limit on the size of files stands for a disk without room."""
+    out = tmp_path / "out"
+    flags = (GROWN, "--tasks=bijection_1", "--num_prompts=2", "--batch_size=2", f"--out={out}")
+    command = f"ulimit -f 1; exec {sys.executable} -m experiments.layer_sweep {' '.join(flags)}"
+    env = {**os.environ, "XLA_FLAGS": QUICK, "TASKVEC_CACHE": "/dev/null/none"}
+    full = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 2, full.stdout + full.stderr
+    assert full.stderr.startswith("error: ")
+    assert len(full.stderr.splitlines()) == 1
+    assert "cannot be written (File too large); make room" in full.stderr
+    assert not out.exists()

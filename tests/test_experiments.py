@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import numpy as np
 import pytest
 
-from experiments import bijections, conflicting_tasks, dose, main_results, task_geometry
+from experiments import (
+    bijections,
+    conflicting_tasks,
+    dose,
+    figures,
+    main_results,
+    task_geometry,
+)
 from experiments.cross_models import compare
 from experiments.journal import Journal
 from experiments.section import Table, lines, number, score, text
 from experiments.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
+from taskvec_jax.geometry import cosine_distances
 from taskvec_jax.prompts import FittedTask, fit
 from taskvec_jax.tasks import TASKS, Pair, Task
 
@@ -171,7 +180,7 @@ def test_geometry_of_thetas_on_two_axes_is_the_hand_computed_one():
     thetas[:, :, 0, 0] = 1.0
     thetas[0, :, 1, 0] = [1.0, 2.0, 3.0]
     thetas[1, :, 1, 1] = [1.0, 2.0, 3.0]
-    found = task_geometry.describe(["x_a", "y_b"], thetas, 1, seed=0)
+    found = task_geometry.describe({"x_a": "x", "y_b": "y"}, [*thetas], 1, seed=0)
     assert found["within"]["mean"] == pytest.approx(0.0)
     assert found["between"]["mean"] == pytest.approx(1.0)
     assert found["mean_distance"] == [[0.0, 1.0], [1.0, 0.0]]
@@ -181,6 +190,57 @@ def test_geometry_of_thetas_on_two_axes_is_the_hand_computed_one():
     assert sum(found["within_histogram"]) == 6
     assert sum(found["between_histogram"]) == 9
     json.dumps(found, allow_nan=False)
+
+
+def test_a_category_with_an_underscore_is_a_category_in_geometry():
+    """Two tasks of my_cat lie along x, one of my along y: only whole names tell them apart."""
+    tasks = {"my_cat_a": "my_cat", "my_cat_b": "my_cat", "my_dog": "my"}
+    thetas = np.zeros((3, 2, 1, 3))
+    thetas[:, :, 0] = [[[1, 0, 0], [1, 0.3, 0]], [[1, 0.01, 0], [1, 0.29, 0]], [[0, 0, 1]] * 2]
+    found = task_geometry.describe(tasks, [*thetas], 0, seed=0)
+    assert found["category_separability_by_layer"] == [1.0]
+    assert found["separability_by_layer"] == [pytest.approx(2 / 6)]
+    renamed = dict(zip(tasks, ["p", "q", "r"], strict=True))
+    assert task_geometry.describe(renamed, [*thetas], 0, seed=0)[
+        "category_separability_by_layer"
+    ] == [pytest.approx(2 / 6)]
+
+
+def test_geometry_keeps_the_distances_of_one_layer_at_a_time(monkeypatch):
+    made: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def watched(vectors: np.ndarray) -> np.ndarray:
+        nonlocal most
+        distances = cosine_distances(vectors)
+        made.append(weakref.ref(distances))
+        most = max(most, sum(array() is not None for array in made))
+        return distances
+
+    monkeypatch.setattr(task_geometry, "cosine_distances", watched)
+    rng = np.random.RandomState(0)
+    thetas = [rng.standard_normal((3, 6, 5)) for _ in range(2)]
+    task_geometry.describe({"x_a": "x", "y_b": "y"}, thetas, 3, seed=0)
+    assert len(made) >= 6
+    assert most == 1
+
+
+def test_an_answer_is_judged_by_its_category_and_not_by_the_beginning_of_a_name():
+    example = {"query": "x", "answer": "Paris", "icl": "Paris", "task_vector": "Par"}
+    for category, right in (("knowledge", True), ("knowledge_base", False)):
+        task = {"category": category}
+        assert main_results._right(task, example, "task_vector") is right
+        assert main_results._right(task, example, "icl")
+
+
+def test_categories_of_ones_own_have_names_and_colours_of_their_own():
+    assert figures.short("knowledge_base_my_x", "knowledge_base") == "my x"
+    assert figures.short("knowledge_base_my_x", "knowledge") == "base my x"
+    shown = ["knowledge", "knowledge_base", "my", "my_cat", "knowledge_base"]
+    colours = {name: figures.colour_of(name, shown) for name in shown}
+    assert len(set(colours.values())) == 4
+    assert colours["knowledge"] == figures.colour_of("knowledge")
+    assert figures.colour_of("unheard_of", shown) == figures.OTHER_COLOUR
 
 
 def test_distances_are_summed_up_by_their_mean_and_quantiles() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 
-from experiments.fingerprint import code_of, fingerprint
 from experiments.journal import Journal
+from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 
@@ -98,13 +100,84 @@ def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
     assert len([json.loads(line) for line in journal.path.read_text().splitlines()]) == 1
 
 
-def test_code_that_only_explains_or_shows_does_not_part_numbers_but_other_code_does():
-    plain = "def f(x):\n    return x + 1\n"
-    explained = '"""Doc."""\n# why\ndef f(x):\n    """Adds."""\n    return (x + 1)\n'
-    shown = plain + "def draw_figures(r):\n    return 3\ndef section(r):\n    return 2\n"
-    assert code_of(plain) == code_of(explained) == code_of(shown)
-    assert code_of(plain) != code_of(plain.replace("1", "2"))
-    assert len(fingerprint(never)) == 64
+def filled(tmp_path, count: int = 4) -> Journal:
+    journal = Journal(tmp_path)
+    for i in range(count):
+        journal.unit({"unit": i}, lambda i=i: {"value": i / 3, "word": '{"crc": 1, é\n'})
+    journal.close()
+    return journal
+
+
+def computed_again(tmp_path, count: int = 4) -> int:
+    """How many of the units of `filled` a new run computes; it must give the right values."""
+    journal = Journal(tmp_path)
+    for i in range(count):
+        value = journal.unit({"unit": i}, lambda i=i: {"value": i / 3, "word": '{"crc": 1, é\n'})
+        assert value["value"] == i / 3
+    journal.close()
+    return journal.computed
+
+
+def test_a_byte_altered_anywhere_costs_one_unit_and_not_the_later_ones(tmp_path):
+    whole = filled(tmp_path).path.read_bytes()
+    path = tmp_path / "journal.jsonl"
+    ends = [i for i, byte in enumerate(whole) if byte == ord("\n")]
+    for at in sorted({*range(0, len(whole), 29), *ends}):
+        for byte in (whole[at] ^ 1, ord("\n") ^ (whole[at] == ord("\n")), 0xFF):
+            path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+            assert computed_again(tmp_path) <= 1, (at, byte)
+            assert computed_again(tmp_path) == 0, "what was computed again is found"
+
+
+@pytest.mark.parametrize("junk", [b"[1]", b"7", b"{}", b'{"crc": 1}', b"[" * 100_000, b"\xff", b""])
+def test_a_line_of_anything_else_is_passed_over_and_the_rest_is_read(tmp_path, junk):
+    path = filled(tmp_path).path
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, junk + b"\n", *others]))
+    assert computed_again(tmp_path) == 0
+    journal = Journal(tmp_path)
+    assert journal.unreadable == bool(junk)
+    journal.close()
+
+
+def test_an_array_altered_on_the_disk_is_computed_again(tmp_path):
+    journal = Journal(tmp_path)
+    array = np.arange(6, dtype=np.float32)
+    journal.array({"theta": 1}, lambda: array)
+    (file,) = (tmp_path / "arrays").iterdir()
+    data = file.read_bytes()
+    np.testing.assert_array_equal(np.load(file), array)
+    for at in range(0, len(data), 7):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        before = journal.computed
+        np.testing.assert_array_equal(journal.array({"theta": 1}, lambda: array), array)
+        assert journal.computed == before + 1, at
+    journal.close()
+
+
+def test_a_full_disk_stops_a_unit_with_one_line_and_tears_nothing(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.unit({"unit": 0}, lambda: 0)
+    whole = journal.path.read_bytes()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for work in (
+            lambda: journal.unit({"unit": 1}, lambda: 1),
+            lambda: journal.array({"theta": 1}, lambda: np.zeros(3)),
+        ):
+            with pytest.raises(WriteError, match="No space left on device"):
+                work()
+    assert journal.path.read_bytes() == whole
+    assert not list((tmp_path / "arrays").iterdir())
+    assert journal.unit({"unit": 1}, lambda: 1) == 1  # there is room again
+    journal.close()
+    again = Journal(tmp_path)
+    assert [again.unit({"unit": i}, never) for i in range(2)] == [0, 1]
+    again.close()
 
 
 def test_a_run_can_pause_between_units_but_not_inside_one(tmp_path):

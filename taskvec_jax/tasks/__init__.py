@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taskvec_jax.errors import TaskVecError
@@ -51,13 +52,16 @@ def _builtin() -> dict[str, Task]:
 TASKS: Mapping[str, Task] = _builtin()
 
 
-def registry(directory: Path | None = None, own: Path | None = None) -> dict[str, Task]:
+def registry(
+    directory: Path | None = None, own: Path | None = None, added: Sequence[Task] = ()
+) -> dict[str, Task]:
     """All tasks of a run, by name.
 
     Args:
       directory: task files that replace the built-in word lists; the rules over letters stay.
       own: a file of tasks that join the others (see `task_file`); a name that is there already is
         theirs now.
+      added: tasks that join those of directory; the tasks of `own` override them.
 
     Raises:
       TaskVecError: a bad file.
@@ -65,29 +69,38 @@ def registry(directory: Path | None = None, own: Path | None = None) -> dict[str
     tasks: dict[str, Task] = dict(TASKS)
     if directory is not None:
         tasks = {task.name: task for task in algorithmic_tasks()} | read_task_directory(directory)
+    tasks |= {task.name: task for task in added}
     if own is not None:
         tasks |= {task.name: task for task in read_own_tasks(own)}
     return tasks
 
 
-def select(names: list[str] | None, directory: Path | None, own: Path | None = None) -> list[Task]:
+def select(
+    names: list[str] | None,
+    directory: Path | None,
+    own: Path | None = None,
+    added: Sequence[Task] = (),
+) -> list[Task]:
     """The tasks a run asks for.
 
     Args:
       names: task names, or None for all.
       directory: as in `registry`.
       own: as in `registry`.
+      added: as in `registry`.
 
     Raises:
       TaskVecError: an unknown name, or one named twice; a bad file.
     """
-    tasks = registry(directory, own)
+    tasks = registry(directory, own, added)
     if names is None:
         return list(tasks.values())
     if not names:
         raise TaskVecError("no task is named; name at least one, or leave the flag out for all")
     if unknown := [name for name in names if name not in tasks]:
-        raise TaskVecError(f"unknown task {unknown[0]!r}; allowed: {', '.join(tasks)}")
+        close = difflib.get_close_matches(unknown[0], tasks, n=1, cutoff=0.5)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise TaskVecError(f"unknown task {unknown[0]!r}{hint}; allowed: {', '.join(tasks)}")
     if len(set(names)) != len(names):
         raise TaskVecError(f"a task is named twice in {', '.join(names)}")
     return [tasks[name] for name in names]

@@ -1,0 +1,104 @@
+"""A unit's name covers everything that decides its value, and nothing that does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import pytest
+from conftest import LLAMA
+
+from experiments import study as studies
+from experiments.dose import score_writes
+from experiments.journal import unit_name
+from experiments.mixture import build_tokenizer
+from experiments.study import Study
+from taskvec_jax.config import RopeScaling
+from taskvec_jax.decoder import Decoder
+from taskvec_jax.evaluation import Settings, evaluate_task
+from taskvec_jax.loading import Model
+from taskvec_jax.tasks import Pair, Task
+from taskvec_jax.tokenizer import Tokenizer
+
+TASK = Task("own", "x", (Pair("a", "b"), Pair("c", "d")))
+
+
+def model(config=LLAMA, weights="a" * 64, tokenizer: Tokenizer | None = None, name="m") -> Model:
+    return Model(name, Decoder(config), {}, tokenizer or build_tokenizer(), config, weights)
+
+
+def name_of(
+    model: Model = model(),  # noqa: B008 (a value)
+    task: Task | None = TASK,
+    settings: Settings = Settings(),  # noqa: B008 (a value)
+    experiment: str = "e",
+    compute: Any = evaluate_task,
+    **more: Any,
+) -> str:
+    study: Any = Study(model, [], [], settings, settings, None, None)  # type: ignore[arg-type]
+    return unit_name(study.what(experiment, task, settings, compute, **more))
+
+
+def other_tokenizer() -> Tokenizer:
+    backend = build_tokenizer()._backend
+    backend.add_tokens(["one more"])
+    return Tokenizer(backend)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "model": {"model": model(weights="b" * 64)},  # a revision is other weights
+    "dtype": {"model": model(dataclasses.replace(LLAMA, dtype="bfloat16"))},
+    "quantization": {"model": model(dataclasses.replace(LLAMA, weights="int8"))},
+    "rope": {"model": model(dataclasses.replace(LLAMA, rope_scaling=RopeScaling("linear", 2.0)))},
+    "tokenizer": {"model": model(tokenizer=other_tokenizer())},
+    "experiment": {"experiment": "f"},
+    "no task": {"task": None},
+    "category": {"task": Task("knowledge", "x", TASK.pairs)},
+    "name cut elsewhere": {"task": Task("own_x", "", TASK.pairs)},
+    "pairs": {"task": Task("own", "x", TASK.pairs[:1])},
+    "order of pairs": {"task": Task("own", "x", TASK.pairs[::-1])},
+    "accepted answers": {"task": Task("own", "x", (Pair("a", "b", ("B",)), Pair("c", "d")))},
+    "code": {"compute": score_writes},
+    "more": {"layer": 3},
+    "more, another value": {"layer": 4},
+    **{
+        field.name: {"settings": dataclasses.replace(Settings(), **{field.name: 7})}
+        for field in dataclasses.fields(Settings)
+        if field.name != "batch_size"
+    },
+}
+
+
+def test_whatever_decides_a_value_gives_its_unit_another_name():
+    found = {what: name_of(**change) for what, change in CHANGES.items()}
+    assert len({name_of(), *found.values()}) == 1 + len(found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": Settings(batch_size=7)},
+        {"model": model(name="the same under another name")},
+        {"compute": functools.partial(evaluate_task, settings=Settings())},
+        {"task": Task("own", "x", [*TASK.pairs])},  # type: ignore[arg-type]
+    ],
+    ids=["batch", "name of the model", "arguments", "a list"],
+)
+def test_what_decides_nothing_is_not_in_a_units_name(change):
+    assert name_of(**change) == name_of()
+
+
+def test_other_libraries_another_machine_and_another_precision_give_other_names(monkeypatch):
+    plain = name_of()
+    with monkeypatch.context() as patched:
+        patched.setattr(studies, "numeric_versions", lambda: {"jax": "0.0.1"})
+        assert name_of() != plain
+    with jax.default_matmul_precision("highest"):
+        assert name_of() != plain
+    with monkeypatch.context() as patched:
+        other = type("Device", (), {"platform": "tpu", "device_kind": "TPU v4"})
+        patched.setattr(jax, "devices", lambda: [other()])
+        assert name_of() != plain
+    assert name_of() == plain
