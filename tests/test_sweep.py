@@ -255,9 +255,6 @@ def test_logits_that_are_not_finite_are_refused_though_every_layer_is(one):
     broken = dataclasses.replace(one, params=unflatten(leaves))
     with pytest.raises(TaskVecError, match="logits, after the last layer, are not finite"):
         sweep.read_texts(broken, [[[1, 2]]], 1)
-    vectors = np.zeros((1, 1, one.config.width), np.float32)
-    with pytest.raises(TaskVecError, match="logits, after the last layer, are not finite"):
-        sweep.inject_vectors(broken, [[1, 2]], vectors, np.array([0]), 1)
 
 
 def test_the_definition_stops_at_what_is_not_finite_with_its_layer(one):
