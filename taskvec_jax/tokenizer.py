@@ -127,8 +127,8 @@ class Tokenizer:
     def _beyond(self, text: str, token: int) -> TaskVecError:
         name = next((t for t, i in self._backend.get_vocab().items() if i == token), "")
         return TaskVecError(
-            f"the text {short_repr(text)} holds the token {name!r} (id {token}), for which"
-            f" this model has no embedding: it has rows 0 to {(self.num_rows or 0) - 1}; leave the token out"
+            f"the text {short_repr(text)} holds the token {name!r} (id {token}), for which this"
+            f" model has no embedding: it has rows 0 to {(self.num_rows or 0) - 1}; leave it out"
         )
 
     def decode(self, ids: Sequence[int]) -> str:
