@@ -13,7 +13,7 @@ import bisect
 import collections
 import dataclasses
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from taskvec_jax.errors import TaskVecError
@@ -46,15 +46,16 @@ class ScoringRule:
           text: what the model says; under `paper` one token, decoded.
           accepted: the pair's output and its alternatives; space around them does not count.
         """
-        text = self._comparable(cut(text))
-        allowed = [a for answer in accepted if (a := self._comparable(answer))]
+        text = self.comparable(cut(text))
+        allowed = [a for answer in accepted if (a := self.comparable(answer))]
         if self.name == "full":
             return any(_begins_with_whole(text, a) for a in allowed)
         if self.prefix:
             return bool(text) and any(a.startswith(text) or text.startswith(a) for a in allowed)
         return text in allowed
 
-    def _comparable(self, text: str) -> str:
+    def comparable(self, text: str) -> str:
+        """A text without the differences that do not count."""
         text = text.strip()
         if self.name == "full":
             text = unicodedata.normalize("NFC", text).translate(_SAME)
@@ -105,50 +106,68 @@ class Constant(NamedTuple):
     share: float
 
 
+class Vocabulary:
+    """The answers that one token can give, prepared once for all tasks of a model."""
+
+    def __init__(self, decoded: Iterable[str]) -> None:
+        """Takes decoded tokens; ties between constant answers go to the first."""
+        self._answers = list(dict.fromkeys(filter(None, map(cut, decoded))))
+        self._prepared: dict[bool, tuple[dict[str, str], list[str]]] = {}
+
+    def comparable(self, ignore_case: bool) -> tuple[dict[str, str], list[str]]:
+        """{answer as it is compared: answer}, in order, and the former sorted."""
+        if ignore_case not in self._prepared:
+            answers: dict[str, str] = {}
+            for answer in self._answers:
+                answers.setdefault(answer.casefold() if ignore_case else answer, answer)
+            self._prepared[ignore_case] = answers, sorted(answers)
+        return self._prepared[ignore_case]
+
+
 def best_constant(
-    rule: ScoringRule, accepted: Sequence[Sequence[str]], vocabulary: Iterable[str]
+    rule: ScoringRule, accepted: Sequence[Sequence[str]], vocabulary: Vocabulary
 ) -> Constant:
     """The constant answer that is right most often, ties to the first.
 
     Args:
       accepted: for each pair, its output and alternatives.
-      vocabulary: decoded tokens, of which `paper` answers one. `full` does not use it: a model can
+      vocabulary: the tokens of which `paper` answers one. `full` does not use it: a model can
         generate any text, and no text is right for more pairs than the best accepted answer.
 
     Raises:
       TaskVecError: there is no pair, or no answer to choose from.
     """
-    pairs = [list(dict.fromkeys(filter(None, map(rule._comparable, a)))) for a in accepted]
+    pairs = [list(dict.fromkeys(filter(None, map(rule.comparable, a)))) for a in accepted]
     if rule.name == "full":
         candidates = {text: text for answers in pairs for text in answers}
+        ordered = sorted(candidates)
     else:
-        candidates = {}
-        for token in vocabulary:
-            candidates.setdefault(rule._comparable(cut(token)), cut(token))
-        candidates.pop("", None)
+        candidates, ordered = vocabulary.comparable(rule.ignore_case)
     if not pairs or not candidates:
         raise TaskVecError("there is no pair or no token to choose a constant answer from")
-    right = collections.Counter(_right_candidates(rule, pairs, candidates))
-    best = max(candidates, key=lambda text: right[text])  # the first of the highest
-    return Constant(candidates[best], right[best] / len(pairs))
-
-
-def _right_candidates(
-    rule: ScoringRule, pairs: Sequence[Sequence[str]], candidates: Iterable[str]
-) -> Iterable[str]:
-    """Every candidate once for each pair that it is right for; all texts are comparable ones."""
-    ordered = sorted(candidates)
-    known = set(ordered)
+    right: collections.Counter[str] = collections.Counter()
     for answers in pairs:
-        found: set[str] = known.intersection(answers)
-        for answer in answers:
-            if not (rule.prefix or rule.name == "full"):
-                continue
-            start, stop = (bisect.bisect_left(ordered, answer + end) for end in ("", _LAST))
-            longer = ordered[start:stop]
-            if rule.name == "full":
-                found.update(text for text in longer if _begins_with_whole(text, answer))
-            else:
-                found.update(longer)
-                found.update(known.intersection(answer[:n] for n in range(1, len(answer))))
-        yield from found
+        right.update(_right_constants(rule, answers, candidates, ordered))
+    most = max(right.values(), default=0)
+    best = next(text for text in candidates if right[text] == most)
+    return Constant(candidates[best], most / len(pairs))
+
+
+def _right_constants(
+    rule: ScoringRule, answers: Sequence[str], candidates: Mapping[str, str], ordered: list[str]
+) -> set[str]:
+    """The candidates that are right for a pair; all texts as they are compared."""
+    found = {answer for answer in answers if answer in candidates}
+    if rule.name == "paper" and not rule.prefix:
+        return found
+    for answer in answers:
+        start, stop = (bisect.bisect_left(ordered, answer + end) for end in ("", _LAST))
+        longer = ordered[start:stop]
+        if rule.name == "full":
+            found.update(text for text in longer if _begins_with_whole(text, answer))
+        else:
+            found.update(longer)
+            found.update(
+                short for n in range(1, len(answer)) if (short := answer[:n]) in candidates
+            )
+    return found

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.scoring import best_constant, cut, scoring_rule
+from taskvec_jax.scoring import Vocabulary, best_constant, cut, scoring_rule
 from taskvec_jax.tasks import TASKS
 
 
@@ -107,7 +107,7 @@ def test_the_best_constant_is_what_trying_every_text_finds(name, category):
         shares = [
             sum(rule.is_right(text, pair) for pair in pairs) / len(pairs) for text in {*tried}
         ]
-        best = best_constant(rule, pairs, texts)
+        best = best_constant(rule, pairs, Vocabulary(texts))
         assert best.share == max(shares)
         assert best.share == sum(rule.is_right(best.answer, pair) for pair in pairs) / len(pairs)
 
@@ -115,10 +115,12 @@ def test_the_best_constant_is_what_trying_every_text_finds(name, category):
 def test_one_letter_is_the_best_constant_of_continents_under_the_papers_rule():
     # Hand count: continents beginning with A: Asia, Africa, Antarctica and Australia.
     accepted = [(p.output, *p.accepted) for p in TASKS["knowledge_location_continent"].pairs]
-    best = best_constant(scoring_rule("paper", "knowledge"), accepted, ["Asia", " A", "B"])
+    best = best_constant(
+        scoring_rule("paper", "knowledge"), accepted, Vocabulary(["Asia", " A", "B"])
+    )
     starting = sum(any(a.startswith("A") for a in answers) for answers in accepted)
     assert best == ("A", starting / len(accepted))
-    whole = best_constant(scoring_rule("full", "knowledge"), accepted, ["A"])
+    whole = best_constant(scoring_rule("full", "knowledge"), accepted, Vocabulary(["A"]))
     assert whole.answer in {answers[0] for answers in accepted}
     assert whole.share < best.share
 
@@ -126,4 +128,4 @@ def test_one_letter_is_the_best_constant_of_continents_under_the_papers_rule():
 def test_a_constant_needs_pairs_and_tokens():
     for pairs, vocabulary in (([], ["a"]), ([["a"]], []), ([["a"]], [" ", "\n"])):
         with pytest.raises(TaskVecError, match="constant answer"):
-            best_constant(scoring_rule("paper", "knowledge"), pairs, vocabulary)
+            best_constant(scoring_rule("paper", "knowledge"), pairs, Vocabulary(vocabulary))
