@@ -82,8 +82,9 @@ class DecoderConfig:
       rope_base: base of the rotary frequencies (elsewhere called rope theta).
       rope_dim: how many of the K dimensions rotate; even, at most K.
       rope_scaling: how the rotary frequencies are slowed down; None: not at all.
-      max_length: longest context the weights were trained on, in tokens (a sliding window counts
-        as that: within it, it changes nothing).
+      max_length: longest context the weights were trained on, in tokens; longer texts are refused.
+      sliding_window: how many tokens a token sees, itself included, the nearest ones before it
+        (Mistral); None: all of its text.
       tied_unembed: the unembedding is the transposed embedding.
       attention_bias: biases on query, key, value and out.
       mlp_bias: biases in the MLP.
@@ -117,9 +118,10 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = None
     unembed_bias: bool = False
     weights: str = "whole"
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
+        for name in _SIZES if self.sliding_window is None else (*_SIZES, "sliding_window"):
             got = getattr(self, name)
             if not isinstance(got, int) or isinstance(got, bool) or not 1 <= got <= LARGEST:
                 raise TaskVecError(
@@ -237,6 +239,7 @@ def _llama(
     max_length: int = 2048,
     tied: bool = False,
     rope_factor: float | None = None,
+    sliding_window: int | None = None,
 ) -> DecoderConfig:
     scaling = None if rope_factor is None else RopeScaling("llama3", factor=rope_factor)
     return DecoderConfig(
@@ -254,6 +257,7 @@ def _llama(
         max_length=max_length,
         tied_unembed=tied,
         rope_scaling=scaling,
+        sliding_window=sliding_window,
     )
 
 
@@ -418,8 +422,18 @@ NAMED_MODELS: dict[str, NamedModel] = {
         _llama(32000, 22, 2048, 32, 5632, num_kv_heads=4, norm_eps=1e-5),
         "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
     ),
-    "mistral-7b-v0.1": NamedModel(  # max_length is its sliding window
-        _llama(32000, 32, 4096, 32, 14336, num_kv_heads=8, norm_eps=1e-5, max_length=4096),
+    "mistral-7b-v0.1": NamedModel(
+        _llama(
+            32000,
+            32,
+            4096,
+            32,
+            14336,
+            num_kv_heads=8,
+            norm_eps=1e-5,
+            max_length=32768,
+            sliding_window=4096,
+        ),
         "mistralai/Mistral-7B-v0.1",
     ),
     "smollm2-135m": NamedModel(_SMOLLM2_135M, "HuggingFaceTB/SmolLM2-135M"),

@@ -19,9 +19,12 @@ RANKS = [
     ],
     ["taskvec_jax.tasks"],
     ["taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
-    ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
+    ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj", "taskvec_jax.edits"],
+    ["taskvec_jax.writes"],
     ["taskvec_jax.decoder"],
     ["taskvec_jax.task_vectors", "taskvec_jax.soundness", "taskvec_jax.quantisation"],
+    ["taskvec_jax.reading", "taskvec_jax.generation"],
+    ["taskvec_jax.verbs"],
     ["taskvec_jax.checkpoint"],
     ["taskvec_jax.training"],
     ["convert"],
@@ -38,7 +41,7 @@ RANKS = [
     ["experiments"],
 ]
 WORDS = {"tasks", "prompts", "sampling", "tokenizer"}
-ARRAYS = {"layers", "llama", "pythia", "gptj", "decoder", "task_vectors"}
+ARRAYS = {"layers", "llama", "pythia", "gptj", "edits", "writes", "decoder", "task_vectors"}
 
 
 def modules() -> dict[str, Path]:
