@@ -26,7 +26,7 @@ from taskvec_jax import gptj, llama, pythia
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.edits import Override, canonical
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import look, plain_layout, project
+from taskvec_jax.layers import look, plain_layout, project, site_shapes
 from taskvec_jax.writes import apply_at, check_edits, check_lengths, poison
 
 __all__ = ["Decoder", "Override", "Params"]  # Override: where it has always been found
@@ -212,7 +212,8 @@ class Decoder(nn.Module):
         x = poison(writes, parts.embed(tokens).astype(c.stream_dtype))
         visited = {"resid"}
 
-        def run_layer(block: nn.Module, x: jax.Array, index: jax.Array):
+        def step(block: nn.Module, carry: Any, index: jax.Array):
+            x, buffers = carry
             kept: dict[str, jax.Array] = {}
 
             def visit(site: str, value: jax.Array) -> jax.Array:
@@ -222,12 +223,7 @@ class Decoder(nn.Module):
                     kept[site] = keep[site](value)
                 return value
 
-            x = block(x, sight._replace(visit=visit))  # [B, T, D]
-            return visit("resid", x), kept
-
-        def step(block: nn.Module, carry: Any, index: jax.Array):
-            x, buffers = carry
-            x, kept = run_layer(block, x, index)
+            x = visit("resid", block(x, sight._replace(visit=visit)))  # [B, T, D]
             if layers is None:
                 return (x, buffers), kept
             wanted = layers == index
@@ -237,13 +233,13 @@ class Decoder(nn.Module):
             }
             return (x, buffers), {}
 
-        buffers = {}
+        buffers: dict[str, jax.Array] = {}
         if layers is not None:
-            shapes = jax.eval_shape(lambda x: run_layer(parts.layers, x, jnp.int32(0)), x)
-            buffers = {
-                site: jnp.full((len(layers), *shape.shape), jnp.nan, shape.dtype)
-                for site, shape in shapes[1].items()
-            }
+            shapes = site_shapes(c, rows, num_tokens)
+            for site, take in keep.items():
+                value = jax.ShapeDtypeStruct(shapes[site], x.dtype)
+                kept_as = jax.eval_shape(take, value)
+                buffers[site] = jnp.full((len(layers), *kept_as.shape), jnp.nan, kept_as.dtype)
         (x, buffers), kept = nn.scan(
             step,
             variable_axes={"params": 0},

@@ -21,10 +21,10 @@ from taskvec_jax.config import DecoderConfig
 TRUNK = 0  # branch id of tokens that every branch of their row may attend to
 PADDING = -1  # branch id of tokens that no other token may attend to
 
-# (site, value there) -> the value to go on with. Modules call it at every site of a layer: "key" and
-# "value" [B, T, G, K] (keys rotated), "pattern" [B, G, H / G, T, S] (the weights of attention),
-# "head" [B, T, H, K] (the input of the output projection), "attn_out" and "mlp_out" [B, T, D] (what
-# the modules return).
+# (site, value there) -> the value to go on with. Modules call it at the sites of a layer, whose
+# values are shaped as in `site_shapes`: "key" (rotated) and "value"; "pattern", the weights of
+# attention; "head", the input of the output projection; "attn_out" and "mlp_out", what the modules
+# return. The decoder adds "resid", the residual stream after the block.
 Visit = Callable[[str, jax.Array], jax.Array]
 
 
@@ -63,6 +63,21 @@ class Sight(NamedTuple):
     cos: jax.Array
     sin: jax.Array
     visit: Visit = unvisited
+
+
+def site_shapes(config: DecoderConfig, rows: int, num_tokens: int) -> dict[str, tuple[int, ...]]:
+    """Site of a layer -> shape of the value there, for tokens [B, T]."""
+    B, T, G, K = rows, num_tokens, config.num_kv_heads, config.head_dim
+    stream = (B, T, config.width)
+    return {
+        "key": (B, T, G, K),
+        "value": (B, T, G, K),
+        "pattern": (B, G, config.num_heads // G, T, T),
+        "head": (B, T, config.num_heads, K),
+        "attn_out": stream,
+        "mlp_out": stream,
+        "resid": stream,
+    }
 
 
 def plain_layout(num_tokens: int) -> Layout:
