@@ -155,12 +155,12 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     rope = keys.rope("rope_theta", "partial_rotary_factor", 1.0)
     if rope.share != 1.0:
         raise TaskVecError(f"{where}: partial_rotary_factor is {rope.share}; allowed: 1.0")
-    max_length, kv_heads = keys.get_size("max_position_embeddings", 2048), heads
-    if raw.get("model_type") == "mistral":
-        # Within its window a sliding window changes nothing, and max_length keeps us within it.
+    mistral = raw.get("model_type") == "mistral"
+    window, kv_heads = None, heads
+    if mistral:
         # A key that is absent has transformers' default, one that is null means none.
-        window = keys.get_size("sliding_window", max_length)
-        max_length = min(max_length, window if "sliding_window" in raw else 4096)
+        if raw.get("sliding_window", 4096) is not None:
+            window = keys.get_size("sliding_window", 4096)
         kv_heads = heads if "num_key_value_heads" in raw else 8
     config = DecoderConfig(
         family="llama",
@@ -175,7 +175,8 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         rope_base=rope.base,
         rope_dim=head_dim,
         rope_scaling=rope.scaling,
-        max_length=max_length,
+        max_length=keys.get_size("max_position_embeddings", 131_072 if mistral else 2048),
+        sliding_window=window,
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
         attention_bias=keys.get("attention_bias", bool, False),
         mlp_bias=keys.get("mlp_bias", bool, False),
@@ -190,23 +191,23 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The config.json of this model.
 
-    transformers wants a LLaMA's heads to divide its width, even where head_dim is given; what
-    does not is written as the Mistral that computes the same.
+    transformers wants a LLaMA's heads to divide its width, even where head_dim is given, and its
+    LLaMA has no sliding window; what is not so is written as the Mistral that computes the same.
 
     Raises:
       TaskVecError: the rope scaling, or the shape, cannot be said in it.
     """
-    if not (plain := config.width % config.num_heads == 0) and (
-        config.attention_bias or config.mlp_bias
-    ):
+    plain = config.width % config.num_heads == 0 and config.sliding_window is None
+    if not plain and (config.attention_bias or config.mlp_bias):
         raise TaskVecError(
-            f"width {config.width} is no multiple of {config.num_heads} heads: Hugging Face has no"
-            " such LLaMA, and its Mistral has no biases"
+            f"width {config.width} over {config.num_heads} heads with sliding window"
+            f" {config.sliding_window}: Hugging Face has no such LLaMA, and its Mistral has no"
+            " biases"
         )
     return {
         "architectures": ["LlamaForCausalLM" if plain else "MistralForCausalLM"],
         "model_type": "llama" if plain else "mistral",
-        **({} if plain else {"sliding_window": None}),
+        **({} if plain else {"sliding_window": config.sliding_window}),
         "vocab_size": config.vocab_size,
         "num_hidden_layers": config.num_layers,
         "hidden_size": config.width,
@@ -250,7 +251,6 @@ def config_from_gguf(
     keys.require("attention.value_length", head_dim, (head_dim,))
     for absent in ("expert_count", "expert_used_count"):
         keys.require(absent, 0, (0,))
-    max_length = keys.get_size("context_length", 2048)
     config = DecoderConfig(
         family="llama",
         vocab_size=shapes["token_embd.weight"][0],
@@ -264,7 +264,8 @@ def config_from_gguf(
         rope_base=keys.single("rope.freq_base", 10_000.0),
         rope_dim=keys.require("rope.dimension_count", head_dim, (head_dim,)),
         rope_scaling=gguf_rope_scaling(keys, tensors, head_dim),
-        max_length=min(max_length, keys.get_size("attention.sliding_window", max_length)),
+        max_length=keys.get_size("context_length", 2048),
+        sliding_window=keys.get("attention.sliding_window", int, 0) or None,  # 0: none
         tied_unembed="output.weight" not in shapes,
         attention_bias="blk.0.attn_q.bias" in shapes,
         mlp_bias="blk.0.ffn_gate.bias" in shapes,

@@ -99,16 +99,45 @@ class Certificate:
     @property
     def worst(self) -> float:
         """The largest relative difference of all sites."""
-        return max(site.relative for site in self.sites)
+        return float(np.max([site.relative for site in self.sites]))
 
 
-def compare(ours: Run, reference: Run) -> Certificate:
-    """Holds one run against another."""
+def check_run(name: str, run: Run) -> None:
+    """Refuses a run with numbers that are not finite: it could be compared with nothing.
+
+    Args:
+      name: of the run, for the message.
+
+    Raises:
+      TaskVecError: it names the first such site and its text.
+    """
+    for i, (sites, logits) in enumerate(zip(run.sites, run.logits, strict=True)):
+        finite = [np.isfinite(site).all() for site in (*sites, logits)]
+        if not all(finite):
+            places = [_site_name(place) for place in range(len(sites))]
+            place = [*places, "logits"][finite.index(False)]
+            raise TaskVecError(
+                f"{name} is not finite from {place} on, in text {i + 1} of {len(run.sites)}; the"
+                " weights are damaged, or overflow in this dtype: verify with another --dtype"
+            )
+
+
+def _site_name(place: int) -> str:
+    return "embedding" if place == 0 else f"layer {place - 1}"
+
+
+def compare(ours: Run, reference: Run, name: str = "this model") -> Certificate:
+    """Holds one run, called `name`, against another.
+
+    Raises:
+      TaskVecError: one of them is not finite.
+    """
+    check_run(name, ours)
+    check_run("the reference", reference)
     sites = []
     for i in range(len(reference.sites[0])):
-        name = "embedding" if i == 0 else f"layer {i - 1}"
         pairs = [(a[i], b[i]) for a, b in zip(ours.sites, reference.sites, strict=True)]
-        sites.append(_site(name, pairs))
+        sites.append(_site(_site_name(i), pairs))
     pairs = list(zip(ours.logits, reference.logits, strict=True))
     sites.append(_site("logits", pairs))
     mine, theirs = np.concatenate(ours.logits), np.concatenate(reference.logits)
@@ -125,8 +154,9 @@ def compare(ours: Run, reference: Run) -> Certificate:
 
 
 def _site(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Site:
-    difference = max(float(np.abs(a - b).max()) for a, b in pairs)
-    size = max(float(np.abs(b).max()) for _, b in pairs)
+    # NumPy's maximum, because Python's max drops a NaN that is not the first.
+    difference = float(np.max([np.abs(a - b).max() for a, b in pairs]))
+    size = float(np.max([np.abs(b).max() for _, b in pairs]))
     return Site(name, difference, difference / max(size, 1e-30))
 
 
@@ -254,7 +284,8 @@ def report(name_or_path: str, dtype: str, revision: str | None = None) -> None:
     """Prints the certificate of a model.
 
     Raises:
-      TaskVecError: the model differs from Hugging Face, or cannot be compared on this machine.
+      TaskVecError: the model differs from Hugging Face, cannot be compared on this machine, or
+        gives numbers that are not finite.
     """
     model = load_model(name_or_path, "float32", revision=revision)
     path = Path(name_or_path)
@@ -266,13 +297,17 @@ def report(name_or_path: str, dtype: str, revision: str | None = None) -> None:
     rows = texts_to_tokens(model)
     with reference_directory(name_or_path, model) as directory:
         reference = run_hugging_face(directory, "float32", rows)
-        ours = compare(run_ours(model, "float32", rows), reference)
-        half = compare(run_ours(model, dtype, rows), reference)
-        theirs = compare(run_hugging_face(directory, dtype, rows), reference)
+        mine = f"{model.name} in "
+        ours = compare(run_ours(model, "float32", rows), reference, mine + "float32")
+        half = compare(run_ours(model, dtype, rows), reference, mine + dtype)
+        theirs = run_hugging_face(directory, dtype, rows)
+        theirs = compare(theirs, reference, f"Hugging Face's {model.name} in {dtype}")
         double = None
         if parameter_count(model.config) <= MAX_FLOAT64_PARAMETERS:
             double = compare(
-                run_ours(model, "float64", rows), run_hugging_face(directory, "float64", rows)
+                run_ours(model, "float64", rows),
+                run_hugging_face(directory, "float64", rows),
+                mine + "float64",
             )
     for line in certificate_lines(dtype, ours, half, theirs, double):
         console.print(line, markup=False)
@@ -387,6 +422,7 @@ def check_goldens(model: Model) -> float:
     if rows != texts_to_tokens(model):
         raise TaskVecError(f"{model.name}: its tokenizer reads the texts differently")
     run = run_ours(model, "float32", rows)
+    check_run(model.name, run)
     columns, worst = _golden_columns(model.config.width), 0.0
     for i in range(len(rows)):
         differences = np.abs(run.sites[i][:, -1][:, columns] - golden[f"sites_{i}"])

@@ -421,7 +421,7 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
         model = load_model(FLAGS.model, "bfloat16", weights="int8")
     else:
         model = load_model(FLAGS.model, dtype)
-    settings = command.within_memory(settings, model)
+    settings = command.within_memory(settings, model, tasks)
     parts = [prepare(model, task, settings) for task in tasks]
     stages = {name: JAX_STAGES[name] for name in FLAGS.stages if name in JAX_STAGES}
     in_torch = [name for name in FLAGS.stages if name in TORCH_STAGES]

@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from convert import command
 from convert.command import FLAGS, console, define_list, progress_bar
 from taskvec_jax.config import WEIGHTS
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings
+from taskvec_jax.evaluation import Settings, longest_rows
 from taskvec_jax.loading import Model, from_hub_or_wheel, load_model
 from taskvec_jax.plan import (
     GB,
     PLANNED_BATCH,
+    RowSizes,
     describe,
     largest_batch,
     memory_to_use,
@@ -96,26 +97,27 @@ def settings_from_flags() -> Settings:
     )
 
 
-def within_memory(settings: Settings, model: Model) -> Settings:
+def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Settings:
     """The settings with the largest batch, at most the one asked for, that fits.
 
-    What fits is counted by `plan.sweep_bytes` and held against --memory_gb, or the memory of this
-    machine without it.
+    What fits is counted by `plan.sweep_bytes` for the longest prompts of these tasks under these
+    settings, and held against --memory_gb, or the memory of this machine without it.
 
     Raises:
       TaskVecError: --memory_gb is not above 0, or not even one prompt at a time fits in it.
     """
     config, mesh = model.config, shape_of(model.mesh)
+    sizes = RowSizes(*longest_rows(model, tasks, settings))
     if FLAGS.memory_gb is not None:
         if not FLAGS.memory_gb > 0:  # nan is not either
             raise TaskVecError(f"--memory_gb={FLAGS.memory_gb:g}; it must be above 0")
         limit, why = FLAGS.memory_gb * GB, f"--memory_gb={FLAGS.memory_gb:g}"
-        batch_size = largest_batch(config, limit, settings.batch_size, mesh)
+        batch_size = largest_batch(config, limit, settings.batch_size, mesh, sizes)
     else:
         limit = memory_to_use(share_bytes(config, config.dtype, mesh.model))
         why = f"{limit / GB:.1f} GB to use here"
         try:
-            batch_size = largest_batch(config, limit, settings.batch_size, mesh)
+            batch_size = largest_batch(config, limit, settings.batch_size, mesh, sizes)
         except TaskVecError:
             batch_size = 1  # the count is an upper bound: one prompt may fit all the same
         batch_size = least(batch_size)  # of several processes, which must compile the same

@@ -184,7 +184,7 @@ def main() -> None:
                 f"step {moment.step}",
             )
             if study is None:
-                settings = command.within_memory(settings, model)
+                settings = command.within_memory(settings, model, asked)
                 tasks, left_out = studies.fitting_tasks(
                     model, asked, settings, must_fit=bool(FLAGS.tasks)
                 )

@@ -42,7 +42,7 @@ def main() -> None:
     preemption.listen()
     with contextlib.closing(Journal(out, preemption.stop_if_asked)) as journal:
         model = command.model_from_flags()
-        settings = command.within_memory(settings, model)
+        settings = command.within_memory(settings, model, tasks)
         console.print(work_line(model, tasks, settings))
         difference = check_injection(model, settings.batch_size)
         console.print(

@@ -36,6 +36,7 @@ from experiments import study as studies
 from experiments.dose import TASKS
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
+from taskvec_jax.checks import check_finite
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import (
     Judge,
@@ -51,7 +52,7 @@ from taskvec_jax.learning import Examples, Learned, Recipe, check_layers, learn,
 from taskvec_jax.patching import read_states
 from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, render_query, sample
 from taskvec_jax.sampling import draw, seeded
-from taskvec_jax.sweep import check_finite, inject_vectors, read_texts, sweep_layers
+from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
 from taskvec_jax.tasks import Task
 from taskvec_jax.tasks.task import Pair
 

@@ -252,7 +252,7 @@ def study_from_flags(model: Model | None = None, out: Path | None = None) -> Stu
     preemption.listen()
     journal = Journal(out, preemption.stop_if_asked)
     model = model or command.model_from_flags()
-    settings = command.within_memory(settings, model)
+    settings = command.within_memory(settings, model, asked)
     chosen = FLAGS["num_demonstrations"].present
     short = settings.num_demonstrations if chosen else FEWER_DEMONSTRATIONS
     tasks, left_out = fitting_tasks(model, asked, settings, must_fit=bool(FLAGS.tasks))

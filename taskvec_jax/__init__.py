@@ -9,6 +9,7 @@ Imports only go down: words (tasks, prompts, tokenizer) and arrays (config, laye
 decoder) know nothing of each other and meet in `evaluation`.
 """
 
+from taskvec_jax import backend as _backend  # first: it sets up the compiler  # noqa: F401
 from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig
 from taskvec_jax.decoder import Decoder, Override
 from taskvec_jax.errors import TaskVecError

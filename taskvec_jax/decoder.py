@@ -23,6 +23,7 @@ from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from taskvec_jax import gptj, llama, pythia
+from taskvec_jax.checks import check_ids, check_tokens
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.edits import Override, canonical
 from taskvec_jax.errors import TaskVecError
@@ -57,6 +58,12 @@ def check_index(name: str, value: Any, size: int, rows: int) -> jax.Array:
             f"{name} {outside.flat[0]} is out of range; allowed: 0 to {size - 1}, counted from 0"
         )
     return jnp.broadcast_to(jnp.asarray(value), (rows,))
+
+
+def at_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x [B, T, D] at one position a row, int [B]: [B, D], NaN where a position is out of range."""
+    inside = (positions >= 0) & (positions < x.shape[1])
+    return jnp.where(inside[:, None], x[jnp.arange(x.shape[0]), positions], jnp.nan)
 
 
 class Decoder(nn.Module):
@@ -99,10 +106,12 @@ class Decoder(nn.Module):
           [B, T, V] float32 (float64 for float64 parameters).
 
         Raises:
-          TaskVecError: a concrete override that is out of range or of the wrong shape. Traced
-            ones cannot be looked at: out of range they turn the row into NaN, so that a missed
-            write can never pass for an unchanged model.
+          TaskVecError: tokens of another shape or beyond the context length; a concrete token id
+            or override that is out of range, or an override of the wrong shape. Traced ones cannot
+            be looked at: out of range they turn the row into NaN, so that a missed write can never
+            pass for an unchanged model.
         """
+        tokens = check_tokens(self.config, tokens)
         parts = self._parts()
         x, _ = self._run(parts, tokens, override, lengths=lengths)
         return self._logits(parts, x)
@@ -120,25 +129,27 @@ class Decoder(nn.Module):
           override, lengths: as in `__call__`; what is written is visible in what is read.
 
         Returns:
-          residuals [L, B, D] and logits [B, V].
+          residuals [L, B, D] and logits [B, V]; NaN for a traced position out of range.
 
         Raises:
-          TaskVecError: a concrete position or override out of range.
+          TaskVecError: as of `__call__`, or a concrete position out of range.
         """
+        tokens = check_tokens(self.config, tokens)
         rows, num_tokens = tokens.shape
         positions = check_index("read position", positions, num_tokens, rows)
         parts = self._parts()
-        x, kept = self._run(
-            parts, tokens, override, {"resid": _at(positions, rows)}, lengths=lengths
-        )
-        return kept["resid"], self._logits(parts, x[jnp.arange(rows), positions])
+        kept = {"resid": lambda x: at_positions(x, positions)}
+        x, states = self._run(parts, tokens, override, kept, lengths=lengths)
+        return states["resid"], self._logits(parts, at_positions(x, positions))
 
     def trace(self, tokens: jax.Array, positions: Any) -> tuple[jax.Array, jax.Array]:
         """As `read`, with the logits after every token: residuals [L, B, D], logits [B, T, V]."""
+        tokens = check_tokens(self.config, tokens)
         positions = check_index("read position", positions, tokens.shape[1], tokens.shape[0])
         parts = self._parts()
-        x, kept = self._run(parts, tokens, None, {"resid": _at(positions, tokens.shape[0])})
-        return kept["resid"], self._logits(parts, x)
+        kept = {"resid": lambda x: at_positions(x, positions)}
+        x, states = self._run(parts, tokens, None, kept)
+        return states["resid"], self._logits(parts, x)
 
     def keep(
         self,
@@ -161,11 +172,12 @@ class Decoder(nn.Module):
         Returns:
           The residual stream after the last block [B, T, D], and site -> [n, ...] or [L, ...].
         """
+        tokens = check_tokens(self.config, tokens)
         return self._run(self._parts(), tokens, edits, keep, lengths=lengths, layers=layers)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Tokens int [B, T] -> the residual stream before block 0, [B, T, D]."""
-        return self._parts().embed(tokens).astype(self.config.stream_dtype)
+        """Tokens int [...] -> the residual stream before block 0, [..., D]."""
+        return self._embed(self._parts(), check_ids(self.config, tokens))
 
     def unembed(self, x: jax.Array) -> jax.Array:
         """Final norm and unembedding: the residual stream [..., D] -> logits [..., V]."""
@@ -201,15 +213,10 @@ class Decoder(nn.Module):
         scan over layers."""
         c, keep = self.config, keep or {}
         rows, num_tokens = tokens.shape
-        if num_tokens > c.max_length:
-            raise TaskVecError(
-                f"{num_tokens} tokens in a row; this model reads at most {c.max_length}:"
-                " shorten the prompts"
-            )
         lengths = check_lengths(lengths, rows, num_tokens)
         writes = check_edits(c, edits, rows, num_tokens, lengths)
         sight = look(c, plain_layout(num_tokens))
-        x = poison(writes, parts.embed(tokens).astype(c.stream_dtype))
+        x = poison(writes, self._embed(parts, tokens))
         visited = {"resid"}
 
         def step(block: nn.Module, carry: Any, index: jax.Array):
@@ -255,6 +262,14 @@ class Decoder(nn.Module):
             kept = {site: buffer[first] for site, buffer in buffers.items()}
         return x, kept
 
+    def _embed(self, parts: _Parts, tokens: Any) -> jax.Array:
+        """Residual stream before block 0; NaN for a traced id out of range, where -1 would wrap."""
+        x = parts.embed(jnp.asarray(tokens)).astype(self.config.stream_dtype)
+        if not isinstance(tokens, Tracer):
+            return x  # checked on the host
+        inside = (tokens >= 0) & (tokens < self.config.vocab_size)
+        return jnp.where(inside[..., None], x, jnp.nan)
+
     def _logits(self, parts: _Parts, x: jax.Array) -> jax.Array:
         x = parts.final_norm(x)
         if parts.unembed is not None:
@@ -278,16 +293,10 @@ _PROGRAMS = ("__call__", "read", "trace")
 _NO_TRACE = get_opaque_trace_state(convention="flax")  # outside of jit, vmap, grad
 
 
-def _at(positions: jax.Array, rows: int) -> Callable[[jax.Array], jax.Array]:
-    """Takes one position a row: [B, T, D] -> [B, D]."""
-    row = jnp.arange(rows)
-    return lambda x: x[row, positions]
-
-
 def _on_host(config: DecoderConfig, **given: Any) -> dict[str, Any]:
     """The arguments of a call, checked and in the form in which they enter a compiled program."""
     del given["self"]
-    tokens = given["tokens"] = jnp.asarray(given["tokens"])
+    tokens = given["tokens"] = check_tokens(config, given["tokens"])
     rows, num_tokens = tokens.shape
     if "positions" in given:
         given["positions"] = check_index("read position", given["positions"], num_tokens, rows)

@@ -15,14 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from taskvec_jax.checks import check_texts
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
+from taskvec_jax.patching import read_states
 from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, render_query, sample
-from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
+from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers, tree_length
 from taskvec_jax.tasks.task import Pair, Task
 
 # Logits of a prompt whose own residual stream is written back may differ by float noise only.
 IDENTITY_TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+
+
+LONGEST = 10  # prompts of each task, by characters, among which the one of most tokens is sought
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +244,38 @@ def draw_prompts(fitted: FittedTask, settings: Settings, split: str) -> list[Pro
     )
 
 
+def longest_rows(model: Model, tasks: Sequence[Task], settings: Settings) -> tuple[int, int, int]:
+    """Sizes of the longest row that a layer sweep of these tasks reads, and of its queries.
+
+    Returns:
+      tokens of the longest row (demonstrations, query and dummy queries), tokens of the longest
+      zero-shot query, and the places a row is read at. Tasks that cannot be posed do not count.
+
+    Raises:
+      TaskVecError: a prompt is longer than the model's context.
+    """
+    encode = model.tokenizer.encode_all
+    longest, query = 1, 1
+    for task in tasks:
+        try:
+            fitted = fit(task, model.tokenizer)
+            prompts = [
+                p for split in ("dev", "test") for p in draw_prompts(fitted, settings, split)
+            ]
+        except TaskVecError:
+            continue  # the run itself says why
+        for prompt in sorted(prompts, key=_characters)[-LONGEST:]:
+            texts = encode([*prompt.dummies(), prompt.icl()])
+            check_texts(model.config, texts)
+            longest = max(longest, tree_length(texts))
+            query = max(query, len(encode([prompt.zero_shot()])[0]))
+    return longest, query, settings.num_dummy_queries + 1
+
+
+def _characters(prompt: Prompt) -> int:
+    return sum(map(len, [*prompt.dummies(), prompt.icl()]))
+
+
 def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.ndarray:
     """Theta of each prompt after every layer, averaged over its dummy queries: [N, L, D]."""
     texts = [model.tokenizer.encode_all(prompt.dummies()) for prompt in prompts]
@@ -364,6 +401,9 @@ def score_task(
 def check_injection(model: Model, batch_size: int) -> float:
     """Writes a prompt's own residual stream back after every layer: nothing may change.
 
+    A prediction may change to a token whose logit was as high up to the tolerance: a tie that
+    rounding decides.
+
     Returns:
       The largest difference of a top logit, over layers.
 
@@ -373,13 +413,31 @@ def check_injection(model: Model, batch_size: int) -> float:
     query = model.tokenizer.encode(render_query("own residual"))
     residuals, _ = read_texts(model, [[query]], batch_size)
     answers = sweep_layers(model, [query], residuals[:, 0], batch_size)
-    differences = np.abs(answers.logits[0, 1:] - answers.logits[0, 0])
+    tokens, logits = answers.tokens[0], answers.logits[0]
+    allowed = IDENTITY_TOLERANCE[model.config.dtype] * max(1.0, abs(float(logits[0])))
+    differences = np.abs(logits[1:] - logits[0])
     worst = int(np.argmax(differences))
-    allowed = IDENTITY_TOLERANCE[model.config.dtype] * max(1.0, abs(float(answers.logits[0, 0])))
+    found = ""
     if not differences[worst] <= allowed:
+        found = f"layer {worst} moves its top logit by {differences[worst]:.3g}"
+    elif (tokens[1:] != tokens[0]).any():
+        distances = logits[0] - _logits_after(model, query)[tokens[1:]]  # [L]
+        worst_change = int(np.argmax(distances))
+        if not distances[worst_change] <= allowed:
+            found = (
+                f"layer {worst_change} changes its prediction to token"
+                f" {tokens[1 + worst_change]}, whose logit was {distances[worst_change]:.3g} lower"
+            )
+    if found:
         raise TaskVecError(
-            f"{model.name}: re-injecting a prompt's own residual stream after layer {worst} moves"
-            f" its top logit by {differences[worst]:.3g} (allowed {allowed:.3g}); extraction and"
-            " injection do not agree on this machine, so no number would be worth reading"
+            f"{model.name}: re-injecting a prompt's own residual stream after {found} (allowed"
+            f" {allowed:.3g}); extraction and injection do not agree on this machine, so no number"
+            " would be worth reading"
         )
     return float(differences[worst])
+
+
+def _logits_after(model: Model, query: Sequence[int]) -> np.ndarray:
+    """Logits [V] after one text, by the plain decoder."""
+    tokens, last = np.array([query], np.int32), np.array([len(query) - 1])
+    return read_states(model.decoder, model.params, tokens, last[:, None])[1][0]

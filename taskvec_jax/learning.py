@@ -28,6 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from taskvec_jax.checks import (
+    check_answers,
+    check_ids,
+    check_length,
+    check_range,
+    check_vectors,
+)
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.errors import TaskVecError
@@ -264,6 +271,8 @@ def learn(
     """
     config = model.config
     check_layers(layers, config.num_layers)
+    for part in (train, dev):
+        check_examples(config, part)
     shape = (len(layers), *initial.shape[1:-1], config.width)
     if initial.ndim not in (2, 3) or initial.shape != shape or norms.shape != shape[:-1]:
         raise TaskVecError(
@@ -271,6 +280,8 @@ def learn(
             f" {shape} and {shape[:-1]}, one vector for each layer trained, or one for each of its"
             " positions"
         )
+    check_vectors(initial, np.asarray(layers))
+    check_norms(norms, layers)
     shortest = 1 + min(int(part.last.min()) for part in (train, dev))
     check_positions(shortest, initial.shape[1] if initial.ndim == 3 else 1)
     births = births_of(layers, config.num_layers)
@@ -346,7 +357,15 @@ def score_examples(
     layers: Sequence[int],
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses [N, C] and the most likely tokens int [N, C] of any number of examples."""
+    """Losses [N, C] and the most likely tokens int [N, C] of any number of examples.
+
+    Raises:
+      TaskVecError: layers or examples that do not fit the model, or a vector or a loss that is not
+        finite; the message names its layer.
+    """
+    check_layers(layers, model.config.num_layers)
+    check_examples(model.config, examples)
+    check_vectors(np.asarray(vectors), np.asarray(layers))
     births = births_of(layers, model.config.num_layers)
     losses, said = [], []
     count, batch_size = len(examples.tokens), rows_for(model.mesh, batch_size)
@@ -363,7 +382,35 @@ def score_examples(
         )
         losses.append(fetch(loss)[: count - start])
         said.append(fetch(tokens)[: count - start])
-    return np.concatenate(losses), np.concatenate(said)
+    found = np.concatenate(losses)
+    check_answers(found, np.broadcast_to(np.asarray(layers), found.shape))
+    return found, np.concatenate(said)
+
+
+def check_examples(config: DecoderConfig, examples: Examples) -> None:
+    """Refuses examples that a model cannot read or answer.
+
+    Raises:
+      TaskVecError: a query beyond the context, or a token id or an index out of range.
+    """
+    check_range("last token", examples.last, examples.tokens.shape[1])
+    check_length(config, int(examples.last.max()) + 1)
+    check_ids(config, examples.tokens)
+    check_ids(config, examples.answers[examples.answers != NO_ANSWER], "answer's token id")
+
+
+def check_norms(norms: np.ndarray, layers: Sequence[int]) -> None:
+    """Refuses norms [C] or [C, P] of theta that nothing can be measured in.
+
+    Raises:
+      TaskVecError: one is not above 0 and finite; the message names its layer.
+    """
+    good = (np.isfinite(norms) & (norms > 0)).reshape(len(layers), -1).all(axis=1)
+    if not good.all():
+        raise TaskVecError(
+            f"the norm of theta after layer {layers[int(np.argmin(good))]} is not above 0 and"
+            " finite; no vector can be learned in units of it"
+        )
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> None:

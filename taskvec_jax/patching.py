@@ -15,8 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from taskvec_jax.checks import (
+    check_answers,
+    check_finite,
+    check_logits,
+    check_range,
+    check_tokens,
+    check_vectors,
+)
 from taskvec_jax.decoder import Decoder, Override, Params
-from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sharding import fetch
 
 COPIES_AT_ONCE = 4  # bounds memory; changes no number beyond float noise
@@ -48,11 +55,14 @@ def read_states(
       states [B, P, L, D], and the logits [B, V] at the last of the positions.
 
     Raises:
-      TaskVecError: a position out of range.
+      TaskVecError: tokens that the decoder cannot read, a position out of range, or a residual
+        stream that is not finite, and then the message names its layer.
     """
-    _check(positions, tokens.shape[1], "position")
-    states, logits = _read(decoder, params, tokens, positions)
-    return fetch(states), fetch(logits)
+    tokens = check_tokens(decoder.config, tokens)
+    check_range("position", positions, tokens.shape[1])
+    states, logits = map(fetch, _read(decoder, params, tokens, positions))
+    check_finite(states, logits)
+    return states, logits
 
 
 class Patched(NamedTuple):
@@ -113,18 +123,16 @@ def write_states(
       vectors: [B, C, D], what.
 
     Raises:
-      TaskVecError: a layer or position out of range.
+      TaskVecError: tokens that the decoder cannot read, a layer or position out of range, or a
+        vector, wanted logits or an answer that are not finite; the message names the layer.
     """
-    _check(layers, decoder.config.num_layers, "layer")
-    _check(positions, tokens.shape[1], "position")
-    _check(last, tokens.shape[1], "position")
+    tokens = check_tokens(decoder.config, tokens)
+    check_range("layer", layers, decoder.config.num_layers)
+    check_range("position", positions, tokens.shape[1])
+    check_range("position", last, tokens.shape[1])
+    check_vectors(vectors, np.broadcast_to(layers, vectors.shape[:2]))
+    check_logits(wanted)
     said, divergence = _write(decoder, params, tokens, last, wanted, layers, positions, vectors)
-    return Patched(fetch(said).T, fetch(divergence).T)
-
-
-def _check(values: np.ndarray, size: int, name: str) -> None:
-    if values.size and not (values.min() >= 0 and values.max() < size):
-        raise TaskVecError(
-            f"{name}s run from {values.min()} to {values.max()}; allowed: 0 to {size - 1}, counted"
-            " from 0"
-        )
+    said, divergence = fetch(said).T, fetch(divergence).T
+    check_answers(divergence, np.broadcast_to(layers, divergence.shape))
+    return Patched(said, divergence)

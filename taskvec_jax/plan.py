@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -30,9 +31,27 @@ MESHES = ((1, 16), (1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) 
 PLANNED_BATCH = 50  # prompts a call
 PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
 QUERY_TOKENS = 16  # of a zero-shot query
+READS = 3  # places a row is read at: after the query and after 2 dummy queries
 SHARE = 0.9  # of an accelerator's memory that is planned with; the rest goes to its runtime
 FREE_SHARE = 0.7  # of a host's free memory that is planned with; others want some of it too
 RUNTIME_BYTES = 600_000_000  # of the interpreter, its libraries and the compiler, on a CPU
+
+
+class RowSizes(NamedTuple):
+    """What decides the memory of one row of a layer sweep, beside the model.
+
+    Attributes:
+      prompt: tokens of the longest row that is read: demonstrations, query and dummy queries.
+      query: tokens of the longest zero-shot query.
+      reads: places a row is read at.
+    """
+
+    prompt: int = PROMPT_TOKENS
+    query: int = QUERY_TOKENS
+    reads: int = READS
+
+
+PLANNED_ROWS = RowSizes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +105,10 @@ def _shards(config: DecoderConfig, path: str, shape: tuple[int, ...], devices: i
 
 
 def sweep_bytes(
-    config: DecoderConfig, batch_size: int = PLANNED_BATCH, mesh: MeshShape | None = None
+    config: DecoderConfig,
+    batch_size: int = PLANNED_BATCH,
+    mesh: MeshShape | None = None,
+    sizes: RowSizes = PLANNED_ROWS,
 ) -> int:
     """An upper estimate of what a layer sweep needs beside the weights, on one device of a mesh.
 
@@ -110,8 +132,9 @@ def sweep_bytes(
         cells += 3 * tokens * (heads + 2 * kv_heads) * c.head_dim
         return rows * (cells + 2 * answers * part(c.vocab_size)) * wide
 
-    read = program(PROMPT_TOKENS, 3) + 3 * rows * c.num_layers * c.width * wide
-    inject = program(QUERY_TOKENS + c.num_layers, 1 + c.num_layers)
+    read = program(sizes.prompt, sizes.reads)
+    read += sizes.reads * rows * c.num_layers * c.width * wide
+    inject = program(sizes.query + c.num_layers, 1 + c.num_layers)
     unpacked = 0
     if c.weights == "int8":  # the kernels of one layer, as the product reads them
         for path, leaf in leaf_types(c).items():
@@ -122,7 +145,11 @@ def sweep_bytes(
 
 
 def largest_batch(
-    config: DecoderConfig, memory: float, batch_size: int, mesh: MeshShape | None = None
+    config: DecoderConfig,
+    memory: float,
+    batch_size: int,
+    mesh: MeshShape | None = None,
+    sizes: RowSizes = PLANNED_ROWS,
 ) -> int:
     """The most prompts a call, at most `batch_size`, whose sweep fits in `memory` bytes a device.
 
@@ -133,13 +160,14 @@ def largest_batch(
     fixed = share_bytes(config, config.dtype, mesh.model)
     if jax.default_backend() == "cpu":
         fixed += RUNTIME_BYTES
-    while batch_size > 0 and fixed + sweep_bytes(config, batch_size, mesh) > memory:
+    while batch_size > 0 and fixed + sweep_bytes(config, batch_size, mesh, sizes) > memory:
         batch_size -= 1
     if batch_size < 1:
         raise TaskVecError(
-            f"memory of {memory / GB:.2f} GB is too little: the weights and one prompt need"
-            f" {(fixed + sweep_bytes(config, 1, mesh)) / GB:.2f} GB; allow more, or use"
-            " --dtype=bfloat16"
+            f"memory of {memory / GB:.2f} GB is too little: the weights and one prompt of"
+            f" {sizes.prompt} tokens need"
+            f" {(fixed + sweep_bytes(config, 1, mesh, sizes)) / GB:.2f} GB; allow more, take fewer"
+            " demonstrations, or use --dtype=bfloat16"
         )
     return batch_size
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from taskvec_jax.checks import check_tokens
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.edits import ALL, SITES, as_index, canonical
@@ -61,7 +62,7 @@ def read_sites(
     """
     if site not in READABLE:
         raise TaskVecError(f"site is {site!r}; allowed: {', '.join(READABLE)}")
-    tokens = jnp.asarray(tokens)
+    tokens = check_tokens(config, tokens)
     rows, num_tokens = tokens.shape
     lengths = check_lengths(lengths, rows, num_tokens)
     edits = canonical(edits)

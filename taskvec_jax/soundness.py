@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from taskvec_jax.backend import check_sums
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Override, Params
 from taskvec_jax.errors import TaskVecError
@@ -68,8 +69,9 @@ def check_model(name: str, decoder: Decoder, params: Params) -> None:
 
     Raises:
       TaskVecError: activations that are not finite (it names the first such layer), or an
-        override that does what it should not, or nothing.
+        override that does what it should not, or nothing; or a machine that sums wrongly.
     """
+    check_sums()
     config = decoder.config
     length = min(NUM_TOKENS, max(1, config.max_length - 1))
     tokens = np.arange(1, 1 + length, dtype=np.int32) * 7919 % config.vocab_size

@@ -25,6 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from taskvec_jax.checks import (
+    check_answers,
+    check_finite,
+    check_logits,
+    check_range,
+    check_texts,
+    check_vectors,
+)
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.errors import TaskVecError
@@ -232,9 +240,11 @@ def copy_states(
       wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
 
     Returns:
-      [B, 1 + C, D]; the first is the untouched query's.
+      [B, 1 + C, D]; the first is the untouched query's. NaN where `last` is out of range, and for
+      a copy whose layer is out of range or comes before its birth: it would never be written.
     """
     rows, length = tokens.shape
+    writable = _writable(last, layers, length, vectors.shape[2] if vectors.ndim == 4 else 1, births)
     if vectors.ndim == 3:
         vectors = vectors[:, :, None]
     size = vectors.shape[2]  # P
@@ -275,7 +285,22 @@ def copy_states(
         x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
         start = stop
     plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    return jnp.concatenate([plain, x[:, length + size - 1 :: size]], axis=1)
+    states = jnp.concatenate([plain, x[:, length + size - 1 :: size]], axis=1)
+    return jnp.where(writable[..., None], states, jnp.nan)
+
+
+def _writable(
+    last: jax.Array, layers: jax.Array, length: int, size: int, births: tuple[tuple[int, int], ...]
+) -> jax.Array:
+    """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
+    first_layers = np.zeros(layers.shape[1], np.int32)
+    for stop, alive in births:
+        first_layers[alive:] = stop  # still unborn in this group, which ends at `stop`
+    num_layers = births[-1][0]
+    inside = ((last >= size - 1) & (last < length))[:, None]  # [B, 1]
+    return jnp.concatenate(
+        [inside, inside & (layers >= first_layers) & (layers < num_layers)], axis=1
+    )
 
 
 def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
@@ -390,9 +415,11 @@ def read_texts(
       residuals float32 [N, R, L, D] and Answers [N, R]; a row of fewer texts repeats its last.
 
     Raises:
-      TaskVecError: the residual stream is not finite; the message names the first such layer.
+      TaskVecError: a text is empty, longer than the context or holds an id out of range; or the
+        residual stream is not finite, and then the message names the first such layer.
     """
     config = model.config
+    check_texts(config, [text for texts in rows for text in texts])
     reads = max(map(len, rows))
     lengths = [tree_length(texts) for texts in rows]
     residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
@@ -411,23 +438,8 @@ def read_texts(
             kept[chunk] = array[: len(chunk)]
 
     _in_chunks("reading", model, lengths, batch_size, call, keep)
-    check_finite(residuals)
+    check_finite(residuals, answers.logits)
     return residuals, answers
-
-
-def check_finite(residuals: np.ndarray) -> None:
-    """Stops on a residual stream [..., L, D] that overflowed.
-
-    Raises:
-      TaskVecError: it names the first layer with a value that is not finite.
-    """
-    axes = tuple(i for i in range(residuals.ndim) if i != residuals.ndim - 2)
-    finite = np.isfinite(residuals).all(axis=axes)
-    if not finite.all():
-        raise TaskVecError(
-            f"the residual stream after layer {int(np.argmin(finite))} is not finite;"
-            " the weights are damaged, or overflow in this dtype: try --dtype=float32"
-        )
 
 
 def inject_vectors(
@@ -451,23 +463,27 @@ def inject_vectors(
       Answers [N, 1 + C]; the first column is the untouched query's.
 
     Raises:
-      TaskVecError: a layer out of range, vectors of another shape, or a query shorter than P.
+      TaskVecError: a layer out of range, vectors of another shape, a query shorter than P, empty,
+        longer than the context or with an id out of range; a vector or an answer that is not
+        finite, and then the message names its layer.
     """
     config, rows = model.config, len(queries)
-    layers = np.broadcast_to(np.asarray(layers), (rows, vectors.shape[1])).astype(np.int32)
+    check_texts(config, queries)
+    vectors = np.asarray(vectors)
     shape = vectors.shape
     if vectors.ndim not in (3, 4) or (shape[0], shape[-1]) != (rows, config.width):
         raise TaskVecError(
             f"vectors have shape {shape}; allowed: ({rows}, copies, {config.width}), or"
             f" ({rows}, copies, positions, {config.width})"
         )
+    layers = np.asarray(layers)
+    if not np.issubdtype(layers.dtype, np.integer):
+        raise TaskVecError(f"layers are of type {layers.dtype}; they must be whole numbers")
+    layers = np.broadcast_to(layers, shape[:2]).astype(np.int32)
     if vectors.ndim == 4:
         check_positions(min(map(len, queries)), shape[2])
-    if layers.size and not (layers.min() >= 0 and layers.max() < config.num_layers):
-        raise TaskVecError(
-            f"layers run from {layers.min()} to {layers.max()}; allowed:"
-            f" 0 to {config.num_layers - 1}, counted from 0"
-        )
+    check_range("layer", layers, config.num_layers)
+    check_vectors(vectors, layers)
     births = births or ((config.num_layers, vectors.shape[1]),)
     lengths = [len(query) for query in queries]
     shape = (rows, 1 + vectors.shape[1])
@@ -488,6 +504,8 @@ def inject_vectors(
             kept[chunk] = array[: len(chunk)]
 
     _in_chunks("injecting", model, lengths, batch_size, call, keep)
+    check_logits(answers.logits[:, 0])
+    check_answers(answers.logits[:, 1:], layers)
     return answers
 
 

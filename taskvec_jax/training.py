@@ -23,10 +23,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from taskvec_jax import checkpoint
+from taskvec_jax.checks import check_ids, check_range, check_tokens
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Override, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.sharding import placement, put_rows, shape_of
+from taskvec_jax.sharding import fetch, placement, put_rows, shape_of
 
 
 class Batch(NamedTuple):
@@ -181,8 +182,9 @@ def initial_state(config: DecoderConfig, training: Training) -> State:
 
 def _losses(
     decoder: Decoder, training: Training, params: Params, batch: Batch
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    """The loss, and (answer loss, accuracy, accuracy of injected queries)."""
+) -> tuple[jax.Array, tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]]:
+    """The loss, (answer loss, accuracy, accuracy of injected queries), and whether the residual
+    stream after each layer is finite where theta is read, bool [L]."""
     vector = training.vector_loss > 0
     residuals, logits = decoder.apply(params, batch.tokens, batch.last, method="trace")
     weights = batch.weights / batch.weights.sum()
@@ -197,7 +199,8 @@ def _losses(
         wrong = optax.softmax_cross_entropy_with_integer_labels(told, batch.query_answer)
         loss = loss + training.vector_loss * wrong.mean()
         vector_accuracy = (told.argmax(-1) == batch.query_answer).mean()
-    return loss, (answer_loss, accuracy, vector_accuracy)
+    finite = jnp.isfinite(residuals).all(axis=(1, 2))
+    return loss, ((answer_loss, accuracy, vector_accuracy), finite)
 
 
 @functools.partial(
@@ -205,13 +208,18 @@ def _losses(
 )
 def train_step(
     config: DecoderConfig, training: Training, params: Params, kept: Any, batch: Batch
-) -> tuple[Params, Any, Measures]:
-    """One step of the optimiser; `kept` is its state."""
+) -> tuple[Params, Any, Measures, jax.Array]:
+    """One step of the optimiser; `kept` is its state.
+
+    Returns:
+      parameters and state after it, and what was measured before it: `Measures`, and bool [L],
+      whether the residual stream after each layer was finite.
+    """
     losses = functools.partial(_losses, Decoder(config), training, batch=batch)
-    (loss, rest), gradient = jax.value_and_grad(losses, has_aux=True)(params)
+    (loss, (rest, finite)), gradient = jax.value_and_grad(losses, has_aux=True)(params)
     updates, kept = optimiser(training).update(gradient, kept, params)
     measures = Measures(loss, *rest, gradient_norm=optax.tree.norm(gradient))
-    return optax.apply_updates(params, updates), kept, measures
+    return optax.apply_updates(params, updates), kept, measures, finite
 
 
 def run(
@@ -231,25 +239,45 @@ def run(
       mesh: what rows and parameters are split over; None: all is on one device.
 
     Raises:
-      TaskVecError: `data` does not divide the rows of a step; or the loss or the gradient is not
-        finite, and then `done` is not called for that step.
+      TaskVecError: `data` does not divide the rows of a step; a row beyond the context, or a
+        token id or an index out of range; or the loss or the gradient is not finite, and then the
+        message names the first such layer and `done` is not called for that step.
     """
     state = place(config, training, state, mesh)
     while state.step < training.steps:
         batch = batches(state.step)
         check_rows(mesh, len(batch.tokens))
-        params, kept, measures = train_step(
+        check_batch(config, batch)
+        params, kept, measures, finite = train_step(
             config, training, state.params, state.optimiser, put_rows(mesh, batch)
         )
         if not np.isfinite([measures.loss, measures.gradient_norm]).all():
+            finite = fetch(finite)
+            began = "" if finite.all() else f", beginning after layer {finite.argmin()}"
             raise TaskVecError(
                 f"the loss of step {state.step} is {float(measures.loss):g} and its gradient"
-                f" {float(measures.gradient_norm):g}; they must be finite: take a lower learning"
-                " rate or a longer warm-up"
+                f" {float(measures.gradient_norm):g}{began}; they must be finite: take a lower"
+                " learning rate or a longer warm-up"
             )
         state = State(state.step + 1, params, kept)
         done(state, measures)
     return state
+
+
+def check_batch(config: DecoderConfig, batch: Batch) -> None:
+    """Refuses rows that would train on something else than they say.
+
+    Raises:
+      TaskVecError: a row beyond the context, or a token id or an index out of range.
+    """
+    for name, tokens, last in (
+        ("last arrow", batch.tokens, batch.last),
+        ("last query token", batch.query, batch.query_last),
+    ):
+        check_tokens(config, tokens)
+        check_range(name, last, tokens.shape[1])
+    for answers in (batch.answers, batch.query_answer):
+        check_ids(config, answers, "answer's token id")
 
 
 def check_rows(mesh: Mesh | None, rows: int) -> None:

@@ -107,7 +107,7 @@ CONFIGS = {
     "llama-eps": lambda: llama(rms_norm_eps=1e-2),
     "llama-one-layer": lambda: llama(num_hidden_layers=1),
     "mistral": lambda: mistral(),
-    "mistral-window": lambda: mistral(sliding_window=61),
+    "mistral-window": lambda: mistral(sliding_window=5),
     "mistral-tied": lambda: mistral(tie_word_embeddings=True),
     "neox": lambda: neox(),
     "neox-sequential": lambda: neox(use_parallel_residual=False),

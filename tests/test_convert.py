@@ -17,6 +17,7 @@ import transformers
 
 from convert import convert, open_model, safetensors_file
 from convert.export import export
+from convert.llama import config_from_hf
 from convert.sources import open_weights
 from convert.torch_file import TorchFile
 from taskvec_jax.decoder import flatten
@@ -50,7 +51,7 @@ def back(directory: Path, out: Path, dtype: str | None = None) -> None:
     export(converted.config, converted.params, Tokenizer(converted.tokenizer), out)
 
 
-@pytest.mark.parametrize("name", [n for n in hf.CONFIGS if not n.startswith("mistral-window")])
+@pytest.mark.parametrize("name", hf.CONFIGS)
 def test_the_round_trip_is_bit_exact(name: str, tmp_path: Path) -> None:
     source = hf.save(hf.random_model(hf.CONFIGS[name]()), tmp_path / "source")
     back(source, tmp_path / "back")
@@ -396,11 +397,22 @@ def test_a_tokenizer_much_too_small_is_refused(tmp_path: Path) -> None:
         load_model(source)
 
 
-def test_rows_longer_than_the_context_are_refused(tmp_path: Path) -> None:
+def test_a_sliding_window_is_its_own_setting_and_the_context_stays(tmp_path: Path) -> None:
     ours = load_model(hf.save(hf.random_model(hf.mistral(sliding_window=7)), tmp_path))
-    assert ours.config.max_length == 7
-    with pytest.raises(TaskVecError, match="8 tokens in a row; this model reads at most 7"):
-        ours.decoder.apply(ours.params, TOKENS[None])
+    assert (ours.config.sliding_window, ours.config.max_length) == (7, 83)
+    with pytest.raises(TaskVecError, match="84 tokens in a text; this model reads at most 83"):
+        ours.decoder.apply(ours.params, np.ones((1, 84), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("said", "window"), [({}, 4096), ({"sliding_window": None}, None), ({"sliding_window": 5}, 5)]
+)
+def test_an_absent_window_is_transformers_default_and_null_is_none(
+    said: dict[str, Any], window: int | None
+) -> None:
+    raw = {**hf.mistral().to_dict(), "sliding_window": None}
+    raw = {key: value for key, value in raw.items() if key != "sliding_window"}
+    assert config_from_hf({**raw, **said}, "config.json", "float32").sliding_window == window
 
 
 def test_leaves_are_handed_on_as_soon_as_they_are_complete(llama_directory: Path) -> None:

@@ -205,6 +205,66 @@ def test_a_traced_override_out_of_range_cannot_pass_for_an_unchanged_model():
         assert np.isnan(run(layer, position)).all()
 
 
+@pytest.mark.parametrize("method", ["read", "trace"])
+def test_a_traced_read_position_out_of_range_reads_nan_and_no_neighbour(method):
+    decoder, params = Decoder(LLAMA), random_params(LLAMA)
+
+    @jax.jit
+    def read(positions):
+        return decoder.apply(params, TOKENS, positions, method=method)
+
+    residuals, logits = read(np.array([6, 2]))
+    assert np.isfinite(residuals).all()
+    assert np.isfinite(logits).all()
+    for outside in (7, 99, -1):
+        residuals, logits = read(np.array([6, outside]))
+        assert np.isnan(residuals[:, 1]).all()
+        assert np.isfinite(residuals[:, 0]).all()
+        if method == "read":
+            assert np.isnan(logits[1]).all()
+            assert np.isfinite(logits[0]).all()
+
+
+def test_a_traced_token_id_out_of_range_makes_its_row_nan():
+    decoder, params = Decoder(LLAMA), random_params(LLAMA)
+    for outside in (-1, -LLAMA.vocab_size, LLAMA.vocab_size, 2**31 - 1):
+        tokens = TOKENS.copy()
+        tokens[1, 3] = outside
+        logits = logits_of(decoder, params, tokens)
+        assert np.isnan(logits[1]).all()
+        assert np.isfinite(logits[0]).all()
+        embedded = jax.jit(lambda t: decoder.apply(params, t, method="embed"))(tokens[1])
+        assert np.isnan(embedded).all(axis=-1).tolist() == [i == 3 for i in range(T)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[3, -1, 5]], "token id -1 is out of range; allowed: 0 to 130"),
+        ([[3, 131, 5]], "token id 131 is out of range"),
+        ([3, 1, 5], r"tokens have shape \(3,\); allowed: \(rows, tokens in a row\)"),
+        ([[3], [1, 5]], "different lengths; pad them"),
+        ([[3.0, 1.0]], "they must be whole numbers"),
+        ([["a", "b"]], "they must be whole numbers"),
+        (np.ones((2, 98), int), "98 tokens in a text; this model reads at most 97"),
+        (np.zeros((2, 0), int), r"tokens have shape \(2, 0\)"),
+    ],
+)
+def test_tokens_that_cannot_be_read_are_refused_by_name(tokens, message):
+    decoder, params = Decoder(LLAMA), random_params(LLAMA)
+    with pytest.raises(TaskVecError, match=message):
+        decoder.apply(params, tokens)
+    with pytest.raises(TaskVecError, match=message):
+        decoder.apply(params, tokens, 0, method="read")
+
+
+def test_lists_of_ids_are_tokens_too():
+    decoder, params = Decoder(LLAMA), random_params(LLAMA)
+    np.testing.assert_array_equal(
+        decoder.apply(params, TOKENS.tolist()), decoder.apply(params, TOKENS)
+    )
+
+
 def test_bare_tuples_lists_and_numpy_integers_are_welcome():
     decoder, params = Decoder(LLAMA), random_params(LLAMA)
     vector = vector_for(LLAMA)

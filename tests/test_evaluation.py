@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from taskvec_jax import evaluation
+from taskvec_jax.config import SMALL_MODEL
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, accuracy, best_layer, evaluate_task, is_correct
-from taskvec_jax.prompts import FittedTask, Prompt
-from taskvec_jax.sweep import read_texts
+from taskvec_jax.loading import load_model
+from taskvec_jax.prompts import FittedTask, Prompt, render_query
+from taskvec_jax.sweep import read_texts, sweep_layers
 from taskvec_jax.tasks import TASKS, Pair, Task
 
 OPTIMISED = True  # the default model computes here
@@ -131,3 +133,38 @@ def test_a_run_stops_when_extraction_and_injection_disagree(default_model, monke
     monkeypatch.setattr(evaluation, "read_texts", stale)
     with pytest.raises(TaskVecError, match="own residual stream after layer 17 moves"):
         evaluation.check_injection(default_model, 20)
+
+
+@pytest.fixture
+def changed_prediction(monkeypatch):
+    """Lets the sweep say another token after layer 2; the logits it gives stay as they were."""
+
+    def change(token: int) -> None:
+        def other_token(*arguments):
+            answers = sweep_layers(*arguments)
+            answers.tokens[0, 1 + 2] = token
+            return answers
+
+        monkeypatch.setattr(evaluation, "sweep_layers", other_token)
+
+    return change
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_stops_when_only_the_prediction_changes(changed_prediction, dtype):
+    model = load_model(SMALL_MODEL, dtype)
+    assert evaluation.check_injection(model, 1) < 0.1
+    logits = evaluation._logits_after(model, model.tokenizer.encode(render_query("own residual")))
+    unlikely = int(np.argmin(logits))
+    changed_prediction(unlikely)
+    with pytest.raises(TaskVecError, match=f"layer 2 changes its prediction to token {unlikely}"):
+        evaluation.check_injection(model, 1)
+
+
+def test_a_prediction_may_change_to_one_that_was_as_likely(changed_prediction, monkeypatch):
+    model = load_model(SMALL_MODEL)
+    query = model.tokenizer.encode(render_query("own residual"))
+    logits = evaluation._logits_after(model, query)
+    monkeypatch.setattr(evaluation, "_logits_after", lambda *_: np.full_like(logits, logits.max()))
+    changed_prediction(int(np.argmin(logits)))
+    assert evaluation.check_injection(model, 1) < 0.1

@@ -12,13 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RANKS = [
     ["taskvec_jax.errors", "taskvec_jax.published"],
     [
+        "taskvec_jax.backend",
         "taskvec_jax.config",
         "taskvec_jax.sampling",
         "taskvec_jax.tokenizer",
         "taskvec_jax.geometry",
     ],
     ["taskvec_jax.tasks"],
-    ["taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
+    ["taskvec_jax.checks", "taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj", "taskvec_jax.edits"],
     ["taskvec_jax.writes"],
     ["taskvec_jax.decoder"],
@@ -41,7 +42,10 @@ RANKS = [
     ["experiments"],
 ]
 WORDS = {"tasks", "prompts", "sampling", "tokenizer"}
-ARRAYS = {"layers", "llama", "pythia", "gptj", "edits", "writes", "decoder", "task_vectors"}
+ARRAYS = {
+    *("checks", "layers", "llama", "pythia", "gptj", "edits", "writes", "decoder"),
+    *("reading", "generation", "task_vectors"),
+}
 
 
 def modules() -> dict[str, Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from conftest import TINY, model_of, read_of
 
 from taskvec_jax import sweep, task_vectors
+from taskvec_jax.decoder import flatten, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
 from taskvec_jax.tokenizer import Tokenizer
@@ -190,6 +193,86 @@ def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():
         assert ends == sorted(set(ends))
         assert ends[-1] == num_layers
         assert all(alive >= end for end, alive in births)
+
+
+@pytest.fixture(scope="module")
+def one(tokenizer: Tokenizer) -> Model:
+    return model_of(TINY["llama-grouped-tied"], tokenizer)
+
+
+def copied(model: Model, last: int, layers: list[int], births) -> np.ndarray:
+    """`copy_states` of one query of 4 tokens: [1 + C, D]."""
+    run = jax.jit(
+        lambda last, layers: sweep.copy_states(
+            model.config,
+            model.params,
+            jnp.array([[1, 2, 3, 4]]),
+            last,
+            jnp.ones((1, len(layers[0]), model.config.width)),
+            layers,
+            births,
+        )
+    )
+    return np.asarray(run(np.array([last]), np.array([layers])))[0]
+
+
+def test_a_copy_that_can_never_be_written_is_nan_and_not_the_untouched_query(one):
+    L = one.config.num_layers
+    births = ((2, 1), (L, 3))  # the second and third copy are born after layer 1
+    states = copied(one, 3, [0, 2, L - 1], births)
+    assert np.isfinite(states).all()
+    for layers in ([-1, 1, L], [L, 0, -5]):
+        states = copied(one, 3, layers, births)
+        assert np.isnan(states).all(axis=-1).tolist() == [False, True, True, True]
+    for last in (-1, 4):
+        assert np.isnan(copied(one, last, [0, 2, 2], births)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused_with_their_layer(one, bad):
+    vectors = np.zeros((2, 3, one.config.width), np.float32)
+    vectors[1, 2, 5] = bad
+    with pytest.raises(TaskVecError, match="the vector to be written after layer 3 is not finite"):
+        sweep.inject_vectors(one, [[1, 2], [3]], vectors, np.array([0, 1, 3]), 2)
+    with pytest.raises(TaskVecError, match="after layer 2 is not finite"):
+        layers = np.array([[0, 1, 3], [0, 1, 2]])
+        sweep.inject_vectors(one, [[1, 2], [3]], vectors[:, :, None], layers, 2)
+
+
+def test_answers_that_are_not_finite_stop_with_their_layer(one, monkeypatch):
+    """The vector is finite, and what is computed from it overflows."""
+    vectors = np.zeros((2, 2, one.config.width), np.float32)
+    vectors[1, 1] = np.finfo(np.float32).max
+    with pytest.raises(TaskVecError, match="with a vector written after layer 1 is not finite.*32"):
+        sweep.inject_vectors(one, [[1, 2], [3]], vectors, np.array([4, 1]), 2)
+
+
+def test_logits_that_are_not_finite_are_refused_though_every_layer_is(one):
+    leaves = flatten(one.params)
+    leaves["final_norm/scale"] = leaves["final_norm/scale"].at[3].set(np.nan)
+    broken = dataclasses.replace(one, params=unflatten(leaves))
+    with pytest.raises(TaskVecError, match="logits, after the last layer, are not finite"):
+        sweep.read_texts(broken, [[[1, 2]]], 1)
+    vectors = np.zeros((1, 1, one.config.width), np.float32)
+    with pytest.raises(TaskVecError, match="logits, after the last layer, are not finite"):
+        sweep.inject_vectors(broken, [[1, 2]], vectors, np.array([0]), 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "there is no text"),
+        ([[1, 2], []], "every text needs at least one token"),
+        ([1, 2], "each must be a list of token ids"),
+        ([[1.5, 2]], "whole numbers"),
+    ],
+)
+def test_texts_that_are_no_lists_of_ids_are_refused(one, texts, message):
+    vectors = np.zeros((len(texts), 1, one.config.width), np.float32)
+    with pytest.raises(TaskVecError, match=message):
+        sweep.inject_vectors(one, texts, vectors, np.array([0]), 1)
+    with pytest.raises(TaskVecError, match=message):
+        sweep.read_texts(one, [texts], 1)
 
 
 def test_a_residual_stream_that_is_not_finite_stops_with_its_layer():

@@ -22,6 +22,7 @@ from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
 from experiments.train_small import Log, go_on_from, kept_steps, small_pythia
 from taskvec_jax import checkpoint, training
 from taskvec_jax.config import SMALL_MODEL
+from taskvec_jax.decoder import flatten, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompts import fit, render_query
 from taskvec_jax.tokenizer import Tokenizer
@@ -83,6 +84,42 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state():
     with pytest.raises(TaskVecError, match=r"loss of step 2 is nan .* lower learning rate"):
         training.run(CONFIG, SETTINGS, fresh, batches, lambda state, _: seen.append(state.step))
     assert seen == [1, 2]
+
+
+def test_a_run_that_overflows_names_the_first_layer():
+    def batches(step: int) -> Batch:
+        return MIXTURE.batch(step)
+
+    state = training.initial_state(CONFIG, SETTINGS)
+    leaves = flatten(state.params)
+    kernel = leaves["layers/mlp/down/kernel"]
+    leaves["layers/mlp/down/kernel"] = kernel.at[1].set(np.finfo(np.float32).max)
+    state = state._replace(params=unflatten(leaves))
+    with pytest.raises(TaskVecError, match="loss of step 0 is nan .*, beginning after layer 1; "):
+        training.run(CONFIG, SETTINGS, state, batches, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tokens", -1, "token id -1 is out of range"),
+        ("query", 10**6, "token id 1000000 is out of range"),
+        ("answers", -1, "answer's token id -1"),
+        ("query_answer", 10**6, "answer's token id 1000000"),
+        ("last", 10**6, "last arrows run from"),
+        ("query_last", -1, "last query tokens run from -1"),
+    ],
+)
+def test_rows_that_jax_would_read_otherwise_than_they_say_are_refused(field, value, message):
+    def batches(step: int) -> Batch:
+        batch = MIXTURE.batch(step)
+        changed = getattr(batch, field).copy()
+        changed[0] = value
+        return batch._replace(**{field: changed})
+
+    fresh = training.initial_state(CONFIG, SETTINGS)
+    with pytest.raises(TaskVecError, match=message):
+        training.run(CONFIG, SETTINGS, fresh, batches, lambda *_: None)
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):

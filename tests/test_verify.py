@@ -71,6 +71,38 @@ def test_equal_runs_have_no_distance() -> None:
     assert verify.compare(other, run).kl > 0
 
 
+@pytest.mark.parametrize("place", ["layer 1", "logits"])
+@pytest.mark.parametrize("text", [0, 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_run_that_is_not_finite_anywhere_is_refused_by_its_site(
+    place: str, text: int, bad: float
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def run() -> verify.Run:
+        return verify.Run(
+            [rng.normal(size=(3, 4, 5)) for _ in range(2)],
+            [rng.normal(size=(4, 17)) for _ in range(2)],
+        )
+
+    broken = run()
+    array = broken.logits[text] if place == "logits" else broken.sites[text][2]
+    array[-1, 3] = bad
+    with pytest.raises(
+        TaskVecError, match=f"mine is not finite from {place} on, in text {text + 1}"
+    ):
+        verify.compare(broken, run(), "mine")
+    with pytest.raises(TaskVecError, match=f"the reference is not finite from {place} on"):
+        verify.compare(run(), broken)
+
+
+def test_the_largest_difference_keeps_what_is_not_a_number() -> None:
+    sites = (verify.Site("embedding", 0.0, 0.0), verify.Site("layer 0", np.nan, np.nan))
+    certificate = verify.Certificate(sites, 0.0, 1.0, 1.0)
+    assert np.isnan(certificate.worst)
+    assert certificate.first_diverging(1.0) == "layer 0"
+
+
 def test_a_certificate_holds_the_hand_computed_values() -> None:
     """Two positions, three tokens: the first equal, the second with its best two exchanged."""
     theirs = np.log([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
@@ -118,6 +150,22 @@ def test_a_model_that_differs_from_its_goldens_is_named(default_model: Model) ->
     )
     with pytest.raises(TaskVecError, match="differs from Hugging Face's numbers from layer 7 on"):
         verify.check_goldens(wrong)
+
+
+def test_a_model_that_is_not_finite_does_not_equal_its_goldens(
+    default_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = verify.run_ours
+
+    def broken(model: Model, dtype: str, rows: Any) -> verify.Run:
+        run = right(model, dtype, rows[:1])
+        filled = verify.Run(run.sites * len(rows), run.logits * len(rows))
+        filled.logits[1] = np.full_like(run.logits[0], np.nan)
+        return filled
+
+    monkeypatch.setattr(verify, "run_ours", broken)
+    with pytest.raises(TaskVecError, match="not finite from logits on, in text 2"):
+        verify.check_goldens(default_model)
 
 
 def test_goldens_of_other_weights_do_not_count(directory: Path) -> None:

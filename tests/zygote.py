@@ -169,6 +169,8 @@ def become(order: dict[str, Any]) -> None:
     for ours, theirs in ((0, nothing), (1, printed), (2, printed)):
         os.dup2(theirs, ours)
     os.environ.update(order["env"])
+    # The package is imported already, without this environment.
+    importlib.import_module("taskvec_jax.backend").turn_off_wrong_fusion()
     sys.argv = [order["module"], *order["flags"]]
     if order["doom"]:
         watch(**order["doom"])

@@ -1,0 +1,60 @@
+"""The compiler that JAX brings: a fault of one release is turned off before JAX starts.
+
+jaxlib 0.10.2 on a CPU, the newest for Python 3.11, sums wrongly where it fuses a matrix-vector
+product, a square and a sum over more than 32,768 rows (jax-ml/jax#39103). The fusion is turned off
+by a flag that must be in XLA_FLAGS before JAX computes for the first time. Other releases may not
+know the flag, and an unknown one ends the process, so only this release is given it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import MutableMapping
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from taskvec_jax.errors import TaskVecError
+
+AFFECTED = ("0.10.2",)
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+ROWS = 40_000  # of the known case
+
+
+def turn_off_wrong_fusion(
+    environment: MutableMapping[str, str] = os.environ, version: str = jaxlib.__version__
+) -> None:
+    """Adds the flag to XLA_FLAGS, once, if this release of jaxlib needs it.
+
+    What the user has set stays: other flags, this flag with any value, and the path of a file of
+    flags, which cannot be added to.
+    """
+    flags = environment.get("XLA_FLAGS", "").strip()
+    if version not in AFFECTED or FLAG in flags or (flags and not flags.startswith("-")):
+        return
+    environment["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
+
+
+@functools.cache
+def check_sums() -> None:
+    """Computes the known case on the default device, once a process (about 30 ms on a CPU).
+
+    Raises:
+      TaskVecError: the sums are wrong.
+    """
+    rows = np.arange(3 * ROWS, dtype=np.float32).reshape(ROWS, 3) % 7  # small: the sums are exact
+    sums = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    worst = float(np.abs(np.asarray(sums) - (rows**2).sum(axis=1)).max())
+    if not worst <= 1.0:  # of up to 97; products may be in bfloat16, where these numbers are exact
+        raise TaskVecError(
+            f"jaxlib {jaxlib.__version__} sums wrongly on this machine (off by {worst:g} in a known"
+            f" case, jax-ml/jax#39103): set XLA_FLAGS={FLAG}= before Python starts, or import"
+            " taskvec_jax before anything computes with JAX, or install another release, such as"
+            " jax 0.10.1"
+        )
+
+
+turn_off_wrong_fusion()
