@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         """
         if method in _PROGRAMS and get_opaque_trace_state(convention="flax") == _NO_TRACE:
             try:
-                given = inspect.signature(getattr(Decoder, method)).bind(self, *args, **options)
+                given = _PROGRAMS[method].bind(self, *args, **options)
             except TypeError:  # options of Flax's own, or a mistake that Flax reports
                 return super().apply(variables, *args, method=method, **options)
             return _compiled(self, method, variables, _on_host(self.config, **given.arguments))
@@ -289,7 +289,9 @@ class _Parts(NamedTuple):
     unembed: nn.Module | None
 
 
-_PROGRAMS = ("__call__", "read", "trace")
+_PROGRAMS = {
+    name: inspect.signature(getattr(Decoder, name)) for name in ("__call__", "read", "trace")
+}
 _NO_TRACE = get_opaque_trace_state(convention="flax")  # outside of jit, vmap, grad
 
 

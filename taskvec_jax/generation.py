@@ -29,9 +29,9 @@ from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params, at_positions
 from taskvec_jax.edits import Edit, canonical
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import PADDING, TRUNK, Layout, look
+from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.sharding import fetch
-from taskvec_jax.writes import apply_at, check_edits
+from taskvec_jax.writes import Write, apply_at, check_edits
 
 ROOM_STEP = 32  # N is rounded up to a multiple of this
 WATCHED_STEP = 16  # new tokens between two looks of the host at what was generated
@@ -137,8 +137,7 @@ def generate(
     _check(config, prompts, max_new_tokens, edits, edit, temperature, rng)
     every = None
     if temperature > 0:
-        key = rng if isinstance(rng, jax.Array) and _is_key(rng) else jax.random.key(rng)
-        every = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))
+        every = jax.vmap(jax.random.fold_in, (None, 0))(_key(rng), np.arange(len(prompts)))
     ends = np.asarray(eos, np.int32).reshape(-1)
     room = -(-max_new_tokens // ROOM_STEP) * ROOM_STEP
     out: list[list[int]] = [[] for _ in prompts]
@@ -163,9 +162,8 @@ def generate(
             for row, number in enumerate(batch.numbers):
                 out[number] = made[row, : sizes[row]].tolist()
             if watch is not None:
-                done = [watch(number, out[number]) for number in batch.filled.tolist()]
-                ended = ended | done
-                state = state._replace(ended=jnp.asarray(ended))
+                ended = ended | [watch(number, out[number]) for number in batch.filled.tolist()]
+                state = state._replace(ended=ended)
             if ended.all():
                 break
         if not fetch(state.finite):
@@ -173,8 +171,12 @@ def generate(
     return out
 
 
-def _is_key(rng: jax.Array) -> bool:
-    return jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+def _key(rng: Any) -> jax.Array:
+    """A key of jax.random: of a seed, or a key in its new or old form."""
+    if not isinstance(rng, jax.Array):
+        return jax.random.key(rng)
+    is_key = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    return rng if is_key else jax.random.wrap_key_data(rng)
 
 
 def _check(
@@ -324,44 +326,50 @@ def _run_layers(
     x: jax.Array,
     cache: Any,
     slot: jax.Array,
-    sight: Any,
-    writes: Any,
+    sight: Sight,
+    writes: tuple[Write, ...],
 ) -> tuple[jax.Array, Any]:
     """New tokens through all layers: the residual stream [B, 1, D], and the cache with them."""
-    block = FAMILY_MODULES[config.family].Block(config)
-
-    def run(
-        layer: Params, x: jax.Array, index: Any, store: Callable[[str, jax.Array], jax.Array]
-    ) -> jax.Array:
-        def visit(site: str, value: jax.Array) -> jax.Array:
-            return store(site, value) if site in CACHED else apply_at(writes, site, index, value)
-
-        x = block.apply({"params": layer}, x, sight._replace(visit=visit))
-        return apply_at(writes, "resid", index, x)
-
+    seen = (sight.mask, sight.cos, sight.sin)
     if layers is not None:
-        caches = [dict(one) for one in cache]
-        for index, (layer, kept) in enumerate(zip(layers, caches, strict=True)):
-
-            def store(site: str, value: jax.Array, kept: dict[str, jax.Array] = kept) -> jax.Array:
-                kept[site] = jax.lax.dynamic_update_slice(kept[site], value, (0, slot, 0, 0))
-                return kept[site]
-
-            x = run(layer, x, index, store)
+        caches = []
+        for index, (layer, of_layer) in enumerate(zip(layers, cache, strict=True)):
+            place = jnp.int32(index)  # an array: the layers share one trace
+            x, of_layer = _run_layer(config, layer, x, of_layer, place, slot, seen, writes, False)
+            caches.append(of_layer)
         return x, tuple(caches)
 
     def step(carry: tuple[jax.Array, Any], layer: tuple[Params, jax.Array]) -> tuple[Any, None]:
         x, cache = carry
-        cache = dict(cache)
-        parameters, index = layer
-
-        def store(site: str, value: jax.Array) -> jax.Array:
-            start = (index, 0, slot, 0, 0)
-            cache[site] = jax.lax.dynamic_update_slice(cache[site], value[None], start)
-            return cache[site][index]
-
-        return (run(parameters, x, index, store), cache), None
+        return _run_layer(config, layer[0], x, cache, layer[1], slot, seen, writes, True), None
 
     stacked = (params["params"]["layers"], jnp.arange(config.num_layers))
-    (x, cache), _ = jax.lax.scan(step, (x, cache), stacked)
-    return x, cache
+    return jax.lax.scan(step, (x, cache), stacked)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "stacked"))
+def _run_layer(
+    config: DecoderConfig,
+    layer: Params,
+    x: jax.Array,
+    cache: dict[str, jax.Array],
+    index: jax.Array,
+    slot: jax.Array,
+    seen: tuple[jax.Array, jax.Array, jax.Array],
+    writes: tuple[Write, ...],
+    stacked: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`_run_layers` of one; its cache is [B, S, G, K], or `stacked` with those of all layers."""
+    cache = dict(cache)
+
+    def visit(site: str, value: jax.Array) -> jax.Array:
+        if site not in CACHED:
+            return apply_at(writes, site, index, value)
+        start = (index, 0, slot, 0, 0) if stacked else (0, slot, 0, 0)
+        value = value[None] if stacked else value
+        cache[site] = jax.lax.dynamic_update_slice(cache[site], value, start)
+        return cache[site][index] if stacked else cache[site]
+
+    block = FAMILY_MODULES[config.family].Block(config)
+    x = block.apply({"params": layer}, x, Sight(*seen, visit))
+    return apply_at(writes, "resid", index, x), cache

@@ -10,12 +10,14 @@ int [B], the index of each row's last token.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from taskvec_jax.decoder import Decoder, Override, Params
+from taskvec_jax.decoder import Decoder, Override, Params, check_index
 
 
 def extract_theta(
@@ -56,10 +58,21 @@ def layer_sweep(
     last: Any,
     theta: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time."""
-    layers = jnp.arange(decoder.config.num_layers)
+    """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time.
 
+    Raises:
+      TaskVecError: a concrete `last` out of range.
+    """
+    rows, num_tokens = np.shape(tokens)
+    last = check_index("read position", last, num_tokens, rows)
+    return _layer_sweep(decoder, params, tokens, last, theta)
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def _layer_sweep(
+    decoder: Decoder, params: Params, tokens: jax.Array, last: jax.Array, theta: jax.Array
+) -> jax.Array:
     def one(layer: jax.Array, vector: jax.Array) -> jax.Array:
         return inject_theta(decoder, params, tokens, last, layer, vector)
 
-    return jax.vmap(one, in_axes=(0, 1))(layers, jnp.asarray(theta))
+    return jax.vmap(one, in_axes=(0, 1))(jnp.arange(decoder.config.num_layers), theta)

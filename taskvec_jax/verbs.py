@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,6 +31,7 @@ from taskvec_jax.reading import read_sites
 from taskvec_jax.sharding import fetch
 from taskvec_jax.tokenizer import Tokenizer
 
+SPLIT_BYTES = 4_000_000_000  # the largest layers that are held twice to generate faster
 Text = str | Sequence[int]
 Texts = Text | Sequence[Text]
 
@@ -145,8 +145,13 @@ class Verbs:
         Raises:
           TaskVecError: edits that do not fit, or texts that cannot be read.
         """
-        states = self.read(texts, edits=edits)
-        return fetch(_unembed(self.config, self.params, states))
+        rows = self._ids(texts)
+
+        def call(batch: Batch) -> jax.Array:
+            return _lens(self.config, self.params, batch.tokens, batch.lengths, batch.edits)
+
+        parts = dict(self._each(rows, edits, call))
+        return np.stack([parts[i] for i in range(len(rows))])
 
     def generate(
         self,
@@ -238,9 +243,10 @@ class Verbs:
 
     @functools.cached_property
     def _split(self) -> Layers | None:
-        """The layers one by one where that makes generation faster (see generation.py): on one CPU.
-        They take the memory of the layers a second time."""
-        if self.mesh is not None or jax.default_backend() != "cpu":
+        """The layers one by one where that makes generation faster (see generation.py): on one CPU,
+        if there is room to hold them a second time."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params["params"]["layers"]))
+        if self.mesh is not None or jax.default_backend() != "cpu" or size > SPLIT_BYTES:
             return None
         return split_layers(self.params, self.config.num_layers)
 
@@ -287,5 +293,8 @@ def _last_logits(
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _unembed(config: DecoderConfig, params: Params, x: jax.Array) -> jax.Array:
-    return Decoder(config).apply(params, jnp.asarray(x), method="unembed")
+def _lens(
+    config: DecoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array, edits: Any
+) -> jax.Array:
+    states = read_sites(config, params, tokens, lengths, edits=edits)  # [B, L, D]
+    return Decoder(config).apply(params, states, method="unembed")

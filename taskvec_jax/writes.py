@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from taskvec_jax.checks import is_concrete
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.edits import Edit, Override, as_edits, of_override
 from taskvec_jax.errors import TaskVecError
@@ -45,7 +45,7 @@ def check_lengths(lengths: Any, rows: int, num_tokens: int) -> Any:
     Raises:
       TaskVecError: concrete ones that are not from 1 to T, one a row.
     """
-    if lengths is None or isinstance(lengths, Tracer):
+    if lengths is None or not is_concrete(lengths):
         return lengths
     lengths = np.asarray(lengths)
     whole = np.issubdtype(lengths.dtype, np.integer) and lengths.shape in ((), (rows,))
@@ -123,7 +123,7 @@ def in_range(name: str, value: Any, size: int, rows: int) -> tuple[jax.Array, ja
       TaskVecError: a concrete one is out of range, or its shape does not fit.
     """
     _check_shape(name, value, rows)
-    if isinstance(value, Tracer):
+    if not is_concrete(value):
         value = _in_rows(value, rows)
         return value, ((value >= 0) & (value < size)).all(axis=1)
     value = np.asarray(value)
@@ -150,10 +150,10 @@ def resolve(
     """
     _check_shape(name, value, rows)
     ends = np.int32(num_tokens) if lengths is None else lengths
-    concrete = not isinstance(value, Tracer) and not isinstance(ends, Tracer)
+    concrete = is_concrete(value) and is_concrete(ends)
     count = np if concrete else jnp
     ends = count.broadcast_to(count.asarray(ends), (rows,))[:, None]
-    if not concrete and not isinstance(value, Tracer):  # at least against the longest text
+    if not concrete and is_concrete(value):  # at least against the longest text
         resolve(name, value, num_tokens, rows, None, from_end)
     value = count.asarray(value)
     value = value[:, None] if value.ndim == 1 else value
