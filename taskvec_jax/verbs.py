@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax.batches import Batch, batches
+from taskvec_jax.checks import check_texts
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.edits import ALL, as_index
@@ -30,6 +31,7 @@ from taskvec_jax.generation import Layers, generate, split_layers
 from taskvec_jax.reading import read_sites
 from taskvec_jax.sharding import fetch
 from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.writes import resolve
 
 SPLIT_BYTES = 4_000_000_000  # the largest layers that are held twice to generate faster
 Text = str | Sequence[int]
@@ -83,11 +85,14 @@ class Verbs:
           TaskVecError: an unknown site, indices out of range, or texts that cannot be read.
         """
         rows = self._ids(texts)
-        longest = max(map(len, rows), default=0)
+        check_texts(self.config, rows)
+        lengths = np.array([len(row) for row in rows], np.int32)
+        longest = int(lengths.max())
         everywhere = positions is None or (isinstance(positions, str) and positions == ALL)
         where = None if everywhere else as_index("positions", positions)
+        if where is not None:
+            resolve("positions", where, longest, len(rows), lengths)
         of_texts = where is not None and where.ndim >= 1 and len(where) == len(rows)
-        _check_positions(where, rows)
 
         def call(batch: Batch) -> jax.Array:
             return read_sites(
@@ -249,21 +254,6 @@ class Verbs:
         if self.mesh is not None or jax.default_backend() != "cpu" or size > SPLIT_BYTES:
             return None
         return split_layers(self.params, self.config.num_layers)
-
-
-def _check_positions(where: Any, rows: list[list[int]]) -> None:
-    """Refuses positions for another number of texts.
-
-    Raises:
-      TaskVecError: there is neither one for all nor one for each.
-    """
-    if where is None or where.ndim == 0 or len(where) == len(rows):
-        return
-    if where.ndim == 1 or (where.ndim == 2 and len(where) > 1) or where.ndim > 2:
-        raise TaskVecError(
-            f"positions have shape {where.shape}; allowed: an int, a list, or an array with one a"
-            f" text, ({len(rows)},)"
-        )
 
 
 def _fitted(part: np.ndarray, positions: int | None, width: int | None) -> np.ndarray:

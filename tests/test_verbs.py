@@ -139,7 +139,7 @@ def test_a_model_is_shown_in_two_lines(model):
         (lambda m: m.read([]), "no text"),
         (lambda m: m.read([[]]), "no text"),
         (lambda m: m.read([[131]]), "131 is out of range"),
-        (lambda m: m.read(TEXTS, positions=np.array([0, 0])), "one a text"),
+        (lambda m: m.read(TEXTS, positions=np.array([0, 0])), "one a row"),
         (lambda m: m.read(TEXTS, positions=1), "row 1, which has 1 tokens"),
         (lambda m: m.read(TEXTS, site="mlp"), "site is 'mlp'"),
         (lambda m: m.top(TEXTS, 0), "k is 0"),
