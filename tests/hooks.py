@@ -16,6 +16,7 @@ import torch
 from taskvec_jax.loading import Model, load_model
 
 FAMILIES = {"llama": "llama", "mistral": "mistral-window", "neox": "neox", "gptj": "gptj"}
+BLOCKS = ("llama", "neox", "gptj")  # Mistral's block is LLaMA's
 Write = Callable[[str, int, torch.Tensor], torch.Tensor]  # (site, layer, value [B, T, ...])
 
 
@@ -94,14 +95,19 @@ def logits(model: Any, num_heads: int, tokens: np.ndarray, write: Write) -> np.n
         return model(torch.tensor(tokens).long()).logits.numpy()
 
 
-def generated(model: Any, prompt: Sequence[int], count: int, eos: int | None = None) -> list[int]:
-    """What transformers' own greedy generation adds to one prompt, EOS left out."""
+def generated(model: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """What transformers' own greedy generation adds to one prompt; no token ends it."""
     ids = torch.tensor([list(prompt)])
-    given = {"do_sample": False, "max_new_tokens": count, "pad_token_id": 0, "use_cache": True}
+    model.generation_config.eos_token_id = None
     with torch.no_grad():
-        made = model.generate(ids, torch.ones_like(ids), eos_token_id=eos, **given)[0].tolist()
-    new = made[len(prompt) :]
-    return new[: new.index(eos)] if eos in new else new
+        made = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=count,
+            pad_token_id=0,
+        )
+    return made[0].tolist()[len(prompt) :]
 
 
 def assert_close(got: Any, want: np.ndarray, tolerance: float = 1e-5) -> None:

@@ -19,7 +19,7 @@ LENGTHS = np.array([7, 4], np.int32)
 B, T = TOKENS.shape
 
 
-@pytest.mark.parametrize("family", hooks.FAMILIES)
+@pytest.mark.parametrize("family", hooks.BLOCKS)
 def test_every_site_of_every_family_is_what_a_hook_of_transformers_sees(family):
     reference, model = hooks.pair(family)
     c = model.config
@@ -84,7 +84,7 @@ def test_layers_that_are_not_asked_for_are_not_kept():
     )(params())
     point = jax.make_jaxpr(lambda p: read_sites(LLAMA, p, TOKENS, LENGTHS))(params())
     everything = jax.make_jaxpr(lambda p: read_sites(LLAMA, p, TOKENS, LENGTHS, positions="all"))(
-        params
+        params()
     )
     shape = f"f32[{L},{B},{T},{D}]"
     assert shape in str(everything)
