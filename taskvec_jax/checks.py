@@ -182,7 +182,10 @@ def check_answers(values: np.ndarray, layers: np.ndarray) -> None:
     Raises:
       TaskVecError: it names the layer of the first such answer.
     """
-    why = ": what is computed from it overflows in this dtype; try --dtype=float32"
+    why = (
+        ": what is computed from it, or from another vector written to the same text, overflows in"
+        " this dtype; try --dtype=float32"
+    )
     _stop_at(~np.isfinite(values), layers, "the answer with a vector written", why)
 
 

@@ -23,8 +23,10 @@ from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, re
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers, tree_length
 from taskvec_jax.tasks.task import Pair, Task
 
-# Logits of a prompt whose own residual stream is written back may differ by float noise only.
-IDENTITY_TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+# How far the top logit of a prompt may move when its own residual stream is written back, as a
+# share of its size. In half precision ten times what was measured on the default model (8 prompts,
+# all layers, 2026-11-26): 1.8e-3 in bfloat16, 5.2e-4 in float16.
+IDENTITY_TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
 
 
 LONGEST = 10  # prompts of each task, by characters, among which the one of most tokens is sought

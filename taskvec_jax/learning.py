@@ -301,7 +301,7 @@ def learn(
     losses, checks, dev_losses, dev_accuracies = [], [], [], []
     for step in range(recipe.steps + 1):
         if step % recipe.check_every == 0 or step == recipe.steps:
-            loss, said = score_examples(model, dev, vectors, layers, recipe.batch_size)
+            loss, said = _scores(model, dev, vectors, layers, recipe.batch_size)
             accuracy = is_right(said).mean(axis=0)
             _check_finite(loss.mean(axis=0), layers, step, recipe)
             score = np.stack([accuracy, -loss.mean(axis=0)])
@@ -366,6 +366,19 @@ def score_examples(
     check_layers(layers, model.config.num_layers)
     check_examples(model.config, examples)
     check_vectors(np.asarray(vectors), np.asarray(layers))
+    losses, said = _scores(model, examples, vectors, layers, batch_size)
+    check_answers(losses, np.broadcast_to(np.asarray(layers), losses.shape))
+    return losses, said
+
+
+def _scores(
+    model: Model,
+    examples: Examples,
+    vectors: jax.typing.ArrayLike,
+    layers: Sequence[int],
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`score_examples` without its checks."""
     births = births_of(layers, model.config.num_layers)
     losses, said = [], []
     count, batch_size = len(examples.tokens), rows_for(model.mesh, batch_size)
@@ -382,9 +395,7 @@ def score_examples(
         )
         losses.append(fetch(loss)[: count - start])
         said.append(fetch(tokens)[: count - start])
-    found = np.concatenate(losses)
-    check_answers(found, np.broadcast_to(np.asarray(layers), found.shape))
-    return found, np.concatenate(said)
+    return np.concatenate(losses), np.concatenate(said)
 
 
 def check_examples(config: DecoderConfig, examples: Examples) -> None:

@@ -6,6 +6,9 @@ injecting it means writing it over the same place of a zero-shot query (Hendel, 
 
 Shapes: B rows, T tokens, L layers, D width, V vocabulary. tokens int [B, T], right-padded; last
 int [B], the index of each row's last token.
+
+What is not finite stops with its layer's name. Inside jit values cannot be looked at: there it is
+given back as it is, and what is out of range gives NaN.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from taskvec_jax.checks import check_answers, check_finite, check_tokens, is_concrete
 from taskvec_jax.decoder import Decoder, Override, Params, check_index
 
 
@@ -26,10 +30,14 @@ def extract_theta(
     """Theta after every layer: [B, L, D], float32.
 
     Raises:
-      TaskVecError: a concrete `last` out of range.
+      TaskVecError: tokens that the decoder cannot read, a concrete `last` out of range, or a theta
+        that is not finite.
     """
     residuals, _ = decoder.apply(params, tokens, last, method="read")  # [L, B, D]
-    return jnp.swapaxes(residuals, 0, 1)
+    theta = jnp.swapaxes(residuals, 0, 1)
+    if is_concrete(theta):
+        check_finite(np.asarray(theta))
+    return theta
 
 
 def inject_theta(
@@ -44,10 +52,14 @@ def inject_theta(
     there after block `layer` (scalar or [B]).
 
     Raises:
-      TaskVecError: a concrete layer or `last` out of range, or a theta of another width.
+      TaskVecError: tokens that the decoder cannot read, a concrete layer or `last` out of range, a
+        theta of another width, or a theta or logits that are not finite.
     """
     override = Override(layer, last, theta)
     _, logits = decoder.apply(params, tokens, last, override, method="read")
+    if is_concrete(logits):
+        found = np.asarray(logits).max(axis=-1)  # [B], NaN where one is
+        check_answers(found, np.broadcast_to(np.asarray(layer), found.shape))
     return logits
 
 
@@ -61,11 +73,16 @@ def layer_sweep(
     """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time.
 
     Raises:
-      TaskVecError: a concrete `last` out of range.
+      TaskVecError: as of `inject_theta`.
     """
-    rows, num_tokens = np.shape(tokens)
-    last = check_index("read position", last, num_tokens, rows)
-    return _layer_sweep(decoder, params, tokens, last, theta)
+    tokens = check_tokens(decoder.config, tokens)
+    last = check_index("read position", last, tokens.shape[1], tokens.shape[0])
+    logits = _layer_sweep(decoder, params, tokens, last, theta)
+    if is_concrete(logits):
+        found = np.asarray(logits).max(axis=-1)  # [L, B]
+        layers = np.arange(decoder.config.num_layers)
+        check_answers(found.T, np.broadcast_to(layers, found.T.shape))
+    return logits
 
 
 @functools.partial(jax.jit, static_argnames="decoder")
@@ -75,4 +92,5 @@ def _layer_sweep(
     def one(layer: jax.Array, vector: jax.Array) -> jax.Array:
         return inject_theta(decoder, params, tokens, last, layer, vector)
 
-    return jax.vmap(one, in_axes=(0, 1))(jnp.arange(decoder.config.num_layers), theta)
+    layers = jnp.arange(decoder.config.num_layers)
+    return jax.vmap(one, in_axes=(0, 1))(layers, jnp.asarray(theta))

@@ -226,6 +226,29 @@ def test_a_loss_that_is_not_finite_stops_with_its_layer(model):
         learned(model, [0, 1, 2, 3, 4], recipe)
 
 
+def test_what_is_not_finite_or_out_of_range_is_refused_before_it_is_learned(model):
+    layers, vectors, norms = [1, 3], some_vectors(2), np.ones(2, np.float32)
+    bad = vectors.copy()
+    bad[1, 4] = np.nan
+    with pytest.raises(TaskVecError, match="to be written after layer 3 is not finite"):
+        learning.score_examples(model, examples(), bad, layers, 5)
+    with pytest.raises(TaskVecError, match="to be written after layer 3 is not finite"):
+        learning.learn(model, examples(), examples(), right, bad, norms, layers, RECIPE)
+    for norm in (0.0, np.nan):
+        wrong = np.array([norm, 1.0], np.float32)
+        with pytest.raises(TaskVecError, match="norm of theta after layer 1 is not above 0"):
+            learning.learn(model, examples(), examples(), right, vectors, wrong, layers, RECIPE)
+    answers = examples().answers.copy()
+    answers[0, 0] = model.config.vocab_size
+    for changed, message in (
+        ({"answers": answers}, "answer's token id 131 is out of range"),
+        ({"tokens": examples().tokens - 10**6}, "token id .* is out of range"),
+        ({"last": examples().last + 10**6}, "last tokens run from"),
+    ):
+        with pytest.raises(TaskVecError, match=message):
+            learning.score_examples(model, examples()._replace(**changed), vectors, layers, 5)
+
+
 def test_settings_that_cannot_be_are_refused(model):
     with pytest.raises(TaskVecError, match="steps is 0; it must be at least 1"):
         learning.Recipe(steps=0)

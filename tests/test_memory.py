@@ -10,8 +10,13 @@ import pytest
 from conftest import LLAMA, model_of
 
 from taskvec_jax import plan, sweep
+from taskvec_jax.config import SMALL_MODEL
+from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model
+from taskvec_jax.evaluation import Settings, draw_prompts, longest_rows
+from taskvec_jax.loading import Model, load_model
+from taskvec_jax.prompts import fit
+from taskvec_jax.tasks import TASKS
 
 MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
 
@@ -93,3 +98,52 @@ def test_memory_to_use_is_that_of_the_device_or_what_is_free(monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator()])
     assert plan.memory_to_use(int(5e9)) == plan.SHARE * 60e9
+
+
+def test_the_longest_rows_are_those_of_the_prompts_that_are_drawn():
+    model, task = load_model(SMALL_MODEL), TASKS["algorithmic_list_first"]
+    settings = Settings(num_prompts=15, num_demonstrations=4, num_dummy_queries=3)
+    fitted = fit(task, model.tokenizer)
+    encode = model.tokenizer.encode_all
+    prompts = [p for split in ("dev", "test") for p in draw_prompts(fitted, settings, split)]
+    rows = [encode([*p.dummies(), p.icl()]) for p in prompts]
+    longest, query, reads = longest_rows(model, [task], settings)
+    assert longest == max(map(sweep.tree_length, rows))
+    assert query == max(len(encode([p.zero_shot()])[0]) for p in prompts)
+    assert reads == 4
+
+
+def test_the_batch_follows_the_length_of_prompts_and_the_places_read():
+    def batch(prompt: int, query: int = 9, reads: int = 3) -> int:
+        sizes = plan.RowSizes(prompt, query, reads)
+        return plan.largest_batch(LLAMA, 0.62e9, 1000, None, sizes)
+
+    batches = [batch(prompt) for prompt in (64, 128, 256, 512)]
+    assert batches == sorted(batches, reverse=True)
+    # Attention scores grow with the square of the length, and outweigh all else at the end.
+    assert batches[2] / batches[3] > 3
+    assert batch(64, query=300) < batch(64)
+    assert batch(8, reads=900) < batch(8)
+    with pytest.raises(TaskVecError, match=r"one prompt of 4000 tokens need .* fewer demonstra"):
+        batch(4000)
+
+
+def test_the_count_is_an_upper_bound_of_what_the_compiler_takes_for_long_rows():
+    """Temporary memory and results of the compiled program, by the compiler itself."""
+    rows, length, reads = 4, 384, 3
+    params = jax.eval_shape(
+        lambda: Decoder(LLAMA).init(jax.random.key(0), np.zeros((1, 1), np.int32))
+    )
+    token = jax.ShapeDtypeStruct((rows, length), np.int32)
+    ends = jax.ShapeDtypeStruct((rows, reads), np.int32)
+    lowered = sweep.read_rows.lower(LLAMA, params, sweep.Rows(token, token, token, ends))
+    needs = lowered.compile().memory_analysis()
+    taken = needs.temp_size_in_bytes + needs.output_size_in_bytes
+    counted = plan.sweep_bytes(LLAMA, rows, None, plan.RowSizes(length, 8, reads))
+    assert 0.4 * counted < taken <= counted
+
+
+def test_prompts_beyond_the_context_are_refused_before_anything_runs():
+    settings = Settings(num_prompts=3, num_demonstrations=120)
+    with pytest.raises(TaskVecError, match="this model reads at most 256, its context length"):
+        longest_rows(load_model(SMALL_MODEL), [TASKS["algorithmic_list_first"]], settings)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.patch_map import find_place, parse_patch
+from taskvec_jax.decoder import flatten, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.geometry import kl_divergence
 from taskvec_jax.patching import read_states, write_states
@@ -92,3 +93,34 @@ def test_a_place_that_is_not_there_is_refused(tokenizer):
     with pytest.raises(TaskVecError, match="no place 'last answer'"):
         parse_patch("arrow:last answer")
     assert parse_patch(" last arrow:arrow") == ("last arrow", "arrow")
+
+
+def test_what_is_not_finite_or_out_of_range_is_refused_by_its_layer(tiny, batch):
+    decoder, params = tiny
+    tokens, last = batch
+    layers, places = np.array([0, 2]), np.stack([last, last], axis=1)
+    wanted = np.zeros((3, decoder.config.vocab_size), np.float32)
+    vectors = np.zeros((3, 2, decoder.config.width), np.float32)
+
+    def write(tokens=tokens, wanted=wanted, vectors=vectors):
+        return write_states(decoder, params, tokens, last, wanted, layers, places, vectors)
+
+    bad = vectors.copy()
+    bad[2, 1, 0] = np.inf
+    with pytest.raises(TaskVecError, match="to be written after layer 2 is not finite"):
+        write(vectors=bad)
+    bad[2, 1] = np.finfo(np.float32).max
+    if decoder.config.family == "pythia":  # LayerNorm's mean overflows; RMSNorm would give zeros
+        with pytest.raises(TaskVecError, match="with a vector written after layer 2 is not finite"):
+            write(vectors=bad)
+    with pytest.raises(TaskVecError, match="the logits, after the last layer, are not finite"):
+        write(wanted=np.full_like(wanted, np.nan))
+    for outside in (-1, decoder.config.vocab_size):
+        with pytest.raises(TaskVecError, match=f"token id {outside} is out of range"):
+            write(tokens=np.full_like(tokens, outside))
+        with pytest.raises(TaskVecError, match=f"token id {outside} is out of range"):
+            read_states(decoder, params, np.full_like(tokens, outside), places)
+    leaves = flatten(params)
+    leaves["layers/mlp/down/kernel"] = leaves["layers/mlp/down/kernel"].at[1].set(np.nan)
+    with pytest.raises(TaskVecError, match="residual stream after layer 1 is not finite"):
+        read_states(decoder, unflatten(leaves), tokens, places)

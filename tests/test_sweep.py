@@ -234,17 +234,19 @@ def test_vectors_that_are_not_finite_are_refused_with_their_layer(one, bad):
     vectors[1, 2, 5] = bad
     with pytest.raises(TaskVecError, match="the vector to be written after layer 3 is not finite"):
         sweep.inject_vectors(one, [[1, 2], [3]], vectors, np.array([0, 1, 3]), 2)
+    layers = np.array([[0, 1, 3], [0, 1, 2]])
     with pytest.raises(TaskVecError, match="after layer 2 is not finite"):
-        layers = np.array([[0, 1, 3], [0, 1, 2]])
         sweep.inject_vectors(one, [[1, 2], [3]], vectors[:, :, None], layers, 2)
 
 
-def test_answers_that_are_not_finite_stop_with_their_layer(one, monkeypatch):
-    """The vector is finite, and what is computed from it overflows."""
-    vectors = np.zeros((2, 2, one.config.width), np.float32)
+def test_answers_that_are_not_finite_stop_with_their_layer(tokenizer):
+    """The vector is finite, and the mean that LayerNorm takes of it overflows."""
+    model = model_of(TINY["pythia-parallel"], tokenizer)
+    vectors = np.zeros((2, 2, model.config.width), np.float32)
     vectors[1, 1] = np.finfo(np.float32).max
-    with pytest.raises(TaskVecError, match="with a vector written after layer 1 is not finite.*32"):
-        sweep.inject_vectors(one, [[1, 2], [3]], vectors, np.array([4, 1]), 2)
+    wanted = r"with a vector written after layer 1 is not finite: .* --dtype=float32"
+    with pytest.raises(TaskVecError, match=wanted):
+        sweep.inject_vectors(model, [[1, 2], [3]], vectors, np.array([4, 1]), 2)
 
 
 def test_logits_that_are_not_finite_are_refused_though_every_layer_is(one):
@@ -253,9 +255,32 @@ def test_logits_that_are_not_finite_are_refused_though_every_layer_is(one):
     broken = dataclasses.replace(one, params=unflatten(leaves))
     with pytest.raises(TaskVecError, match="logits, after the last layer, are not finite"):
         sweep.read_texts(broken, [[[1, 2]]], 1)
-    vectors = np.zeros((1, 1, one.config.width), np.float32)
-    with pytest.raises(TaskVecError, match="logits, after the last layer, are not finite"):
-        sweep.inject_vectors(broken, [[1, 2]], vectors, np.array([0]), 1)
+
+
+def test_the_definition_stops_at_what_is_not_finite_with_its_layer(one):
+    def broken(path: str) -> Model:
+        leaves = flatten(one.params)
+        leaves[path] = leaves[path].at[2].set(np.nan)
+        return dataclasses.replace(one, params=unflatten(leaves))
+
+    decoder, tokens = one.decoder, np.array([[1, 2, 3]])
+    params = broken("layers/mlp/down/kernel").params
+    with pytest.raises(TaskVecError, match="residual stream after layer 2 is not finite"):
+        task_vectors.extract_theta(decoder, params, tokens, 2)
+    theta = np.zeros((1, decoder.config.num_layers, decoder.config.width), np.float32)
+    theta[0, 3, 7] = np.inf
+    with pytest.raises(TaskVecError, match="with a vector written after layer 3 is not finite"):
+        task_vectors.inject_theta(decoder, one.params, tokens, 2, 3, theta[:, 3])
+    with pytest.raises(TaskVecError, match="with a vector written after layer 3 is not finite"):
+        task_vectors.layer_sweep(decoder, one.params, tokens, 2, theta)
+
+
+def test_theta_read_out_of_range_is_nan_when_traced(one):
+    tokens = np.arange(1, 14)[None]
+    read = jax.jit(lambda last: task_vectors.extract_theta(one.decoder, one.params, tokens, last))
+    assert np.isfinite(read(12)).all()
+    assert np.isnan(read(99)).all()
+    assert np.isnan(read(-1)).all()
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_run_that_overflows_names_the_first_layer():
     kernel = leaves["layers/mlp/down/kernel"]
     leaves["layers/mlp/down/kernel"] = kernel.at[1].set(np.finfo(np.float32).max)
     state = state._replace(params=unflatten(leaves))
-    with pytest.raises(TaskVecError, match="loss of step 0 is nan .*, beginning after layer 1; "):
+    with pytest.raises(TaskVecError, match=r"loss of step 0 is nan .*, beginning after layer 1; "):
         training.run(CONFIG, SETTINGS, state, batches, lambda *_: None)
 
 
