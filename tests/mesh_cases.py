@@ -275,7 +275,7 @@ def generated() -> dict[str, float]:
     out = {}
     prompts = [[5, 9, 2], [7], [11, 3, 8, 20, 4], [2, 2]]
     edit = edits.add(np.ones(40, np.float32), layer=1, position=-1, site="attn_out")
-    for name, shape in (("llama grouped", MeshShape(2, 4)), ("llama uneven", MeshShape(1, 8))):
+    for name, shape in (("llama grouped", MeshShape(2, 4)),):
         config = CONFIGS[name]
         params, ids = random_params(config), {}
         for mesh in (None, sharding.make_mesh(shape)):
