@@ -5,6 +5,7 @@ Shapes: N texts, B rows of a batch, T tokens, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def batches(
         filled = np.append(numbers, np.repeat(numbers[-1], rows - len(numbers)))
         length = rounded_length(config, int(sizes[numbers].max()))
         tokens = np.full((rows, length), PAD, np.int32)
-        for row, number in zip(tokens, filled, strict=True):
+        for row, number in zip(tokens, filled.tolist(), strict=True):
             row[: sizes[number]] = texts[number]
         placed, lengths = put_rows(mesh, (tokens, sizes[filled]))
         yield Batch(numbers, placed, lengths, _for_rows(edits, filled, len(texts), length), filled)
@@ -88,6 +89,8 @@ def _for_rows(
         if edit.position is not None or np.ndim(edit.vector) != 3:
             return edit
         vector = np.asarray(edit.vector)[:, :length]
-        return edit.replace(vector=np.pad(vector, ((0, 0), (0, length - vector.shape[1]), (0, 0))))
+        return dataclasses.replace(
+            edit, vector=np.pad(vector, ((0, 0), (0, length - vector.shape[1]), (0, 0)))
+        )
 
     return tuple(map(fitted, take_rows(edits, filled, count)))

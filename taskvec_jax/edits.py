@@ -18,6 +18,7 @@ Shapes: B rows, T tokens, P positions, L layers, D width, H heads, K head size.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -269,11 +270,13 @@ def take_rows(edits: tuple[Edit, ...], rows: Any, count: int) -> tuple[Edit, ...
     """
 
     def some(value: Any, first: int) -> Any:  # first: the rank from which there is an axis of rows
-        per_row = value is not None and np.ndim(value) >= first and len(value) == count
-        return value[rows] if per_row else value
+        if value is None or np.ndim(value) < first or len(value) != count:
+            return value
+        return value[rows]
 
     return tuple(
-        edit.replace(
+        dataclasses.replace(
+            edit,
             layer=some(edit.layer, 1),
             position=some(edit.position, 1),
             head=some(edit.head, 1),

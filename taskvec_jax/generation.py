@@ -14,6 +14,7 @@ size, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ EDITED = ("prompt", "always")  # which tokens are edited: the prompt's, or each 
 CACHED = ("key", "value")
 
 Layers = tuple[Params, ...]  # the parameters of each layer
-Watch = Callable[[list[int], list[int]], bool]  # (number of the text, new ids) -> is it done?
+Watch = Callable[[int, list[int]], bool]  # (number of the text, new ids) -> is it done?
 
 
 class State(NamedTuple):
@@ -51,7 +52,7 @@ class State(NamedTuple):
       lengths: int [B], tokens of each prompt.
       tokens: int [B], the newest ones.
       made: int [B, N], all new ones.
-      count: int, how many each row has been given; those after its end mean nothing.
+      given: int, how many each row has been given; those after its end mean nothing.
       sizes: int [B], how many of them count, the end-of-text token left out.
       ended: bool [B].
       finite: bool, whether all logits were.
@@ -62,7 +63,7 @@ class State(NamedTuple):
     lengths: jax.Array
     tokens: jax.Array
     made: jax.Array
-    count: jax.Array
+    given: jax.Array
     sizes: jax.Array
     ended: jax.Array
     finite: jax.Array
@@ -220,7 +221,7 @@ def _check(
 def _of_new_tokens(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
     """The edits as they are written at a single new token."""
     return tuple(
-        one if one.position is None else one.replace(position=np.zeros((), np.int32))
+        one if one.position is None else dataclasses.replace(one, position=np.zeros((), np.int32))
         for one in edits
     )
 
@@ -259,7 +260,7 @@ def _start(
         lengths=lengths,
         tokens=jnp.zeros(rows, jnp.int32),
         made=jnp.zeros((rows, room), jnp.int32),
-        count=jnp.int32(0),
+        given=jnp.int32(0),
         sizes=jnp.zeros(rows, jnp.int32),
         ended=jnp.zeros(rows, bool),
         finite=jnp.bool_(True),
@@ -287,17 +288,17 @@ def _continue(
     writes = check_edits(config, edits, rows, 1)
 
     def step(state: State) -> State:
-        place = state.lengths + state.count - 1  # [B], of the newest tokens
+        place = state.lengths + state.given - 1  # [B], of the newest tokens
         sight = look(
             config, Layout(place[:, None], jnp.full((rows, 1), TRUNK, jnp.int32)), state.slots
         )
         x = decoder.apply(params, state.tokens[:, None], method="embed")
-        slot = num_tokens + state.count - 1
+        slot = num_tokens + state.given - 1
         x, cache = _run_layers(config, params, layers, x, state.cache, slot, sight, writes)
         logits = decoder.apply(params, x[:, 0], method="unembed")
         return _choose(state._replace(cache=cache), logits, choice)
 
-    return jax.lax.while_loop(lambda state: (state.count < until) & ~state.ended.all(), step, state)
+    return jax.lax.while_loop(lambda state: (state.given < until) & ~state.ended.all(), step, state)
 
 
 def _choose(state: State, logits: jax.Array, choice: Choice) -> State:
@@ -305,14 +306,14 @@ def _choose(state: State, logits: jax.Array, choice: Choice) -> State:
     if choice.keys is None:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(choice.keys, state.count)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(choice.keys, state.given)
         drawn = jax.vmap(jax.random.categorical)(keys, logits / choice.temperature)
         tokens = drawn.astype(jnp.int32)
     ended = state.ended | (tokens[:, None] == choice.eos).any(axis=1)
     return state._replace(
         tokens=tokens,
-        made=jax.lax.dynamic_update_slice(state.made, tokens[:, None], (0, state.count)),
-        count=state.count + 1,
+        made=jax.lax.dynamic_update_slice(state.made, tokens[:, None], (0, state.given)),
+        given=state.given + 1,
         sizes=state.sizes + ~ended,
         ended=ended,
         finite=state.finite & jnp.isfinite(logits).all(),

@@ -76,7 +76,8 @@ def layer_sweep(
       TaskVecError: as of `inject_theta`.
     """
     tokens = check_tokens(decoder.config, tokens)
-    last = check_index("read position", last, tokens.shape[1], tokens.shape[0])
+    rows, num_tokens = np.shape(tokens)
+    last = check_index("read position", last, num_tokens, rows)
     logits = _layer_sweep(decoder, params, tokens, last, theta)
     if is_concrete(logits):
         found = np.asarray(logits).max(axis=-1)  # [L, B]

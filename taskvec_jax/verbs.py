@@ -90,9 +90,10 @@ class Verbs:
         longest = int(lengths.max())
         everywhere = positions is None or (isinstance(positions, str) and positions == ALL)
         where = None if everywhere else as_index("positions", positions)
+        of_texts = False
         if where is not None:
+            of_texts = where.ndim >= 1 and len(where) == len(rows)
             resolve("positions", where, longest, len(rows), lengths)
-        of_texts = where is not None and where.ndim >= 1 and len(where) == len(rows)
 
         def call(batch: Batch) -> jax.Array:
             return read_sites(
@@ -102,7 +103,7 @@ class Verbs:
                 batch.lengths,
                 site=site,
                 layers=layers,
-                positions=where[batch.filled] if of_texts else where,
+                positions=where[batch.filled] if where is not None and of_texts else where,
                 edits=batch.edits,
             )
 
@@ -233,10 +234,10 @@ class Verbs:
         """Token ids of one text or several."""
         if isinstance(texts, str):
             texts = [texts]
-        texts = [text if isinstance(text, str) else np.asarray(text).tolist() for text in texts]
-        if texts and all(isinstance(text, int) for text in texts):
-            texts = [texts]  # one text, as ids
-        return [self.tokenizer.encode(t) if isinstance(t, str) else list(t) for t in texts]  # type: ignore[arg-type]
+        given: list[Any] = [t if isinstance(t, str) else np.asarray(t).tolist() for t in texts]
+        if given and all(isinstance(one, int) for one in given):
+            given = [given]  # one text, as ids
+        return [self.tokenizer.encode(one) if isinstance(one, str) else one for one in given]
 
     def _each(
         self, rows: list[list[int]], edits: Any, call: Callable[[Batch], jax.Array]

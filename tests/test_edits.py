@@ -140,7 +140,7 @@ def test_overrides_and_bare_triples_equal_replace_bit_for_bit():
 
 def test_edits_are_applied_in_the_order_given():
     decoder, params = small()
-    place = {"layer": 2, "position": 3}
+    place: dict[str, Any] = {"layer": 2, "position": 3}
     first, second = edits.replace(vector(), **place), edits.scale(2.0, **place)
     doubled = edits.replace(2 * vector(), **place)
     np.testing.assert_allclose(
@@ -351,7 +351,7 @@ def test_edits_are_pytrees_whose_operation_and_site_are_static():
     leaves, structure = jax.tree.flatten(edit)
     assert len(leaves) == 3  # layer, vector, scale
     assert jax.tree.unflatten(structure, leaves).site == "attn_out"
-    assert structure != jax.tree.structure(edit.replace(site="mlp_out"))
+    assert structure != jax.tree.structure(dataclasses.replace(edit, site="mlp_out"))
 
 
 def test_a_decoder_outside_of_jit_traces_once_for_each_shape(monkeypatch):

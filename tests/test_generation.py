@@ -136,7 +136,7 @@ def test_what_is_generated_is_the_best_token_of_the_plain_decoder_each_time():
 def test_edits_and_vectors_of_a_row_stay_with_it_whatever_the_order():
     vectors = 5 * np.random.RandomState(2).standard_normal((4, LLAMA.width))
     last = np.array([len(prompt) - 1 for prompt in SMALL])
-    how = {"layer": np.array([0, 1, 2, 3]), "position": last}
+    how: dict[str, Any] = {"layer": np.array([0, 1, 2, 3]), "position": last}
     together = made(SMALL, edits=edits.replace(vectors, **how))
     for i, prompt in enumerate(SMALL):
         alone = edits.replace(vectors[i], layer=i, position=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tokenizers
@@ -103,7 +105,7 @@ def test_a_stop_string_ends_a_text_before_it_and_leaves_the_others(model):
 def test_second_calls_trace_nothing(model, monkeypatch):
     edit = edits.add(np.ones(D), layer=1, position=-1)
     calls = [
-        lambda n: model.read(IDS, positions=-n, edits=edit.replace(layer=np.int32(n))),
+        lambda n: model.read(IDS, positions=-n, edits=dataclasses.replace(edit, layer=np.int32(n))),
         lambda n: model.read(IDS, site="attn_out", layers=n),
         lambda n: model.logits(IDS, edits=edits.add(n * np.ones(D), layer=n, position=-1)),
         lambda n: model.top(IDS, n),
