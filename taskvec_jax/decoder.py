@@ -1,7 +1,7 @@
 """The decoder: embed -> blocks -> unembed, with one place to write and one place to read.
 
-`Decoder(config).apply(params, tokens, override)` is a pure function of its arguments: jit, vmap
-and grad pass through it, the override included.
+`Decoder(config).apply(params, tokens, edits)` is a pure function of its arguments: jit, vmap and
+grad pass through it, the edits included (see edits.py; an `Override` is one of them).
 
 Shapes: B rows, T tokens, L layers, D width, V vocabulary. Layer l means the output of block l,
 0-based, embedding excluded, everywhere in this project.
@@ -9,7 +9,10 @@ Shapes: B rows, T tokens, L layers, D width, V vocabulary. Layer l means the out
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,33 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
 from taskvec_jax import gptj, llama, pythia
 from taskvec_jax.checks import check_ids, check_tokens
 from taskvec_jax.config import DecoderConfig
+from taskvec_jax.edits import Override, canonical
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import look, plain_layout, project
+from taskvec_jax.layers import look, plain_layout, project, site_shapes
+from taskvec_jax.writes import apply_at, check_edits, check_lengths, poison
+
+__all__ = ["Decoder", "Override", "Params"]  # Override: where it has always been found
 
 Params = Any  # {"params": {...}}, a plain nested dict of arrays
 
 FAMILY_MODULES = {"llama": llama, "pythia": pythia, "gptj": gptj}
-
-
-class Override(NamedTuple):
-    """A write into the residual stream: after block `layer` (0-based), the vector REPLACES the
-    residual stream at `position`; blocks layer+1, layer+2, ... run on from it.
-
-    A bare tuple of the same three values works wherever an Override does.
-
-    Attributes:
-      layer: int, scalar or [B] (one a row).
-      position: int, scalar or [B], 0-based token index in the row.
-      vector: [D] (the same for all rows) or [B, D].
-    """
-
-    layer: Any
-    position: Any
-    vector: Any
 
 
 def check_index(name: str, value: Any, size: int, rows: int) -> jax.Array:
@@ -69,33 +60,6 @@ def check_index(name: str, value: Any, size: int, rows: int) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(value), (rows,))
 
 
-def check_override(config: DecoderConfig, override: Any, rows: int, num_tokens: int) -> Override:
-    """Holds an override against the decoder and the tokens it is meant for.
-
-    Returns:
-      The override as arrays: layer [rows], position [rows], vector [rows, D].
-
-    Raises:
-      TaskVecError: a concrete layer or position out of range, or shapes that do not fit.
-    """
-    try:
-        layer, position, vector = override
-    except (TypeError, ValueError):
-        raise TaskVecError(
-            f"override is {override!r}; it must be a (layer, position, vector) triple"
-        ) from None
-    layer = check_index("override layer", layer, config.num_layers, rows)
-    position = check_index("override position", position, num_tokens, rows)
-    vector = jnp.asarray(vector, config.stream_dtype)
-    shape = vector.shape
-    if shape not in ((config.width,), (rows, config.width)):
-        raise TaskVecError(
-            f"override vector has shape {shape}; allowed: ({config.width},) or"
-            f" ({rows}, {config.width}), the width of this model"
-        )
-    return Override(layer, position, jnp.broadcast_to(vector, (rows, config.width)))
-
-
 def at_positions(x: jax.Array, positions: jax.Array) -> jax.Array:
     """x [B, T, D] at one position a row, int [B]: [B, D], NaN where a position is out of range."""
     inside = (positions >= 0) & (positions < x.shape[1])
@@ -111,17 +75,32 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
 
-    if TYPE_CHECKING:
+    @nn.nowrap
+    def apply(self, variables: Params, *args: Any, method: str = "__call__", **options: Any) -> Any:
+        """Flax's apply; gives what the method gives.
 
-        def apply(self, variables: Params, *args: Any, method: str = "__call__") -> Any:
-            """Flax's apply; gives what the method gives."""
+        Outside of any transformation, `__call__`, `read` and `trace` are checked on the host and
+        then run as one compiled program, which later calls with the same shapes use again.
+        """
+        if method in _PROGRAMS and get_opaque_trace_state(convention="flax") == _NO_TRACE:
+            try:
+                given = _PROGRAMS[method].bind(self, *args, **options)
+            except TypeError:  # options of Flax's own, or a mistake that Flax reports
+                return super().apply(variables, *args, method=method, **options)
+            return _compiled(self, method, variables, _on_host(self.config, **given.arguments))
+        return super().apply(variables, *args, method=method, **options)
 
-    def __call__(self, tokens: jax.Array, override: Any = None) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, override: Any = None, *, lengths: Any = None
+    ) -> jax.Array:
         """Logits after every token.
 
         Args:
           tokens: int [B, T].
-          override: None, an `Override`, or a bare (layer, position, vector).
+          override: None, an `Override`, a bare (layer, position, vector), an edit of edits.py, or
+            a list of these, which are applied in this order.
+          lengths: int [B], how many tokens of each row are its text: where positions counted from
+            the end begin, and beyond which nothing may be written. None: all T.
 
         Returns:
           [B, T, V] float32 (float64 for float64 parameters).
@@ -134,11 +113,11 @@ class Decoder(nn.Module):
         """
         tokens = check_tokens(self.config, tokens)
         parts = self._parts()
-        x, _ = self._run(parts, tokens, override, None)
+        x, _ = self._run(parts, tokens, override, lengths=lengths)
         return self._logits(parts, x)
 
     def read(
-        self, tokens: jax.Array, positions: Any, override: Any = None
+        self, tokens: jax.Array, positions: Any, override: Any = None, *, lengths: Any = None
     ) -> tuple[jax.Array, jax.Array]:
         """The residual stream after every layer at one position a row, and the logits there.
 
@@ -147,7 +126,7 @@ class Decoder(nn.Module):
         Args:
           tokens: int [B, T].
           positions: int, 0-based token index in the row: scalar or [B] (one a row).
-          override: as in `__call__`; its write is visible in what is read.
+          override, lengths: as in `__call__`; what is written is visible in what is read.
 
         Returns:
           residuals [L, B, D] and logits [B, V]; NaN for a traced position out of range.
@@ -159,18 +138,42 @@ class Decoder(nn.Module):
         rows, num_tokens = tokens.shape
         positions = check_index("read position", positions, num_tokens, rows)
         parts = self._parts()
-        x, residuals = self._run(parts, tokens, override, positions)
-        assert residuals is not None  # positions were given
-        return residuals, self._logits(parts, at_positions(x, positions))
+        kept = {"resid": lambda x: at_positions(x, positions)}
+        x, states = self._run(parts, tokens, override, kept, lengths=lengths)
+        return states["resid"], self._logits(parts, at_positions(x, positions))
 
     def trace(self, tokens: jax.Array, positions: Any) -> tuple[jax.Array, jax.Array]:
         """As `read`, with the logits after every token: residuals [L, B, D], logits [B, T, V]."""
         tokens = check_tokens(self.config, tokens)
         positions = check_index("read position", positions, tokens.shape[1], tokens.shape[0])
         parts = self._parts()
-        x, residuals = self._run(parts, tokens, None, positions)
-        assert residuals is not None  # positions were given
-        return residuals, self._logits(parts, x)
+        kept = {"resid": lambda x: at_positions(x, positions)}
+        x, states = self._run(parts, tokens, None, kept)
+        return states["resid"], self._logits(parts, x)
+
+    def keep(
+        self,
+        tokens: jax.Array,
+        keep: Mapping[str, Callable[[jax.Array], jax.Array]],
+        edits: Any = None,
+        *,
+        lengths: Any = None,
+        layers: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What is kept of some sites, layer by layer. For calls inside a compiled program.
+
+        Args:
+          tokens: int [B, T].
+          keep: site (see `layers.Visit`; or "resid") -> what is kept of the value there, after the
+            edits.
+          edits, lengths: as in `__call__`.
+          layers: int [n], which layers; NaN for one that is out of range. None: all L, in order.
+
+        Returns:
+          The residual stream after the last block [B, T, D], and site -> [n, ...] or [L, ...].
+        """
+        tokens = check_tokens(self.config, tokens)
+        return self._run(self._parts(), tokens, edits, keep, lengths=lengths, layers=layers)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Tokens int [...] -> the residual stream before block 0, [..., D]."""
@@ -197,35 +200,67 @@ class Decoder(nn.Module):
         )
 
     def _run(
-        self, parts: _Parts, tokens: jax.Array, override: Any, positions: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Residual stream after the last block [B, T, D], and what was read [L, B, D]."""
-        c = self.config
+        self,
+        parts: _Parts,
+        tokens: jax.Array,
+        edits: Any,
+        keep: Mapping[str, Callable[[jax.Array], jax.Array]] | None = None,
+        *,
+        lengths: Any = None,
+        layers: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """See `keep`: the value of a site is edited, then what is kept of it is taken, inside the
+        scan over layers."""
+        c, keep = self.config, keep or {}
         rows, num_tokens = tokens.shape
+        lengths = check_lengths(lengths, rows, num_tokens)
+        writes = check_edits(c, edits, rows, num_tokens, lengths)
         sight = look(c, plain_layout(num_tokens))
-        x = self._embed(parts, tokens)
-        row = jnp.arange(rows)
-        if override is not None:
-            override = check_override(c, override, rows, num_tokens)
-            layer, position, _ = override
-            inside = (layer >= 0) & (layer < c.num_layers) & (position >= 0)
-            inside &= position < num_tokens
-            x = jnp.where(inside[:, None, None], x, jnp.nan)
+        x = poison(writes, self._embed(parts, tokens))
+        visited = {"resid"}
 
-        def step(block: nn.Module, x: jax.Array, index: jax.Array):
-            x = block(x, sight)  # [B, T, D]
-            if override is not None:
-                layer, position, vector = override
-                written = jnp.where((layer == index)[:, None], vector, x[row, position])
-                x = x.at[row, position].set(written)
-            return x, None if positions is None else at_positions(x, positions)
+        def step(block: nn.Module, carry: Any, index: jax.Array):
+            x, buffers = carry
+            kept: dict[str, jax.Array] = {}
 
-        return nn.scan(
+            def visit(site: str, value: jax.Array) -> jax.Array:
+                visited.add(site)
+                value = apply_at(writes, site, index, value)
+                if site in keep:
+                    kept[site] = keep[site](value)
+                return value
+
+            x = visit("resid", block(x, sight._replace(visit=visit)))  # [B, T, D]
+            if layers is None:
+                return (x, buffers), kept
+            wanted = layers == index
+            slot = jnp.where(wanted.any(), jnp.argmax(wanted), len(layers))  # len: dropped
+            buffers = {
+                site: buffers[site].at[slot].set(value, mode="drop") for site, value in kept.items()
+            }
+            return (x, buffers), {}
+
+        buffers: dict[str, jax.Array] = {}
+        if layers is not None:
+            shapes = site_shapes(c, rows, num_tokens)
+            for site, take in keep.items():
+                value = jax.ShapeDtypeStruct(shapes[site], x.dtype)
+                kept_as = jax.eval_shape(take, value)
+                buffers[site] = jnp.full((len(layers), *kept_as.shape), jnp.nan, kept_as.dtype)
+        (x, buffers), kept = nn.scan(
             step,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.num_layers,
-        )(parts.layers, x, jnp.arange(c.num_layers))
+        )(parts.layers, (x, buffers), jnp.arange(c.num_layers))
+        if missing := ({write.edit.site for write in writes} | set(keep)) - visited:
+            raise TaskVecError(
+                f"the blocks of {c.family} have no site {', '.join(sorted(missing))}"
+            )
+        if layers is not None:
+            first = jnp.argmax(layers[:, None] == layers, axis=1)  # of layers that are named twice
+            kept = {site: buffer[first] for site, buffer in buffers.items()}
+        return x, kept
 
     def _embed(self, parts: _Parts, tokens: Any) -> jax.Array:
         """Residual stream before block 0; NaN for a traced id out of range, where -1 would wrap."""
@@ -252,6 +287,32 @@ class _Parts(NamedTuple):
     layers: nn.Module
     final_norm: nn.Module
     unembed: nn.Module | None
+
+
+_PROGRAMS = {
+    name: inspect.signature(getattr(Decoder, name)) for name in ("__call__", "read", "trace")
+}
+_NO_TRACE = get_opaque_trace_state(convention="flax")  # outside of jit, vmap, grad
+
+
+def _on_host(config: DecoderConfig, **given: Any) -> dict[str, Any]:
+    """The arguments of a call, checked and in the form in which they enter a compiled program."""
+    del given["self"]
+    tokens = given["tokens"] = check_tokens(config, given["tokens"])
+    rows, num_tokens = tokens.shape
+    if "positions" in given:
+        given["positions"] = check_index("read position", given["positions"], num_tokens, rows)
+    if "lengths" in given:
+        given["lengths"] = check_lengths(given["lengths"], rows, num_tokens)
+    if "override" in given:
+        check_edits(config, given["override"], rows, num_tokens, given.get("lengths"))
+        given["override"] = canonical(given["override"])
+    return given
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "method"))
+def _compiled(decoder: Decoder, method: str, params: Params, given: dict[str, Any]) -> Any:
+    return decoder.apply(params, method=method, **given)
 
 
 def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -21,4 +21,4 @@ class Block(nn.Module):
         c = self.config
         read = Norm(c, name="attn_norm")(x)
         attended = Attention(c, rotate=rotate_pairs, name="attn")(read, sight)
-        return x + attended + GeluMLP(c, name="mlp")(read)
+        return x + attended + GeluMLP(c, name="mlp")(read, sight.visit)

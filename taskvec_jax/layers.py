@@ -21,6 +21,18 @@ from taskvec_jax.config import DecoderConfig
 TRUNK = 0  # branch id of tokens that every branch of their row may attend to
 PADDING = -1  # branch id of tokens that no other token may attend to
 
+# (site, value there) -> the value to go on with. Modules call it at the sites of a layer, whose
+# values are shaped as in `site_shapes`: "key" (rotated) and "value"; "pattern", the weights of
+# attention; "head", the input of the output projection; "attn_out" and "mlp_out", what the modules
+# return. The decoder adds "resid", the residual stream after the block.
+Visit = Callable[[str, jax.Array], jax.Array]
+
+
+def unvisited(site: str, value: jax.Array) -> jax.Array:
+    """The visit of a layer that nobody edits or reads: the value itself."""
+    del site
+    return value
+
 
 class Layout(NamedTuple):
     """Where the tokens of a row stand, and which of them see which.
@@ -41,13 +53,31 @@ class Sight(NamedTuple):
     """What a block needs to know of a layout, computed once for all layers.
 
     Attributes:
-      mask: bool [B, T, T], query token x key token, True where attention is allowed.
+      mask: bool [B, T, S], query token x key token, True where attention is allowed; the S keys are
+        those of the T tokens themselves, or of a cache.
       cos, sin: [B, T, rope_dim / 2], rotary angles.
+      visit: is shown the value at each site of a layer, and gives the one to go on with.
     """
 
     mask: jax.Array
     cos: jax.Array
     sin: jax.Array
+    visit: Visit = unvisited
+
+
+def site_shapes(config: DecoderConfig, rows: int, num_tokens: int) -> dict[str, tuple[int, ...]]:
+    """Site of a layer -> shape of the value there, for tokens [B, T]."""
+    B, T, G, K = rows, num_tokens, config.num_kv_heads, config.head_dim
+    stream = (B, T, config.width)
+    return {
+        "key": (B, T, G, K),
+        "value": (B, T, G, K),
+        "pattern": (B, G, config.num_heads // G, T, T),
+        "head": (B, T, config.num_heads, K),
+        "attn_out": stream,
+        "mlp_out": stream,
+        "resid": stream,
+    }
 
 
 def plain_layout(num_tokens: int) -> Layout:
@@ -80,8 +110,13 @@ def visible(config: DecoderConfig, queries: Layout, keys: Layout) -> jax.Array:
     return near & (same | (keys.branches[:, None, :] == TRUNK))
 
 
-def look(config: DecoderConfig, layout: Layout) -> Sight:
-    """The attention mask and the rotary angles of a layout."""
+def look(config: DecoderConfig, layout: Layout, keys: Layout | None = None) -> Sight:
+    """The attention mask and the rotary angles of a layout.
+
+    Args:
+      layout: of the tokens that are run, [B, T].
+      keys: of the tokens they may attend to, [B, S]; None: the same tokens.
+    """
     positions = layout.positions
     half = config.rope_dim // 2
     dtype = jnp.dtype(config.stream_dtype)
@@ -89,7 +124,7 @@ def look(config: DecoderConfig, layout: Layout) -> Sight:
     if config.rope_scaling is not None:
         frequencies = frequencies / jnp.asarray(rope_divisors(config), dtype)
     angles = positions[..., None].astype(dtype) * frequencies  # [B, T, half]
-    return Sight(visible(config, layout, layout), jnp.cos(angles), jnp.sin(angles))
+    return Sight(visible(config, layout, keys or layout), jnp.cos(angles), jnp.sin(angles))
 
 
 def rope_divisors(config: DecoderConfig) -> np.ndarray:
@@ -139,28 +174,31 @@ def rotate_pairs(x: jax.Array, sight: Sight) -> jax.Array:
     return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, visit: Visit = unvisited
+) -> jax.Array:
     """Masked softmax attention, the only one in the house.
 
     Args:
       q: [B, T, H, K] queries.
-      k, v: [B, T, G, K] keys and values; head h of q reads head h // (H / G).
-      mask: bool [B or 1, T, T]; every query must be allowed at least one key.
+      k, v: [B, S, G, K] keys and values; head h of q reads head h // (H / G).
+      mask: bool [B or 1, T, S]; every query must be allowed at least one key.
+      visit: is shown the weights, as "pattern" [B, G, H / G, T, S].
 
     Returns:
       [B, T, H, K], all in the dtype of the arguments.
     """
     B, T, H, K = q.shape
-    G = k.shape[2]
+    S, G = k.shape[1:3]
     # Batch axes first, by hand: XLA on CPU is up to 2.5 times slower when it has to find this
     # layout itself (T 72, measured 2026-11-24). Not merged, and the heads of a group outside T:
     # rows and heads are split over devices, and axes that are split cannot be merged there.
     q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, -1, K)
     k, v = (y.transpose(0, 2, 1, 3) for y in (k, v))
     scores = jnp.einsum("bgqk,bgsk->bgqs", q, k)
-    scores = scores.reshape(B, G, H // G, T, T) * K**-0.5
+    scores = scores.reshape(B, G, H // G, T, S) * K**-0.5
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).reshape(B, G, -1, T)
+    weights = visit("pattern", jax.nn.softmax(scores, axis=-1)).reshape(B, G, -1, S)
     mixed = jnp.einsum("bgqs,bgsk->bgqk", weights, v)
     return mixed.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
@@ -261,8 +299,12 @@ class Attention(nn.Module):
         # In the dtype of the residual stream: rounding q, k and v to bfloat16 costs the top token
         # of 5 real prompts in 1,000, and keeping them costs no measurable time (2026-11-25).
         q, k = self.rotate(q, sight), self.rotate(k, sight)
-        mixed = attend(q, k, v, sight.mask)  # [B, T, H, K]
-        return project(c, c.width, c.attention_bias, axes=2)(name="out")(mixed)
+        k, v = sight.visit("key", k), sight.visit("value", v)  # [B, S, G, K]
+        mixed = attend(q, k, v, sight.mask, sight.visit)  # [B, T, H, K]
+        mixed = sight.visit("head", mixed)
+        return sight.visit(
+            "attn_out", project(c, c.width, c.attention_bias, axes=2)(name="out")(mixed)
+        )
 
 
 class SwiGLU(nn.Module):
@@ -271,11 +313,12 @@ class SwiGLU(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
+    def __call__(self, x: jax.Array, visit: Visit = unvisited) -> jax.Array:  # [B, T, D], both
         c = self.config
         gate = project(c, c.mlp_width, c.mlp_bias)(name="gate")(x)  # [B, T, F]
         up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
-        return project(c, c.width, c.mlp_bias)(name="down")(jax.nn.silu(gate) * up)
+        hidden = jax.nn.silu(gate) * up
+        return visit("mlp_out", project(c, c.width, c.mlp_bias)(name="down")(hidden))
 
 
 class GeluMLP(nn.Module):
@@ -284,8 +327,8 @@ class GeluMLP(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
+    def __call__(self, x: jax.Array, visit: Visit = unvisited) -> jax.Array:  # [B, T, D], both
         c = self.config
         up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
         hidden = jax.nn.gelu(up, approximate=c.gelu == "tanh")
-        return project(c, c.width, c.mlp_bias)(name="down")(hidden)
+        return visit("mlp_out", project(c, c.width, c.mlp_bias)(name="down")(hidden))

@@ -20,4 +20,4 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
         c = self.config
         x = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), sight)
-        return x + SwiGLU(c, name="mlp")(Norm(c, name="mlp_norm")(x))
+        return x + SwiGLU(c, name="mlp")(Norm(c, name="mlp_norm")(x), sight.visit)

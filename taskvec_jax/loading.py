@@ -45,6 +45,7 @@ from taskvec_jax.sharding import (
 )
 from taskvec_jax.soundness import check_model
 from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.verbs import Verbs
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
@@ -58,9 +59,9 @@ def _silent(what: str, done: int, total: int) -> None:
     del what, done, total
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model in memory.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Model(Verbs):
+    """A model in memory; what one does with it (`read`, `generate` ...) stands in verbs.py.
 
     Attributes:
       name: as it was asked for.

@@ -25,4 +25,4 @@ class Block(nn.Module):
         c = self.config
         attended = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), sight)
         read = x if c.parallel_residual else attended
-        return attended + GeluMLP(c, name="mlp")(Norm(c, name="mlp_norm")(read))
+        return attended + GeluMLP(c, name="mlp")(Norm(c, name="mlp_norm")(read), sight.visit)

@@ -13,14 +13,15 @@ given back as it is, and what is out of range gives NaN.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.checks import check_answers, check_finite, is_concrete
-from taskvec_jax.decoder import Decoder, Override, Params
+from taskvec_jax.checks import check_answers, check_finite, check_tokens, is_concrete
+from taskvec_jax.decoder import Decoder, Override, Params, check_index
 
 
 def extract_theta(
@@ -74,13 +75,23 @@ def layer_sweep(
     Raises:
       TaskVecError: as of `inject_theta`.
     """
-    layers = jnp.arange(decoder.config.num_layers)
+    tokens = check_tokens(decoder.config, tokens)
+    rows, num_tokens = np.shape(tokens)
+    last = check_index("read position", last, num_tokens, rows)
+    logits = _layer_sweep(decoder, params, tokens, last, theta)
+    if is_concrete(logits):
+        found = np.asarray(logits).max(axis=-1)  # [L, B]
+        layers = np.arange(decoder.config.num_layers)
+        check_answers(found.T, np.broadcast_to(layers, found.T.shape))
+    return logits
 
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def _layer_sweep(
+    decoder: Decoder, params: Params, tokens: jax.Array, last: jax.Array, theta: jax.Array
+) -> jax.Array:
     def one(layer: jax.Array, vector: jax.Array) -> jax.Array:
         return inject_theta(decoder, params, tokens, last, layer, vector)
 
-    logits = jax.vmap(one, in_axes=(0, 1))(layers, jnp.asarray(theta))
-    if is_concrete(logits):
-        found = np.asarray(logits).max(axis=-1)  # [L, B]
-        check_answers(found.T, np.broadcast_to(layers, found.T.shape))
-    return logits
+    layers = jnp.arange(decoder.config.num_layers)
+    return jax.vmap(one, in_axes=(0, 1))(layers, jnp.asarray(theta))

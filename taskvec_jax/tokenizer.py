@@ -28,6 +28,11 @@ from taskvec_jax.sentencepieces import (
 from taskvec_jax.wording import short_repr
 
 ARROW = "->"
+# Tokens with which models end a text or a turn, as their tokenizers spell them.
+ENDS = (
+    *("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>"),
+    *("<eos>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>"),
+)
 PAD = 0  # any id does: right padding is invisible under the causal mask
 FILE = "tokenizer.json"
 FEW = 8  # texts; so few are read sooner one by one than by several threads
@@ -94,6 +99,14 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         return self._backend.get_vocab_size()
 
+    @property
+    def ends(self) -> list[int]:
+        """Ids of the special tokens that end a text, found by their names (`ENDS`): a
+        tokenizer.json does not say which they are."""
+        special = {token.content for token in self._backend.get_added_tokens_decoder().values()}
+        found = [self._backend.token_to_id(name) for name in ENDS if name in special]
+        return [token for token in found if token is not None]
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the model's own BOS.
 
@@ -139,6 +152,17 @@ class Tokenizer:
         """
         _check_row(ids)
         return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def piece(self, token: int) -> str:
+        """The text of one token inside a text, its leading space kept; a special token's name."""
+        name = self._backend.id_to_token(token)
+        if name is None:
+            return ""
+        plain = self.decode([token])
+        if not plain:
+            return name if not self.decode([token, token]) else " "
+        twice = self.decode([token, token])
+        return twice[len(plain) :] if twice.startswith(plain) else plain
 
     def decode_answer(self, token: int) -> str:
         """One predicted token as an answer: decoded, cut at a newline, stripped (paper's code)."""

@@ -32,7 +32,17 @@ from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
 from experiments.mesh_plan import compile_sweep
-from taskvec_jax import checkpoint, learning, loading, plan, sharding, sweep, training
+from taskvec_jax import (
+    checkpoint,
+    edits,
+    generation,
+    learning,
+    loading,
+    plan,
+    sharding,
+    sweep,
+    training,
+)
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, flatten, unflatten
 from taskvec_jax.loading import Model
@@ -260,8 +270,31 @@ def gradients() -> dict[str, Any]:
     return {"differences": differences, "placed": kept}
 
 
+def generated() -> dict[str, float]:
+    """Config -> how many tokens that are generated on a mesh are not those of one device."""
+    out = {}
+    prompts = [[5, 9, 2], [7], [11, 3, 8, 20, 4], [2, 2]]
+    edit = edits.add(np.ones(40, np.float32), layer=1, position=-1, site="attn_out")
+    for name, shape in (("llama grouped", MeshShape(2, 4)),):
+        config = CONFIGS[name]
+        params, ids = random_params(config), {}
+        for mesh in (None, sharding.make_mesh(shape)):
+            ids[mesh] = generation.generate(
+                config,
+                place(config, params, mesh),
+                prompts,
+                max_new_tokens=6,
+                edits=edit,
+                mesh=mesh,
+            )
+        alone, split = ids.values()
+        out[name] = float(np.sum(np.array(alone) != np.array(split)))
+    return out
+
+
 if __name__ == "__main__":
     parts = {
+        "generated": generated,
         "agreement": agreement,
         "int8": int8,
         "collectives": layer_collectives,

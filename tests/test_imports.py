@@ -22,9 +22,13 @@ RANKS = [
     ],
     ["taskvec_jax.tasks", "taskvec_jax.tokenizer"],
     ["taskvec_jax.checks", "taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
-    ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj"],
+    ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj", "taskvec_jax.edits"],
+    ["taskvec_jax.writes"],
     ["taskvec_jax.decoder"],
     ["taskvec_jax.task_vectors", "taskvec_jax.soundness", "taskvec_jax.quantisation"],
+    ["taskvec_jax.reading", "taskvec_jax.batches"],
+    ["taskvec_jax.generation"],
+    ["taskvec_jax.verbs"],
     ["taskvec_jax.checkpoint", "taskvec_jax.origin"],
     ["taskvec_jax.training"],
     ["convert"],
@@ -43,7 +47,10 @@ RANKS = [
     ["experiments"],
 ]
 WORDS = {"tasks", "prompts", "sampling", "sentencepieces", "tokenizer"}
-ARRAYS = {"checks", "layers", "llama", "pythia", "gptj", "decoder", "task_vectors"}
+ARRAYS = {
+    *("checks", "layers", "llama", "pythia", "gptj", "edits", "writes", "decoder"),
+    *("reading", "generation", "task_vectors"),
+}
 
 
 def modules() -> dict[str, Path]:

@@ -59,6 +59,10 @@ def test_every_layout_of_8_devices_gives_the_numbers_of_one(cases):
                 assert value <= allowed, (config, layout, name, value)
 
 
+def test_generation_on_many_devices_gives_the_tokens_of_one(cases):
+    assert cases["generated"] == {"llama grouped": 0}
+
+
 def test_int8_on_many_devices_gives_the_numbers_of_one(cases):
     assert all(moved <= 1e-5 for moved in cases["int8"].values()), cases["int8"]
     for way in ("restored", "converted"):

@@ -1,0 +1,291 @@
+"""What one does with a model in a notebook: read, edit, generate.
+
+    model = load_model("smollm2-135m-instruct")
+    theta = model.read("hot->cold\\nup->down\\nbig->")  # [1, L, D]
+    model.top("fast->", edits=replace(theta[:, 17], layer=17, position=-1))
+
+A text is a string, which is tokenized with the model's own BOS, or a list of token ids, which is
+taken as it is; a single text is as welcome as a list of them. Texts are grouped into batches of
+few shapes: a call compiles once for each, and then costs what the arithmetic costs.
+
+Shapes: N texts, P positions, n layers read, L layers, D width, H heads, K head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from taskvec_jax.batches import Batch, batches
+from taskvec_jax.checks import check_texts
+from taskvec_jax.config import DecoderConfig
+from taskvec_jax.decoder import Decoder, Params
+from taskvec_jax.edits import ALL, as_index
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.generation import Layers, generate, split_layers
+from taskvec_jax.reading import read_sites
+from taskvec_jax.sharding import fetch
+from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.writes import resolve
+
+SPLIT_BYTES = 4_000_000_000  # the largest layers that are held twice to generate faster
+Text = str | Sequence[int]
+Texts = Text | Sequence[Text]
+
+
+class Verbs:
+    """The methods of a `Model`, on what its attributes hold."""
+
+    name: str
+    decoder: Decoder
+    params: Params
+    tokenizer: Tokenizer
+    config: DecoderConfig
+    weights_sha256: str
+    mesh: Mesh | None
+
+    def __repr__(self) -> str:
+        c = self.config
+        where = "one device" if self.mesh is None else f"mesh {dict(self.mesh.shape)}"
+        return (
+            f"Model({self.name!r}: {c.family}, {c.num_layers} layers, width {c.width},"
+            f" {c.num_heads} heads, {c.vocab_size} tokens, {c.dtype} on {where})\n"
+            f"  verbs: read, logits, top, generate, lens; weights {self.weights_sha256[:12]}"
+        )
+
+    def read(
+        self,
+        texts: Texts,
+        *,
+        site: str = "resid",
+        layers: Any = None,
+        positions: Any = -1,
+        edits: Any = (),
+    ) -> np.ndarray:
+        """What stands at a site of the model while it reads texts.
+
+        Args:
+          texts: N of them.
+          site: "resid", "attn_out", "mlp_out", "head" or "pattern" (see reading.py).
+          layers: an int or a list, 0-based; None: all L.
+          positions: an int, negative from the end of each text, or an int array [N]: one a text; a
+            list or an array [N, P]: several; "all": all, with NaN beyond the end of a text.
+          edits: what is written meanwhile (see edits.py).
+
+        Returns:
+          float32 [N, n, D] for one position a text, [N, P, n, D] for several; H x K in place of D
+          at the site "head", and H x T at the site "pattern", where T is the longest text's.
+
+        Raises:
+          TaskVecError: an unknown site, indices out of range, or texts that cannot be read.
+        """
+        rows = self._ids(texts)
+        check_texts(self.config, rows)
+        lengths = np.array([len(row) for row in rows], np.int32)
+        longest = int(lengths.max())
+        everywhere = positions is None or (isinstance(positions, str) and positions == ALL)
+        where = None if everywhere else as_index("positions", positions)
+        of_texts = False
+        if where is not None:
+            of_texts = where.ndim >= 1 and len(where) == len(rows)
+            resolve("positions", where, longest, len(rows), lengths)
+
+        def call(batch: Batch) -> jax.Array:
+            return read_sites(
+                self.config,
+                self.params,
+                batch.tokens,
+                batch.lengths,
+                site=site,
+                layers=layers,
+                positions=where[batch.filled] if where is not None and of_texts else where,
+                edits=batch.edits,
+            )
+
+        parts = dict(self._each(rows, edits, call))
+        width = longest if site == "pattern" else None
+        return np.stack(
+            [_fitted(parts[i], longest if everywhere else None, width) for i in range(len(rows))]
+        )
+
+    def logits(self, texts: Texts, *, edits: Any = ()) -> np.ndarray:
+        """Logits at the last token of each text, float32 [N, V].
+
+        Raises:
+          TaskVecError: edits that do not fit, or texts that cannot be read.
+        """
+        rows = self._ids(texts)
+
+        def call(batch: Batch) -> jax.Array:
+            return _last_logits(self.config, self.params, batch.tokens, batch.lengths, batch.edits)
+
+        parts = dict(self._each(rows, edits, call))
+        return np.stack([parts[i] for i in range(len(rows))])
+
+    def top(self, texts: Texts, k: int = 10, *, edits: Any = ()) -> list[list[tuple[str, float]]]:
+        """The k most likely next tokens of each text: (text of the token, probability).
+
+        Raises:
+          TaskVecError: as `logits`, or a k that is not from 1 to V.
+        """
+        if not 1 <= k <= self.config.vocab_size:
+            raise TaskVecError(f"k is {k}; allowed: 1 to {self.config.vocab_size}")
+        out = []
+        for row in self.logits(texts, edits=edits).astype(np.float64):
+            best = np.argsort(-row, kind="stable")[:k]
+            weights = np.exp(row - row.max())
+            shares = weights[best] / weights.sum()
+            pieces = [self.tokenizer.piece(token) for token in best.tolist()]
+            out.append(list(zip(pieces, shares.tolist(), strict=True)))
+        return out
+
+    def lens(self, texts: Texts, *, edits: Any = ()) -> np.ndarray:
+        """The logit lens: the residual stream after every layer at the last token of each text,
+        through the final norm and the unembedding. Logits, float32 [N, L, V].
+
+        Raises:
+          TaskVecError: edits that do not fit, or texts that cannot be read.
+        """
+        rows = self._ids(texts)
+
+        def call(batch: Batch) -> jax.Array:
+            return _lens(self.config, self.params, batch.tokens, batch.lengths, batch.edits)
+
+        parts = dict(self._each(rows, edits, call))
+        return np.stack([parts[i] for i in range(len(rows))])
+
+    def generate(
+        self,
+        texts: Texts,
+        *,
+        max_new_tokens: int = 20,
+        edits: Any = (),
+        edit: str = "prompt",
+        temperature: float = 0.0,
+        rng: Any = None,
+        stop: str | Sequence[str] | None = None,
+        return_ids: bool = False,
+    ) -> list[Any]:
+        """Continuations of texts, without the texts themselves.
+
+        A text ends at a token that ends texts (`Tokenizer.ends`), which is left out, before a
+        string of `stop`, or after `max_new_tokens`. Special tokens are left out of strings.
+
+        Args:
+          edits, edit, temperature, rng: see `generation.generate`.
+          stop: a string or several.
+          return_ids: give lists of token ids; with `stop`, as many as spell no stop string.
+
+        Raises:
+          TaskVecError: as `generation.generate`.
+        """
+        rows = self._ids(texts)
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if not all(isinstance(one, str) and one for one in stops):
+            raise TaskVecError(
+                f"stop is {stop!r}; allowed: a string or several, none of them empty"
+            )
+
+        def done(number: int, ids: list[int]) -> bool:
+            return _end(self._continuation(rows[number], ids), stops) is not None
+
+        made = generate(
+            self.config,
+            self.params,
+            rows,
+            max_new_tokens=max_new_tokens,
+            edits=edits,
+            edit=edit,
+            temperature=temperature,
+            rng=rng,
+            eos=self.tokenizer.ends,
+            watch=done if stops else None,
+            mesh=self.mesh,
+            layers=self._split,
+        )
+        if return_ids:
+            return [self._before(row, ids, stops) for row, ids in zip(rows, made, strict=True)]
+        written = map(self._continuation, rows, made)
+        return [text[: _end(text, stops)] for text in written]
+
+    def _before(self, prompt: Sequence[int], ids: list[int], stops: list[str]) -> list[int]:
+        """The longest beginning of ids whose text has no stop string."""
+        if _end(self._continuation(prompt, ids), stops) is None:
+            return ids
+        return next(
+            ids[: n - 1]
+            for n in range(1, len(ids) + 1)
+            if _end(self._continuation(prompt, ids[:n]), stops) is not None
+        )
+
+    def _continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that new ids add. Decoded behind the prompt: some tokenizers drop the space
+        before the first word of what they decode."""
+        before = self.tokenizer.decode(prompt)
+        whole = self.tokenizer.decode([*prompt, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(ids)
+
+    def _ids(self, texts: Texts) -> list[list[int]]:
+        """Token ids of one text or several."""
+        if isinstance(texts, str):
+            texts = [texts]
+        given: list[Any] = [t if isinstance(t, str) else np.asarray(t).tolist() for t in texts]
+        if given and all(isinstance(one, int) for one in given):
+            given = [given]  # one text, as ids
+        return [self.tokenizer.encode(one) if isinstance(one, str) else one for one in given]
+
+    def _each(
+        self, rows: list[list[int]], edits: Any, call: Callable[[Batch], jax.Array]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of a text, what `call` gives for its row)."""
+        for batch in batches(self.config, rows, edits, self.mesh):
+            values = fetch(call(batch))
+            yield from zip(batch.numbers.tolist(), values, strict=False)
+
+    @functools.cached_property
+    def _split(self) -> Layers | None:
+        """The layers one by one where that makes generation faster (see generation.py): on one CPU,
+        if there is room to hold them a second time."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params["params"]["layers"]))
+        if self.mesh is not None or jax.default_backend() != "cpu" or size > SPLIT_BYTES:
+            return None
+        return split_layers(self.params, self.config.num_layers)
+
+
+def _fitted(part: np.ndarray, positions: int | None, width: int | None) -> np.ndarray:
+    """A text's part, cut or padded to so many positions (with NaN) and attended tokens (0)."""
+    for axis, size, fill in ((0, positions, np.nan), (part.ndim - 1, width, 0.0)):
+        if size is not None:
+            part = np.take(part, range(min(size, part.shape[axis])), axis=axis)
+            pad = [(0, 0)] * part.ndim
+            pad[axis] = (0, size - part.shape[axis])
+            part = np.pad(part, pad, constant_values=fill)
+    return part
+
+
+def _end(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop string of a text begins."""
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _last_logits(
+    config: DecoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array, edits: Any
+) -> jax.Array:
+    _, logits = Decoder(config).apply(
+        params, tokens, lengths - 1, edits, lengths=lengths, method="read"
+    )
+    return logits
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _lens(
+    config: DecoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array, edits: Any
+) -> jax.Array:
+    states = read_sites(config, params, tokens, lengths, edits=edits)  # [B, L, D]
+    return Decoder(config).apply(params, states, method="unembed")
