@@ -15,18 +15,12 @@ from typing import Any, NamedTuple
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tokenizer import Backend
+from taskvec_jax.prompting.tokenizer import Backend
 
 from . import beside, gptj, llama, names, pythia, rules, tokenizers
 from .family import Family
 from .rules import Place, Share, Source
-from .sources import (
-    GGUFSource,
-    MetaSource,
-    open_weights,
-    other_forms,
-    read_json,
-)
+from .sources import GGUFSource, MetaSource, open_weights, other_forms, read_json
 
 HF_FAMILIES: dict[str, Family] = {  # model_type of config.json ->
     "llama": llama.FAMILY,

@@ -26,7 +26,7 @@ from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 from . import HF_FAMILIES, command, safetensors_file
 from .family import Family

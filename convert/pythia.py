@@ -14,16 +14,7 @@ from taskvec_jax.errors import TaskVecError
 from .family import Family
 from .keys import KeyReader, Rope, rope_to_hf
 from .llama import gguf_always, gguf_rope_scaling
-from .rules import (
-    Rule,
-    Source,
-    heads_in,
-    same,
-    transposed,
-    unheads_in,
-    unsame,
-    untransposed,
-)
+from .rules import Rule, Source, heads_in, same, transposed, unheads_in, unsame, untransposed
 
 # Buffers that old releases wrote beside the weights.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|attention\.(masked_)?bias$|^rope_freqs\.weight$")

@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from taskvec_jax.errors import TaskVecError, first_line
-from taskvec_jax.sentencepieces import (
+from taskvec_jax.prompting.sentencepieces import (
     CONFIG,
     MODEL,
     SentencePieces,
@@ -27,7 +27,7 @@ from taskvec_jax.sentencepieces import (
     read_settings,
     token_text,
 )
-from taskvec_jax.tokenizer import FILE, Backend, read_tokenizer_json
+from taskvec_jax.prompting.tokenizer import FILE, Backend, read_tokenizer_json
 
 from .sentencepiece_file import Piece, PieceKind, Settings, model_of
 from .tiktoken_file import is_tiktoken, read_tiktoken

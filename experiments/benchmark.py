@@ -59,7 +59,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, best_layer, draw_prompts
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.plan import describe, in_precision
-from taskvec_jax.prompts import Prompt, fit
+from taskvec_jax.prompting.prompts import Prompt, fit
 from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.tasks import Task
 

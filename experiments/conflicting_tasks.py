@@ -36,9 +36,9 @@ from taskvec_jax.evaluation import (
     read_theta,
 )
 from taskvec_jax.loading import Model
-from taskvec_jax.prompts import FittedTask, Prompt, fit
+from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
+from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.published import published
-from taskvec_jax.sampling import draw, seeded
 from taskvec_jax.sweep import inject_vectors
 from taskvec_jax.tasks import Pair
 

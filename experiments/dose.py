@@ -27,7 +27,7 @@ from experiments.study import Study
 from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, accuracy, draw_prompts
-from taskvec_jax.prompts import fit
+from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.sweep import inject_vectors, read_texts
 from taskvec_jax.tasks import Task
 

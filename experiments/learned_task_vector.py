@@ -52,8 +52,15 @@ from taskvec_jax.evaluation import (
 from taskvec_jax.geometry import log_softmax
 from taskvec_jax.learning import Examples, Learned, Recipe, check_layers, learn, make_examples
 from taskvec_jax.patching import read_states
-from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, render_query, sample
-from taskvec_jax.sampling import draw, seeded
+from taskvec_jax.prompting.prompts import (
+    UNFILTERED_CATEGORY,
+    FittedTask,
+    Prompt,
+    fit,
+    render_query,
+    sample,
+)
+from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
 from taskvec_jax.tasks import Task
 from taskvec_jax.tasks.task import Pair

@@ -25,11 +25,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tokenizers
 
-from taskvec_jax.prompts import PREFIX, SEPARATOR, render_query
-from taskvec_jax.sampling import draw, seeded
+from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, render_query
+from taskvec_jax.prompting.sampling import draw, seeded
+from taskvec_jax.prompting.tokenizer import ARROW, Tokenizer
 from taskvec_jax.tasks import TASKS as HOUSE_TASKS
 from taskvec_jax.tasks import Pair, Task
-from taskvec_jax.tokenizer import ARROW, Tokenizer
 from taskvec_jax.training import Batch
 
 TWENTY = 20  # numbers of one kind

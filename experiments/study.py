@@ -40,10 +40,10 @@ from taskvec_jax.evaluation import (
 )
 from taskvec_jax.loading import Model, check_dtype
 from taskvec_jax.plan import describe
-from taskvec_jax.prompts import fit
+from taskvec_jax.prompting.prompts import fit
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.sharding import MeshShape, is_first_process, together
 from taskvec_jax.tasks import Task
-from taskvec_jax.tokenizer import Tokenizer
 
 # Whose versions are part of a unit's name: what they compute is in its value.
 NUMERIC = ("flax", "jax", "jaxlib", "numpy", "optax", "scikit-learn", "tokenizers")

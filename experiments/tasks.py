@@ -25,10 +25,10 @@ from experiments.command import FLAGS, console
 from experiments.own_tasks import tokenizer_of
 from experiments.section import Cell, Section, Table, number, show, text
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompts import FittedTask, fit, render_query
+from taskvec_jax.prompting.prompts import FittedTask, fit, render_query
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.tasks.task_file import check_own_tasks
-from taskvec_jax.tokenizer import Tokenizer
 
 
 def main() -> None:

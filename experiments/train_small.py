@@ -46,11 +46,11 @@ from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, draw_prompts
 from taskvec_jax.loading import Model, hashes
-from taskvec_jax.prompts import fit
+from taskvec_jax.prompting.prompts import fit
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.sharding import MeshShape, make_mesh
 from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import Task
-from taskvec_jax.tokenizer import Tokenizer
 from taskvec_jax.training import Measures, State, Training
 
 NAME = "train_small"

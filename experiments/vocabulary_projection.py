@@ -26,7 +26,7 @@ from experiments import study as studies
 from experiments.section import Section, Table, number, text
 from experiments.study import Study
 from taskvec_jax.evaluation import Judge, draw_prompts
-from taskvec_jax.prompts import fit, render_query
+from taskvec_jax.prompting.prompts import fit, render_query
 from taskvec_jax.published import published, published_name
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.vocabulary import gold_ranks, top_words

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from taskvec_jax.checks import check_texts
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.edits import Edit, canonical, take_rows
+from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.sharding import put_rows, rows_for
-from taskvec_jax.tokenizer import PAD
 from taskvec_jax.writes import check_edits
 
 MOST_ROWS = 32  # of a batch, before `data` of a mesh is given whole rows

@@ -33,6 +33,7 @@ from jax.sharding import Mesh, Sharding
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import (
     from_first_process,
@@ -41,7 +42,6 @@ from taskvec_jax.sharding import (
     share,
     together,
 )
-from taskvec_jax.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 64_000_000  # of a leaf on disk, at most

@@ -38,8 +38,8 @@ from taskvec_jax.evaluation import (
     score_task,
 )
 from taskvec_jax.loading import Model
-from taskvec_jax.prompts import FittedTask, Prompt, fit, sample
-from taskvec_jax.sampling import draw, seeded
+from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
+from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
 from taskvec_jax.tasks.task import Task
 

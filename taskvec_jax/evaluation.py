@@ -19,7 +19,14 @@ from taskvec_jax.checks import check_texts
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
 from taskvec_jax.patching import read_states
-from taskvec_jax.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit, render_query, sample
+from taskvec_jax.prompting.prompts import (
+    UNFILTERED_CATEGORY,
+    FittedTask,
+    Prompt,
+    fit,
+    render_query,
+    sample,
+)
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers, tree_length
 from taskvec_jax.tasks.task import Pair, Task, check_task
 from taskvec_jax.wording import short_repr

@@ -33,6 +33,7 @@ from taskvec_jax.config import (
 )
 from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import (
     fetch,
@@ -44,7 +45,6 @@ from taskvec_jax.sharding import (
     together,
 )
 from taskvec_jax.soundness import check_model
-from taskvec_jax.tokenizer import Tokenizer
 from taskvec_jax.verbs import Verbs
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)

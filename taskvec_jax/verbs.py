@@ -28,9 +28,9 @@ from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.edits import ALL, as_index
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.generation import Layers, generate, split_layers
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.reading import read_sites
 from taskvec_jax.sharding import fetch
-from taskvec_jax.tokenizer import Tokenizer
 from taskvec_jax.writes import resolve
 
 SPLIT_BYTES = 4_000_000_000  # the largest layers that are held twice to generate faster

@@ -14,7 +14,7 @@ import pytest
 from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig, WheelFile
 from taskvec_jax.decoder import Decoder, flatten, unflatten
 from taskvec_jax.loading import Model, load_model
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 LLAMA = DecoderConfig(
     family="llama",

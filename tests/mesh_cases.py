@@ -46,9 +46,9 @@ from taskvec_jax import (
 from taskvec_jax.config import DecoderConfig
 from taskvec_jax.decoder import Decoder, flatten, unflatten
 from taskvec_jax.loading import Model
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.quantisation import quantise
 from taskvec_jax.sharding import MeshShape
-from taskvec_jax.tokenizer import Tokenizer
 
 MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
 _EVEN = {"vocab_size": 136, "mlp_width": 56, "num_layers": 2, "width": 40, "num_heads": 8}

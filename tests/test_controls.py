@@ -18,7 +18,7 @@ from taskvec_jax.controls import (
     shuffle_labels,
 )
 from taskvec_jax.evaluation import Settings, accuracy, evaluate_task
-from taskvec_jax.prompts import FittedTask, Prompt
+from taskvec_jax.prompting.prompts import FittedTask, Prompt
 from taskvec_jax.tasks import TASKS, Pair, Task
 
 SMALL = Settings(num_prompts=4, batch_size=4)

@@ -23,7 +23,7 @@ from convert.torch_file import TorchFile
 from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60])
 

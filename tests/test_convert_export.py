@@ -22,7 +22,7 @@ from convert.export import export
 from taskvec_jax.config import WheelFile
 from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31,

@@ -31,7 +31,7 @@ from convert import convert, open_model
 from convert.rules import Source
 from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 SEEDS = [2026, 7, *map(int, os.environ.get("TASKVEC_FUZZ_SEEDS", "").split())]
 FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "400"))  # of each kind and seed

@@ -17,7 +17,7 @@ from convert import torch_file
 from taskvec_jax import checkpoint, loading
 from taskvec_jax.checkpoint import restore_arrays, save_arrays
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT_OF_MEMORY = [

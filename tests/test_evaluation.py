@@ -10,7 +10,7 @@ from taskvec_jax.config import SMALL_MODEL
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, accuracy, best_layer, evaluate_task, is_correct
 from taskvec_jax.loading import load_model
-from taskvec_jax.prompts import FittedTask, Prompt, render_query
+from taskvec_jax.prompting.prompts import FittedTask, Prompt, render_query
 from taskvec_jax.sweep import read_texts, sweep_layers
 from taskvec_jax.tasks import TASKS, Pair, Task
 

@@ -207,7 +207,7 @@ def test_the_default_model_generates_what_transformers_does(default_model, defau
 
     import transformers
 
-    from taskvec_jax.prompts import fit, sample
+    from taskvec_jax.prompting.prompts import fit, sample
     from taskvec_jax.tasks import TASKS
 
     with warnings.catch_warnings():

@@ -14,14 +14,19 @@ RANKS = [
     [
         "taskvec_jax.backend",
         "taskvec_jax.config",
-        "taskvec_jax.sampling",
+        "taskvec_jax.prompting.sampling",
         "taskvec_jax.scoring",
-        "taskvec_jax.sentencepieces",
+        "taskvec_jax.prompting.sentencepieces",
         "taskvec_jax.statistics",
         "taskvec_jax.geometry",
     ],
-    ["taskvec_jax.tasks", "taskvec_jax.tokenizer"],
-    ["taskvec_jax.checks", "taskvec_jax.layers", "taskvec_jax.prompts", "taskvec_jax.sharding"],
+    ["taskvec_jax.tasks", "taskvec_jax.prompting.tokenizer"],
+    [
+        "taskvec_jax.checks",
+        "taskvec_jax.layers",
+        "taskvec_jax.prompting.prompts",
+        "taskvec_jax.sharding",
+    ],
     ["taskvec_jax.llama", "taskvec_jax.pythia", "taskvec_jax.gptj", "taskvec_jax.edits"],
     ["taskvec_jax.writes"],
     ["taskvec_jax.decoder"],
@@ -117,7 +122,7 @@ def test_foreign_libraries_have_one_door():
         for name in imported(path):
             doors.setdefault(name.split(".")[0], set()).add(module)
     assert doors["orbax"] == {"taskvec_jax.checkpoint"}
-    assert doors["sentencepiece"] == {"taskvec_jax.sentencepieces"}
+    assert doors["sentencepiece"] == {"taskvec_jax.prompting.sentencepieces"}
     assert doors["transformers"] == {
         "convert.tokenizers",
         "convert.verify",  # the reference

@@ -21,10 +21,10 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.layers import look, plain_layout
 from taskvec_jax.loading import Model
-from taskvec_jax.prompts import FittedTask, fit
+from taskvec_jax.prompting.prompts import FittedTask, fit
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.sweep import births_of, inject_vectors, wavefront_births
 from taskvec_jax.tasks import TASKS, Pair, Task
-from taskvec_jax.tokenizer import Tokenizer
 
 RECIPE = learning.Recipe(steps=12, batch_size=3, learning_rate=0.3, check_every=4)
 

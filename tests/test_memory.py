@@ -15,7 +15,7 @@ from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, draw_prompts, longest_rows
 from taskvec_jax.loading import Model, load_model
-from taskvec_jax.prompts import fit
+from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
 
 MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"

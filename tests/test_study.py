@@ -19,8 +19,8 @@ from taskvec_jax.config import RopeScaling
 from taskvec_jax.decoder import Decoder
 from taskvec_jax.evaluation import Settings, evaluate_task
 from taskvec_jax.loading import Model
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
-from taskvec_jax.tokenizer import Tokenizer
 
 TASK = Task("own", "x", (Pair("a", "b"), Pair("c", "d")))
 

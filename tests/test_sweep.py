@@ -14,7 +14,7 @@ from taskvec_jax import sweep, task_vectors
 from taskvec_jax.decoder import flatten, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 LENGTH = 32  # all reference rows are padded to this, so that they compile once
 

@@ -13,7 +13,7 @@ import tokenizers
 
 from convert.sources import GGUFSource
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 TEXTS = [
     "example:Apple->Red\nexample:Lime->Green\nexample:Corn->",

@@ -24,8 +24,8 @@ from taskvec_jax import checkpoint, training
 from taskvec_jax.config import SMALL_MODEL
 from taskvec_jax.decoder import flatten, unflatten
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompts import fit, render_query
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.prompts import fit, render_query
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.training import Batch, State, Training
 
 TOKENIZER = build_tokenizer()

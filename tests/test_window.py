@@ -15,7 +15,7 @@ from taskvec_jax import learning, sweep
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.patching import read_states, write_states
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 WINDOW = 8
 LENGTH = 3 * WINDOW

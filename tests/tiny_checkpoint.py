@@ -12,7 +12,7 @@ from conftest import LLAMA, random_params
 from zygote import QUICK
 
 from taskvec_jax import checkpoint
-from taskvec_jax.tokenizer import Tokenizer
+from taskvec_jax.prompting.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--num_prompts=2", "--batch_size=4")

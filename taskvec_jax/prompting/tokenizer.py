@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 
 from taskvec_jax.errors import TaskVecError, first_line
-from taskvec_jax.sentencepieces import (
+from taskvec_jax.prompting.sentencepieces import (
     CONFIG,
     MODEL,
     Encoded,
