@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.tokenizer import Backend
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params
 
 from . import beside, gptj, llama, names, pythia, rules, tokenizers
 from .family import Family
@@ -66,7 +66,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
 
     Args:
       path: a Hugging Face directory, a .gguf file, or a directory of Meta's consolidated.*.pth.
-      dtype: of the parameters, one of `taskvec_jax.config.DTYPES`; None: the dtype the source
+      dtype: of the parameters, one of `taskvec_jax.transformer.config.DTYPES`; None: the dtype the source
         has where that is half precision, else float32, so that nothing is lost.
 
     Raises:

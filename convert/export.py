@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from absl import flags
 
 import taskvec_jax.checkpoint as checkpoint
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params
 
 from . import HF_FAMILIES, command, safetensors_file
 from .family import Family

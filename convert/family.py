@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from taskvec_jax.config import DecoderConfig
+from taskvec_jax.transformer.config import DecoderConfig
 
 from .rules import Rule, Source
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from taskvec_jax.config import DecoderConfig
+from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
 from .keys import KeyReader

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from taskvec_jax.config import RopeScaling
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import RopeScaling
 
 from .config_keys import READ, ROPE_READ, TRANSFORMERS
 

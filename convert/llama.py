@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_jax.config import DecoderConfig, RopeScaling
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import DecoderConfig, RopeScaling
 
 from .family import Family
 from .keys import KeyReader, Rope, rope_to_hf

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params, flatten, leaf_shapes, unflatten
 
 Shapes = Mapping[str, tuple[int, ...]]
 Split = Callable[[DecoderConfig, np.ndarray], tuple[np.ndarray, ...]]

@@ -29,10 +29,10 @@ import numpy as np
 from absl import flags
 
 import taskvec_jax.checkpoint as checkpoint
-from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model, hash_leaves, load_model
 from taskvec_jax.plan import parameter_count
+from taskvec_jax.transformer.decoder import Decoder
 
 from . import command
 from .command import FLAGS, console

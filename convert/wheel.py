@@ -9,8 +9,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from taskvec_jax.config import WheelFile
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import WheelFile
 
 
 def sha256_of(path: Path) -> str:

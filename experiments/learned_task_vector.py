@@ -37,8 +37,6 @@ from experiments import study as studies
 from experiments.dose import TASKS
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
-from taskvec_jax.checks import check_finite
-from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import (
     Judge,
@@ -64,6 +62,8 @@ from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
 from taskvec_jax.tasks import Task
 from taskvec_jax.tasks.task import Pair
+from taskvec_jax.transformer.checks import check_finite
+from taskvec_jax.transformer.config import DecoderConfig
 
 NAME = "learned_task_vector"
 INITS = ("theta", "zero", "random")

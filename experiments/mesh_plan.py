@@ -24,10 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from convert import command
 from convert.command import FLAGS, console
 from taskvec_jax import plan, sweep
-from taskvec_jax.config import DTYPES, WEIGHTS, DecoderConfig
-from taskvec_jax.decoder import leaf_types, unflatten
 from taskvec_jax.plan import GB
 from taskvec_jax.sharding import DATA, MeshShape, make_mesh, placement, rows_for
+from taskvec_jax.transformer.config import DTYPES, WEIGHTS, DecoderConfig
+from taskvec_jax.transformer.decoder import leaf_types, unflatten
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 

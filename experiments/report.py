@@ -34,9 +34,9 @@ from experiments import command, identity
 from experiments.command import console
 from experiments.section import Cell, Section, Table
 from experiments.writing import write_whole
-from taskvec_jax.config import DEFAULT_MODEL
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.published import published
+from taskvec_jax.transformer.config import DEFAULT_MODEL
 
 EXPERIMENTS = (
     "main_results",

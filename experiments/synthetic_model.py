@@ -13,7 +13,7 @@ import tokenizers
 
 from convert import llama, rules, safetensors_file
 from convert.rules import Rule
-from taskvec_jax.config import DecoderConfig
+from taskvec_jax.transformer.config import DecoderConfig
 
 KINDS = ("safetensors", "bin", "pth", "gguf")
 FILES = {"safetensors": 4, "bin": 4, "pth": 2}  # the weights are in

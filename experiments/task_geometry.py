@@ -27,7 +27,6 @@ from absl import flags
 from experiments import study as studies
 from experiments.section import Section, Table, number, text
 from experiments.study import Study
-from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.geometry import (
     cosine_distances,
@@ -36,6 +35,7 @@ from taskvec_jax.geometry import (
     tsne,
     within_and_between,
 )
+from taskvec_jax.transformer.config import DecoderConfig
 
 NAME = "task_geometry"
 NUM_BINS = 40

@@ -41,8 +41,6 @@ from experiments.command import FLAGS, console
 from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
 from experiments.writing import told, write_whole
 from taskvec_jax import checkpoint, training
-from taskvec_jax.config import DecoderConfig, pythia
-from taskvec_jax.decoder import Decoder, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, draw_prompts
 from taskvec_jax.loading import Model, hashes
@@ -52,6 +50,8 @@ from taskvec_jax.sharding import MeshShape, make_mesh
 from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import Task
 from taskvec_jax.training import Measures, State, Training
+from taskvec_jax.transformer.config import DecoderConfig, pythia
+from taskvec_jax.transformer.decoder import Decoder, Params
 
 NAME = "train_small"
 EARLY = (32, 64, 128, 256)  # kept steps before a tenth of the run

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.checks import check_texts
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.edits import Edit, canonical, take_rows
 from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.sharding import put_rows, rows_for
-from taskvec_jax.writes import check_edits
+from taskvec_jax.transformer.checks import check_texts
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.edits import Edit, canonical, take_rows
+from taskvec_jax.transformer.writes import check_edits
 
 MOST_ROWS = 32  # of a batch, before `data` of a mesh is given whole rows
 TOKENS_STEP, LONG_TEXT, LONG_TEXT_STEP = 16, 128, 64

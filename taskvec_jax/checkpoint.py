@@ -30,11 +30,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import (
     from_first_process,
     is_first_process,
@@ -42,6 +39,9 @@ from taskvec_jax.sharding import (
     share,
     together,
 )
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params, flatten, leaf_shapes, unflatten
+from taskvec_jax.transformer.quantization import quantise_leaf
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 64_000_000  # of a leaf on disk, at most

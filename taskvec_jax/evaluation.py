@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_jax.checks import check_texts
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
 from taskvec_jax.patching import read_states
@@ -29,6 +28,7 @@ from taskvec_jax.prompting.prompts import (
 )
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers, tree_length
 from taskvec_jax.tasks.task import Pair, Task, check_task
+from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.wording import short_repr
 
 # How far the top logit of a prompt may move when its own residual stream is written back, as a

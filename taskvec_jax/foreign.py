@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from taskvec_jax.config import DecoderConfig, WheelFile
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import DecoderConfig, WheelFile
 
 if TYPE_CHECKING:
     from convert import Opened

@@ -28,20 +28,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from taskvec_jax.checks import (
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.loading import Model
+from taskvec_jax.prompting.tokenizer import PAD
+from taskvec_jax.sharding import fetch, put_rows, rows_for
+from taskvec_jax.sweep import births_of, check_positions, copy_states, top
+from taskvec_jax.transformer.checks import (
     check_answers,
     check_ids,
     check_length,
     check_range,
     check_vectors,
 )
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, Params
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model
-from taskvec_jax.prompting.tokenizer import PAD
-from taskvec_jax.sharding import fetch, put_rows, rows_for
-from taskvec_jax.sweep import births_of, check_positions, copy_states, top
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Decoder, Params
 
 NO_ANSWER = -1  # fills up the answers of an example that has fewer than others
 Births = tuple[tuple[int, int], ...]

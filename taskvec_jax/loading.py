@@ -23,18 +23,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax import checkpoint, foreign, origin
-from taskvec_jax.config import (
-    DTYPES,
-    NAMED_MODELS,
-    WEIGHTS,
-    DecoderConfig,
-    Shipped,
-    WheelFile,
-)
-from taskvec_jax.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.quantisation import quantise_leaf
 from taskvec_jax.sharding import (
     fetch,
     from_first_process,
@@ -45,6 +35,16 @@ from taskvec_jax.sharding import (
     together,
 )
 from taskvec_jax.soundness import check_model
+from taskvec_jax.transformer.config import (
+    DTYPES,
+    NAMED_MODELS,
+    WEIGHTS,
+    DecoderConfig,
+    Shipped,
+    WheelFile,
+)
+from taskvec_jax.transformer.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
+from taskvec_jax.transformer.quantization import quantise_leaf
 from taskvec_jax.verbs import Verbs
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
@@ -167,7 +167,7 @@ def load_model(
     Args:
       name_or_path: a key of `NAMED_MODELS`, an ORG/NAME of the Hugging Face hub, or the path of a
         Hugging Face directory, a .gguf file, Meta's own release or a converted model.
-      dtype: of the parameters, one of `taskvec_jax.config.DTYPES`.
+      dtype: of the parameters, one of `taskvec_jax.transformer.config.DTYPES`.
       progress: called as the work goes on.
       revision: branch, tag or commit on the hub (`step1000` of a Pythia); None: its default.
       mesh: what parameters and prompts are split over (`sharding.make_mesh`), or a function of

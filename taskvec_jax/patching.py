@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.checks import (
+from taskvec_jax.sharding import fetch
+from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,
     check_logits,
@@ -23,8 +24,7 @@ from taskvec_jax.checks import (
     check_tokens,
     check_vectors,
 )
-from taskvec_jax.decoder import Decoder, Override, Params
-from taskvec_jax.sharding import fetch
+from taskvec_jax.transformer.decoder import Decoder, Override, Params
 
 COPIES_AT_ONCE = 4  # bounds memory; changes no number beyond float noise
 

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 
 from taskvec_jax import checkpoint, foreign
-from taskvec_jax.config import NAMED_MODELS, DecoderConfig
-from taskvec_jax.decoder import leaf_shapes, leaf_types
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import checkpoint_path, from_hub_or_wheel
 from taskvec_jax.sharding import MeshShape, anywhere, axes_of, head_axes, split_of
+from taskvec_jax.transformer.config import NAMED_MODELS, DecoderConfig
+from taskvec_jax.transformer.decoder import leaf_shapes, leaf_types
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN_DTYPES = ("float32", "bfloat16", "int8")  # int8: of the kernels, the rest in bfloat16

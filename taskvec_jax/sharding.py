@@ -27,8 +27,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import DecoderConfig
 
 DATA, MODEL = "data", "model"
 T = TypeVar("T")

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.backend import check_sums
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, Override, Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sharding import fetch
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Decoder, Override, Params
 
 NUM_TOKENS = 4
 # Logits of two runs that should agree, as a share of their own size.

@@ -25,7 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.checks import (
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
+from taskvec_jax.loading import Model
+from taskvec_jax.prompting.tokenizer import PAD
+from taskvec_jax.sharding import anywhere, fetch, put_rows, rows_for, shape_of
+from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,
     check_logits,
@@ -33,13 +37,9 @@ from taskvec_jax.checks import (
     check_texts,
     check_vectors,
 )
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params
-from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
-from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
-from taskvec_jax.loading import Model
-from taskvec_jax.prompting.tokenizer import PAD
-from taskvec_jax.sharding import anywhere, fetch, put_rows, rows_for, shape_of
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
+from taskvec_jax.transformer.layers import PADDING, TRUNK, Layout, Sight, look
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a
 # multiple of 8, longer ones to a multiple of 16; queries to 4, 12, 20 ... tokens, because most

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.checks import check_answers, check_finite, check_tokens, is_concrete
-from taskvec_jax.decoder import Decoder, Override, Params, check_index
+from taskvec_jax.transformer.checks import check_answers, check_finite, check_tokens, is_concrete
+from taskvec_jax.transformer.decoder import Decoder, Override, Params, check_index
 
 
 def extract_theta(

@@ -23,11 +23,18 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from taskvec_jax import checkpoint
-from taskvec_jax.checks import check_ids, check_range, check_tokens
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, Override, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.sharding import fetch, placement, put_rows, shape_of
+from taskvec_jax.transformer.checks import check_ids, check_range, check_tokens
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import (
+    Decoder,
+    Override,
+    Params,
+    flatten,
+    leaf_shapes,
+    unflatten,
+)
 
 
 class Batch(NamedTuple):

@@ -22,16 +22,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax.batches import Batch, batches
-from taskvec_jax.checks import check_texts
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, Params
-from taskvec_jax.edits import ALL, as_index
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.generation import Layers, generate, split_layers
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.reading import read_sites
 from taskvec_jax.sharding import fetch
-from taskvec_jax.writes import resolve
+from taskvec_jax.transformer.checks import check_texts
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Decoder, Params
+from taskvec_jax.transformer.edits import ALL, as_index
+from taskvec_jax.transformer.generation import Layers, generate, split_layers
+from taskvec_jax.transformer.reading import read_sites
+from taskvec_jax.transformer.writes import resolve
 
 SPLIT_BYTES = 4_000_000_000  # the largest layers that are held twice to generate faster
 Text = str | Sequence[int]

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig, WheelFile
-from taskvec_jax.decoder import Decoder, flatten, unflatten
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig, WheelFile
+from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
 
 LLAMA = DecoderConfig(
     family="llama",

@@ -32,23 +32,14 @@ from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
 from experiments.mesh_plan import compile_sweep
-from taskvec_jax import (
-    checkpoint,
-    edits,
-    generation,
-    learning,
-    loading,
-    plan,
-    sharding,
-    sweep,
-    training,
-)
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, flatten, unflatten
+from taskvec_jax import checkpoint, learning, loading, plan, sharding, sweep, training
 from taskvec_jax.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.quantisation import quantise
 from taskvec_jax.sharding import MeshShape
+from taskvec_jax.transformer import edits, generation
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
+from taskvec_jax.transformer.quantization import quantise
 
 MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
 _EVEN = {"vocab_size": 136, "mlp_width": 56, "num_layers": 2, "width": 40, "num_heads": 8}

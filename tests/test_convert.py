@@ -20,10 +20,10 @@ from convert.export import export
 from convert.llama import config_from_hf
 from convert.sources import open_weights
 from convert.torch_file import TorchFile
-from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.transformer.decoder import flatten
 
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60])
 

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 
 import taskvec_jax.checkpoint as checkpoint
-from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import convert_model, hash_leaves, hash_params, load_model
+from taskvec_jax.transformer.decoder import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS = np.array([5, 71, 2, 33, 99, 14])

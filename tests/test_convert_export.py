@@ -19,10 +19,10 @@ import transformers
 
 from convert import Converted, convert, wheel
 from convert.export import export
-from taskvec_jax.config import WheelFile
-from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.transformer.config import WheelFile
+from taskvec_jax.transformer.decoder import flatten
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31,

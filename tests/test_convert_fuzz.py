@@ -29,9 +29,9 @@ from test_convert_sources import split_gguf
 
 from convert import convert, open_model
 from convert.rules import Source
-from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.transformer.decoder import flatten
 
 SEEDS = [2026, 7, *map(int, os.environ.get("TASKVEC_FUZZ_SEEDS", "").split())]
 FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "400"))  # of each kind and seed

@@ -21,10 +21,10 @@ from convert.gguf_file import read_header, read_tensor
 from convert.llama import FAMILY
 from convert.tokenizers import from_gguf, from_sentencepiece
 from experiments.synthetic_model import add_word_tokenizer
-from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import rope_divisors
 from taskvec_jax.loading import load_model
+from taskvec_jax.transformer.decoder import flatten
+from taskvec_jax.transformer.layers import rope_divisors
 
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60])
 Kind = GGMLQuantizationType

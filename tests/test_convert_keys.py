@@ -18,9 +18,9 @@ import transformers
 import convert
 from convert import GGUF_FAMILIES, HF_FAMILIES, config_keys, llama, read_keys
 from convert.keys import HARMLESS_KEYS
-from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import rope_divisors
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.layers import rope_divisors
 
 _NUMBERS = itertools.count()
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60, 8, 41, 93])

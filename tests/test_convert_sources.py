@@ -18,9 +18,9 @@ import transformers
 from test_convert_gguf import finish, write_llama
 
 from convert import convert, hub, open_model, read_config
-from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
+from taskvec_jax.transformer.decoder import flatten
 
 SMALL: dict[str, Any] = {
     "vocab_size": 31,

@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from convert import convert
-from taskvec_jax.decoder import flatten
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.decoder import flatten
 
 MODELS = {
     "llama": hf.llama,

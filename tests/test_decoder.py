@@ -12,9 +12,9 @@ import oracle
 import pytest
 from conftest import LLAMA, TINY, logits_of, random_params, read_of
 
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, Override, flatten, leaf_shapes
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Decoder, Override, flatten, leaf_shapes
 
 TOKENS = np.array([[3, 17, 101, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 120]], np.int32)
 B, T = TOKENS.shape

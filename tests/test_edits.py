@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import LLAMA, PYTHIA, TINY, random_params
 
-from taskvec_jax import edits
-from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Override
-from taskvec_jax.edits import SITES
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import look, plain_layout, project
+from taskvec_jax.transformer import edits
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Override
+from taskvec_jax.transformer.edits import SITES
+from taskvec_jax.transformer.layers import look, plain_layout, project
 
 TOKENS = np.array([[3, 17, 88, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 99]], np.int32)
 LENGTHS = np.array([7, 5], np.int32)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import LLAMA, random_params
 
-from taskvec_jax import edits
-from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.generation import generate, split_layers
+from taskvec_jax.transformer import edits
+from taskvec_jax.transformer.decoder import Decoder
+from taskvec_jax.transformer.generation import generate, split_layers
 
 PROMPTS, NEW = 20, 32
 NEAR = 1e-4  # a margin between the best two tokens below this may fall either way

@@ -21,12 +21,12 @@ import torch
 import transformers
 from conftest import logits_of, read_of
 
-from taskvec_jax.decoder import Decoder
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.prompting.prompts import fit, sample
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import TASKS
+from taskvec_jax.transformer.decoder import Decoder
 
 TOLERANCE = 1e-4
 OPTIMISED = True  # the default model computes here

@@ -20,8 +20,8 @@ import pytest
 from zygote import QUICK
 
 from taskvec_jax import checkpoint, foreign, loading
-from taskvec_jax.config import SMALL_MODEL
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("taskvec_jax", "convert", "experiments")

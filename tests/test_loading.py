@@ -14,9 +14,9 @@ from test_hf_parity import save_tiny
 
 from convert import wheel
 from taskvec_jax import checkpoint, loading
-from taskvec_jax.config import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import load_model
+from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 from conftest import LLAMA, model_of
 
 from taskvec_jax import plan, sweep
-from taskvec_jax.config import SMALL_MODEL
-from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, draw_prompts, longest_rows
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
+from taskvec_jax.transformer.config import SMALL_MODEL
+from taskvec_jax.transformer.decoder import Decoder
 
 MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
 

@@ -11,10 +11,10 @@ from experiments import command, layer_sweep
 from experiments import study as studies
 from experiments.mixture import HELD_OUT, TRAINING_TASKS
 from experiments.own_tasks import own_tasks, tokenizer_of
-from taskvec_jax.config import DEFAULT_MODEL, SMALL_MODEL
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
 from taskvec_jax.tasks import TASKS, Pair, Task
+from taskvec_jax.transformer.config import DEFAULT_MODEL, SMALL_MODEL
 
 TRAINED = [task.name for task in TRAINING_TASKS]
 

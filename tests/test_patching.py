@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from experiments.patch_map import find_place, parse_patch
-from taskvec_jax.decoder import flatten, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.geometry import kl_divergence
 from taskvec_jax.patching import read_states, write_states
+from taskvec_jax.transformer.decoder import flatten, unflatten
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import LLAMA, random_params
 
-from taskvec_jax import edits
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.reading import READABLE, read_sites
+from taskvec_jax.transformer import edits
+from taskvec_jax.transformer.reading import READABLE, read_sites
 
 TOKENS = np.array([[3, 17, 88, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 99]], np.int32)
 LENGTHS = np.array([7, 4], np.int32)

@@ -24,12 +24,12 @@ from safetensors.numpy import load_file, save_file
 
 from convert import command
 from taskvec_jax import checkpoint, sharding, training
-from taskvec_jax.config import NAMED_MODELS
-from taskvec_jax.decoder import leaf_shapes
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model, convert_model, hash_params
 from taskvec_jax.plan import choose_mesh, device_bytes, mesh_line, share_bytes
 from taskvec_jax.sharding import MeshShape
+from taskvec_jax.transformer.config import NAMED_MODELS
+from taskvec_jax.transformer.decoder import leaf_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--num_prompts=2", "--batch_size=3", "--tasks=algorithmic_to_upper")

@@ -15,12 +15,12 @@ from experiments.dose import score_writes
 from experiments.journal import unit_name
 from experiments.mixture import build_tokenizer
 from experiments.study import Study
-from taskvec_jax.config import RopeScaling
-from taskvec_jax.decoder import Decoder
 from taskvec_jax.evaluation import Settings, evaluate_task
 from taskvec_jax.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
+from taskvec_jax.transformer.config import RopeScaling
+from taskvec_jax.transformer.decoder import Decoder
 
 TASK = Task("own", "x", (Pair("a", "b"), Pair("c", "d")))
 

@@ -21,12 +21,12 @@ from experiments import emergence
 from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
 from experiments.train_small import Log, go_on_from, kept_steps, small_pythia
 from taskvec_jax import checkpoint, training
-from taskvec_jax.config import SMALL_MODEL
-from taskvec_jax.decoder import flatten, unflatten
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.prompts import fit, render_query
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.training import Batch, State, Training
+from taskvec_jax.transformer.config import SMALL_MODEL
+from taskvec_jax.transformer.decoder import flatten, unflatten
 
 TOKENIZER = build_tokenizer()
 CONFIG = small_pythia(TOKENIZER.vocab_size, 2, 16, 2)

@@ -9,11 +9,11 @@ import pytest
 import tokenizers
 from conftest import LLAMA, model_of
 
-from taskvec_jax import edits
-from taskvec_jax.decoder import Decoder
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.transformer import edits
+from taskvec_jax.transformer.decoder import Decoder
 
 L, D, H, K, V = 5, 42, 6, 14, 131
 IDS = [[5, 9, 2], [7], [11, 3, 8, 20, 4, 6, 1]]

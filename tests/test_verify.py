@@ -15,10 +15,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert import verify
-from taskvec_jax.decoder import Params
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model, load_model
 from taskvec_jax.soundness import check_model
+from taskvec_jax.transformer.decoder import Params
 
 
 @pytest.fixture(scope="module")

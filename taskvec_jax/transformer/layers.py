@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.config import DecoderConfig
+from taskvec_jax.transformer.config import DecoderConfig
 
 TRUNK = 0  # branch id of tokens that every branch of their row may attend to
 PADDING = -1  # branch id of tokens that no other token may attend to

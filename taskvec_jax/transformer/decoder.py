@@ -22,13 +22,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
-from taskvec_jax import gptj, llama, pythia
-from taskvec_jax.checks import check_ids, check_tokens
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.edits import Override, canonical
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import look, plain_layout, project, site_shapes
-from taskvec_jax.writes import apply_at, check_edits, check_lengths, poison
+from taskvec_jax.transformer.blocks import gptj, llama, pythia
+from taskvec_jax.transformer.checks import check_ids, check_tokens
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.edits import Override, canonical
+from taskvec_jax.transformer.layers import look, plain_layout, project, site_shapes
+from taskvec_jax.transformer.writes import apply_at, check_edits, check_lengths, poison
 
 __all__ = ["Decoder", "Override", "Params"]  # Override: where it has always been found
 

@@ -18,8 +18,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Params, flatten, unflatten
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params, flatten, unflatten
 
 LARGEST = 127  # symmetric: -128 is not used
 SCALE = "_scale"  # a kernel's scales stand beside it, under its name with this ending

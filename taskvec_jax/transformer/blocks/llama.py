@@ -5,8 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.layers import Attention, RMSNorm, Sight, SwiGLU
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.layers import Attention, RMSNorm, Sight, SwiGLU
 
 Norm = RMSNorm
 

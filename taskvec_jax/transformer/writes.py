@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.checks import is_concrete
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.edits import Edit, Override, as_edits, of_override
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.checks import is_concrete
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.edits import Edit, Override, as_edits, of_override
 
 
 class Write(NamedTuple):

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from taskvec_jax.config import DecoderConfig
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import DecoderConfig
 
 DAMAGED = "the weights are damaged, or overflow in this dtype: try --dtype=float32"
 

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from taskvec_jax.checks import check_tokens
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import Decoder, Params
-from taskvec_jax.edits import ALL, SITES, as_index, canonical
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.writes import check_edits, check_lengths, in_range, resolve
+from taskvec_jax.transformer.checks import check_tokens
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Decoder, Params
+from taskvec_jax.transformer.edits import ALL, SITES, as_index, canonical
+from taskvec_jax.transformer.writes import check_edits, check_lengths, in_range, resolve
 
 READABLE = (*SITES, "pattern")
 

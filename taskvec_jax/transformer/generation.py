@@ -25,14 +25,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax.batches import batches
-from taskvec_jax.checks import DAMAGED, check_texts
-from taskvec_jax.config import DecoderConfig
-from taskvec_jax.decoder import FAMILY_MODULES, Decoder, Params, at_positions
-from taskvec_jax.edits import Edit, canonical
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.layers import PADDING, TRUNK, Layout, Sight, look
 from taskvec_jax.sharding import fetch
-from taskvec_jax.writes import Write, apply_at, check_edits
+from taskvec_jax.transformer.checks import DAMAGED, check_texts
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
+from taskvec_jax.transformer.edits import Edit, canonical
+from taskvec_jax.transformer.layers import PADDING, TRUNK, Layout, Sight, look
+from taskvec_jax.transformer.writes import Write, apply_at, check_edits
 
 ROOM_STEP = 32  # N is rounded up to a multiple of this
 WATCHED_STEP = 16  # new tokens between two looks of the host at what was generated
