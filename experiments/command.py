@@ -23,10 +23,7 @@ from convert import command
 from convert.command import FLAGS, console, define_list, progress_bar
 from experiments import identity
 from experiments.writing import write_whole
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings, longest_rows
-from taskvec_jax.loading import Model, cache_directory, from_hub_or_wheel, load_model, model_key
-from taskvec_jax.plan import (
+from taskvec_jax.distributed.plan import (
     GB,
     PLANNED_BATCH,
     RowSizes,
@@ -36,7 +33,10 @@ from taskvec_jax.plan import (
     plan_lines,
     share_bytes,
 )
-from taskvec_jax.sharding import is_first_process, least, shape_of, together
+from taskvec_jax.distributed.sharding import is_first_process, least, shape_of, together
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import Settings, longest_rows
+from taskvec_jax.loading import Model, cache_directory, from_hub_or_wheel, load_model, model_key
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import WEIGHTS
 

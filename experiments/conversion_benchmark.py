@@ -42,8 +42,8 @@ from absl import flags
 from experiments import command, synthetic_model
 from experiments.command import FLAGS, console
 from experiments.memory import process_peak
+from taskvec_jax.distributed.plan import parameter_count
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.plan import parameter_count
 
 MB = 1e6
 
@@ -256,8 +256,8 @@ def convert_shares(source: str, out: str, dtype: str) -> None:
     """`convert_to_disk`, the model split between the processes."""
     import jax
 
+    from taskvec_jax.distributed.sharding import MeshShape, make_mesh
     from taskvec_jax.loading import convert_model
-    from taskvec_jax.sharding import MeshShape, make_mesh
 
     mesh = make_mesh(MeshShape(model=jax.process_count()))
     convert_model(source, Path(out), dtype=dtype, mesh=mesh)
@@ -268,7 +268,7 @@ def restore_shares(source: str, path: str, dtype: str) -> None:
     import jax
 
     from taskvec_jax import checkpoint
-    from taskvec_jax.sharding import MeshShape, make_mesh
+    from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 
     del source
     mesh = make_mesh(MeshShape(model=jax.process_count()))

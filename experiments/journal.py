@@ -29,8 +29,8 @@ from typing import IO, Any
 import numpy as np
 
 from experiments.writing import told, write_whole
+from taskvec_jax.distributed.sharding import from_first_process, is_first_process, together
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.sharding import from_first_process, is_first_process, together
 
 What = Mapping[str, Any]
 CRC_BYTES = 4

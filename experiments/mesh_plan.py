@@ -23,9 +23,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from convert import command
 from convert.command import FLAGS, console
-from taskvec_jax import plan, sweep
-from taskvec_jax.plan import GB
-from taskvec_jax.sharding import DATA, MeshShape, make_mesh, placement, rows_for
+from taskvec_jax import sweep
+from taskvec_jax.distributed import plan
+from taskvec_jax.distributed.plan import GB
+from taskvec_jax.distributed.sharding import DATA, MeshShape, make_mesh, placement, rows_for
 from taskvec_jax.transformer.config import DTYPES, WEIGHTS, DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
 

@@ -11,7 +11,7 @@ import signal
 from typing import Any
 
 from experiments.command import console
-from taskvec_jax.sharding import anywhere
+from taskvec_jax.distributed.sharding import anywhere
 
 _asked = False
 

@@ -29,6 +29,8 @@ from experiments.journal import Journal
 from experiments.section import show
 from experiments.writing import WriteError
 from taskvec_jax.controls import evaluate_with_controls
+from taskvec_jax.distributed.plan import describe
+from taskvec_jax.distributed.sharding import MeshShape, is_first_process, together
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import (
     Settings,
@@ -39,10 +41,8 @@ from taskvec_jax.evaluation import (
     read_test_theta,
 )
 from taskvec_jax.loading import Model, check_dtype
-from taskvec_jax.plan import describe
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.sharding import MeshShape, is_first_process, together
 from taskvec_jax.tasks import Task
 
 # Whose versions are part of a unit's name: what they compute is in its value.

@@ -9,7 +9,7 @@ Imports only go down: words (tasks, prompts, tokenizer) and arrays (config, laye
 decoder) know nothing of each other and meet in `evaluation`.
 """
 
-from taskvec_jax import backend as _backend  # first: it sets up the compiler  # noqa: F401
+from taskvec_jax.distributed import backend as _backend  # first: it sets up the compiler  # noqa: F401
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, evaluate_task
 from taskvec_jax.loading import Model, load_model

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from taskvec_jax.distributed.sharding import put_rows, rows_for
 from taskvec_jax.prompting.tokenizer import PAD
-from taskvec_jax.sharding import put_rows, rows_for
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.edits import Edit, canonical, take_rows

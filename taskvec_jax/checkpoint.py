@@ -30,15 +30,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
-from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
-from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.sharding import (
+from taskvec_jax.distributed.sharding import (
     from_first_process,
     is_first_process,
     placement,
     share,
     together,
 )
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.transformer.quantization import quantise_leaf

@@ -23,9 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax import checkpoint, foreign, origin
-from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
-from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.sharding import (
+from taskvec_jax.distributed.sharding import (
     fetch,
     from_first_process,
     is_first_process,
@@ -34,6 +32,8 @@ from taskvec_jax.sharding import (
     share,
     together,
 )
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.soundness import check_model
 from taskvec_jax.transformer.config import (
     DTYPES,

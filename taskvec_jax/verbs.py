@@ -22,9 +22,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax.batches import Batch, batches
+from taskvec_jax.distributed.sharding import fetch
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.sharding import fetch
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params

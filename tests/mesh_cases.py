@@ -32,10 +32,11 @@ from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
 from experiments.mesh_plan import compile_sweep
-from taskvec_jax import checkpoint, learning, loading, plan, sharding, sweep, training
+from taskvec_jax import checkpoint, learning, loading, sweep, training
+from taskvec_jax.distributed import plan, sharding
+from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.sharding import MeshShape
 from taskvec_jax.transformer import edits, generation
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten

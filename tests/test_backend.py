@@ -10,8 +10,8 @@ from pathlib import Path
 import jaxlib
 import pytest
 
-from taskvec_jax import backend
-from taskvec_jax.backend import FLAG, check_sums, turn_off_wrong_fusion
+from taskvec_jax.distributed import backend
+from taskvec_jax.distributed.backend import FLAG, check_sums, turn_off_wrong_fusion
 from taskvec_jax.errors import TaskVecError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RANKS = [
     ["taskvec_jax.errors", "taskvec_jax.published", "taskvec_jax.wording"],
     [
-        "taskvec_jax.backend",
+        "taskvec_jax.distributed.backend",
         "taskvec_jax.transformer.config",
         "taskvec_jax.prompting.sampling",
         "taskvec_jax.scoring",
@@ -25,7 +25,7 @@ RANKS = [
         "taskvec_jax.transformer.checks",
         "taskvec_jax.transformer.layers",
         "taskvec_jax.prompting.prompts",
-        "taskvec_jax.sharding",
+        "taskvec_jax.distributed.sharding",
     ],
     [
         "taskvec_jax.transformer.blocks.llama",
@@ -44,7 +44,7 @@ RANKS = [
     ["convert"],
     ["taskvec_jax.foreign"],
     ["taskvec_jax.loading"],
-    ["taskvec_jax.plan"],
+    ["taskvec_jax.distributed.plan"],
     ["convert.command"],
     ["convert.verify", "convert.export"],
     ["convert.__main__"],

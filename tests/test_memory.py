@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from conftest import LLAMA, model_of
 
-from taskvec_jax import plan, sweep
+from taskvec_jax import sweep
+from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, draw_prompts, longest_rows
 from taskvec_jax.loading import Model, load_model

@@ -23,11 +23,12 @@ import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from convert import command
-from taskvec_jax import checkpoint, sharding, training
+from taskvec_jax import checkpoint, training
+from taskvec_jax.distributed import sharding
+from taskvec_jax.distributed.plan import choose_mesh, device_bytes, mesh_line, share_bytes
+from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.loading import Model, convert_model, hash_params
-from taskvec_jax.plan import choose_mesh, device_bytes, mesh_line, share_bytes
-from taskvec_jax.sharding import MeshShape
 from taskvec_jax.transformer.config import NAMED_MODELS
 from taskvec_jax.transformer.decoder import leaf_shapes
 
@@ -171,7 +172,7 @@ def test_heads_lie_on_the_most_devices_that_divide_them_with_those_of_keys_outsi
 
 
 def test_the_choice_of_a_mesh_is_said_with_what_it_needs(monkeypatch):
-    from taskvec_jax import plan
+    from taskvec_jax.distributed import plan
 
     config = NAMED_MODELS["llama-7b"].config
     monkeypatch.setattr(plan.jax, "device_count", lambda: 8)

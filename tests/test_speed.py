@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from conftest import LLAMA
 
-from taskvec_jax import plan, sweep, work
+from taskvec_jax import sweep, work
+from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, check_injection, evaluate_task
 from taskvec_jax.tasks import TASKS

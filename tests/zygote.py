@@ -170,7 +170,7 @@ def become(order: dict[str, Any]) -> None:
         os.dup2(theirs, ours)
     os.environ.update(order["env"])
     # The package is imported already, without this environment.
-    importlib.import_module("taskvec_jax.backend").turn_off_wrong_fusion()
+    importlib.import_module("taskvec_jax.distributed.backend").turn_off_wrong_fusion()
     sys.argv = [order["module"], *order["flags"]]
     if order["doom"]:
         watch(**order["doom"])

@@ -25,8 +25,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from taskvec_jax.batches import batches
+from taskvec_jax.distributed.sharding import fetch
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.sharding import fetch
 from taskvec_jax.transformer.checks import DAMAGED, check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
