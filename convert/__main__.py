@@ -18,10 +18,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-import taskvec_jax.checkpoint as checkpoint
+import taskvec_jax.models.checkpoint as checkpoint
 from taskvec_jax.distributed.plan import PLANNED_BATCH, describe, plan_lines
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import checkpoint_path, convert_model, from_hub_or_wheel
+from taskvec_jax.models.loading import checkpoint_path, convert_model, from_hub_or_wheel
 
 from . import command
 from .command import FLAGS, console

@@ -21,9 +21,9 @@ from pathlib import Path
 import jax.numpy as jnp
 from absl import flags
 
-import taskvec_jax.checkpoint as checkpoint
+import taskvec_jax.models.checkpoint as checkpoint
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import load_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params

@@ -56,7 +56,7 @@ from taskvec_jax import sweep, task_vectors, work
 from taskvec_jax.distributed.plan import describe, in_precision
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, best_layer, draw_prompts
-from taskvec_jax.loading import Model, load_model
+from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.prompting.prompts import Prompt, fit
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DEFAULT_MODEL, DTYPES, NAMED_MODELS

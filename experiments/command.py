@@ -36,7 +36,13 @@ from taskvec_jax.distributed.plan import (
 from taskvec_jax.distributed.sharding import is_first_process, least, shape_of, together
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, longest_rows
-from taskvec_jax.loading import Model, cache_directory, from_hub_or_wheel, load_model, model_key
+from taskvec_jax.models.loading import (
+    Model,
+    cache_directory,
+    from_hub_or_wheel,
+    load_model,
+    model_key,
+)
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import WEIGHTS
 

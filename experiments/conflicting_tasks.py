@@ -35,7 +35,7 @@ from taskvec_jax.evaluation import (
     random_like,
     read_theta,
 )
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.published import published

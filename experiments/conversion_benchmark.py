@@ -240,14 +240,14 @@ def convert_in_memory(source: str, dtype: str) -> None:
 
 def convert_to_disk(source: str, out: str, dtype: str) -> None:
     """Source to a converted checkpoint."""
-    from taskvec_jax.loading import convert_model
+    from taskvec_jax.models.loading import convert_model
 
     convert_model(source, Path(out), dtype=dtype)
 
 
 def restore(path: str) -> None:
     """Converted checkpoint to parameters on the device."""
-    from taskvec_jax import checkpoint
+    from taskvec_jax.models import checkpoint
 
     checkpoint.restore(Path(path))
 
@@ -257,7 +257,7 @@ def convert_shares(source: str, out: str, dtype: str) -> None:
     import jax
 
     from taskvec_jax.distributed.sharding import MeshShape, make_mesh
-    from taskvec_jax.loading import convert_model
+    from taskvec_jax.models.loading import convert_model
 
     mesh = make_mesh(MeshShape(model=jax.process_count()))
     convert_model(source, Path(out), dtype=dtype, mesh=mesh)
@@ -267,8 +267,8 @@ def restore_shares(source: str, path: str, dtype: str) -> None:
     """`restore`, the model split between the processes."""
     import jax
 
-    from taskvec_jax import checkpoint
     from taskvec_jax.distributed.sharding import MeshShape, make_mesh
+    from taskvec_jax.models import checkpoint
 
     del source
     mesh = make_mesh(MeshShape(model=jax.process_count()))

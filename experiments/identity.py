@@ -21,8 +21,8 @@ from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
-from taskvec_jax.loading import Model, model_key
-from taskvec_jax.origin import path_key
+from taskvec_jax.models.loading import Model, model_key
+from taskvec_jax.models.origin import path_key
 
 Identity = dict[str, Any]
 

@@ -19,7 +19,7 @@ from experiments.command import FLAGS, console
 from taskvec_jax.distributed.plan import describe
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import Prompt, fit, sample
 from taskvec_jax.sweep import read_texts, sweep_layers
 from taskvec_jax.tasks import Task

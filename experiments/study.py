@@ -40,7 +40,7 @@ from taskvec_jax.evaluation import (
     draw_prompts,
     read_test_theta,
 )
-from taskvec_jax.loading import Model, check_dtype
+from taskvec_jax.models.loading import Model, check_dtype
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task

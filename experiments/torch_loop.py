@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from convert import export
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 
 if TYPE_CHECKING:
     from experiments.benchmark import Part

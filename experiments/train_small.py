@@ -40,11 +40,12 @@ from experiments import command, identity
 from experiments.command import FLAGS, console
 from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
 from experiments.writing import told, write_whole
-from taskvec_jax import checkpoint, training
+from taskvec_jax import training
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, draw_prompts
-from taskvec_jax.loading import Model, hashes
+from taskvec_jax.models import checkpoint
+from taskvec_jax.models.loading import Model, hashes
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.sweep import read_texts

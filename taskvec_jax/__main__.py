@@ -19,7 +19,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from taskvec_jax.foreign import PROJECT
+from taskvec_jax.models.foreign import PROJECT
 
 
 def programs() -> dict[str, Path]:

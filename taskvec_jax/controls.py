@@ -37,7 +37,7 @@ from taskvec_jax.evaluation import (
     random_control,
     score_task,
 )
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
 from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.patching import read_states
 from taskvec_jax.prompting.prompts import (
     UNFILTERED_CATEGORY,

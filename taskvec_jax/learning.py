@@ -30,7 +30,7 @@ import optax
 
 from taskvec_jax.distributed.sharding import fetch, put_rows, rows_for
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.sweep import births_of, check_positions, copy_states, top
 from taskvec_jax.transformer.checks import (

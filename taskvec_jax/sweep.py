@@ -27,7 +27,7 @@ import numpy as np
 
 from taskvec_jax.distributed.sharding import anywhere, fetch, put_rows, rows_for, shape_of
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.transformer.checks import (
     check_answers,

@@ -13,7 +13,7 @@ import hf
 import numpy as np
 import torch
 
-from taskvec_jax.loading import Model, load_model
+from taskvec_jax.models.loading import Model, load_model
 
 FAMILIES = {"llama": "llama", "mistral": "mistral-window", "neox": "neox", "gptj": "gptj"}
 BLOCKS = ("llama", "neox", "gptj")  # Mistral's block is LLaMA's

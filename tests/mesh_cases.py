@@ -32,10 +32,11 @@ from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
 from experiments.mesh_plan import compile_sweep
-from taskvec_jax import checkpoint, learning, loading, sweep, training
+from taskvec_jax import learning, sweep, training
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.sharding import MeshShape
-from taskvec_jax.loading import Model
+from taskvec_jax.models import checkpoint, loading
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer import edits, generation
 from taskvec_jax.transformer.config import DecoderConfig

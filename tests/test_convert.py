@@ -21,7 +21,7 @@ from convert.llama import config_from_hf
 from convert.sources import open_weights
 from convert.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import load_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten
 

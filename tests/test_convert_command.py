@@ -21,9 +21,9 @@ import hf
 import numpy as np
 import pytest
 
-import taskvec_jax.checkpoint as checkpoint
+import taskvec_jax.models.checkpoint as checkpoint
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import convert_model, hash_leaves, hash_params, load_model
+from taskvec_jax.models.loading import convert_model, hash_leaves, hash_params, load_model
 from taskvec_jax.transformer.decoder import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ import os, resource, sys, warnings
 from pathlib import Path
 import orbax.checkpoint, transformers, convert
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import convert_model
+from taskvec_jax.models.loading import convert_model
 warnings.simplefilter("ignore")
 for line in sys.stdin:
     source, out, dtype, limit = line.split()

@@ -22,7 +22,7 @@ from convert.llama import FAMILY
 from convert.tokenizers import from_gguf, from_sentencepiece
 from experiments.synthetic_model import add_word_tokenizer
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import load_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.transformer.decoder import flatten
 from taskvec_jax.transformer.layers import rope_divisors
 

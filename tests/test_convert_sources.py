@@ -19,7 +19,7 @@ from test_convert_gguf import finish, write_llama
 
 from convert import convert, hub, open_model, read_config
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import load_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.transformer.decoder import flatten
 
 SMALL: dict[str, Any] = {

@@ -14,7 +14,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 
 from convert.tokenizers import from_directory
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import convert_model, load_model
+from taskvec_jax.models.loading import convert_model, load_model
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 CLASSES = ["GPT2Tokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"]

@@ -14,9 +14,9 @@ import pytest
 from conftest import LLAMA, random_params
 
 from convert import torch_file
-from taskvec_jax import checkpoint, loading
-from taskvec_jax.checkpoint import restore_arrays, save_arrays
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
+from taskvec_jax.models import checkpoint, loading
+from taskvec_jax.models.checkpoint import restore_arrays, save_arrays
 from taskvec_jax.prompting.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

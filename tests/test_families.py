@@ -8,7 +8,7 @@ import hf
 import numpy as np
 import pytest
 
-from taskvec_jax.loading import load_model
+from taskvec_jax.models.loading import load_model
 
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60, 8, 41, 93])
 

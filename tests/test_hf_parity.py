@@ -21,7 +21,7 @@ import torch
 import transformers
 from conftest import logits_of, read_of
 
-from taskvec_jax.loading import Model, load_model
+from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.prompting.prompts import fit, sample
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.sweep import read_texts
@@ -221,7 +221,7 @@ def test_half_precision_safetensors_are_read_exactly(dtype, tmp_path):
 
 def test_a_saved_and_restored_checkpoint_equals_its_source(tmp_path):
     from convert import convert
-    from taskvec_jax import checkpoint
+    from taskvec_jax.models import checkpoint
 
     save_tiny("pythia-parallel", tmp_path / "hf")
     source = load_model(tmp_path / "hf")

@@ -35,15 +35,19 @@ RANKS = [
     ],
     ["taskvec_jax.transformer.writes"],
     ["taskvec_jax.transformer.decoder"],
-    ["taskvec_jax.task_vectors", "taskvec_jax.soundness", "taskvec_jax.transformer.quantization"],
-    ["taskvec_jax.transformer.reading", "taskvec_jax.batches"],
+    [
+        "taskvec_jax.task_vectors",
+        "taskvec_jax.models.soundness",
+        "taskvec_jax.transformer.quantization",
+    ],
+    ["taskvec_jax.transformer.reading", "taskvec_jax.models.batches"],
     ["taskvec_jax.transformer.generation"],
-    ["taskvec_jax.verbs"],
-    ["taskvec_jax.checkpoint", "taskvec_jax.origin"],
+    ["taskvec_jax.models.verbs"],
+    ["taskvec_jax.models.checkpoint", "taskvec_jax.models.origin"],
     ["taskvec_jax.training"],
     ["convert"],
-    ["taskvec_jax.foreign"],
-    ["taskvec_jax.loading"],
+    ["taskvec_jax.models.foreign"],
+    ["taskvec_jax.models.loading"],
     ["taskvec_jax.distributed.plan"],
     ["convert.command"],
     ["convert.verify", "convert.export"],
@@ -126,7 +130,7 @@ def test_foreign_libraries_have_one_door():
     for module, path in modules().items():
         for name in imported(path):
             doors.setdefault(name.split(".")[0], set()).add(module)
-    assert doors["orbax"] == {"taskvec_jax.checkpoint"}
+    assert doors["orbax"] == {"taskvec_jax.models.checkpoint"}
     assert doors["sentencepiece"] == {"taskvec_jax.prompting.sentencepieces"}
     assert doors["transformers"] == {
         "convert.tokenizers",
@@ -140,7 +144,7 @@ def test_foreign_libraries_have_one_door():
     }
     # Types alone: at run time the door goes by the place of `convert` on disk.
     library = {m for m in modules() if m.startswith("taskvec_jax")}
-    assert {m for m in doors["convert"] if m in library} == {"taskvec_jax.foreign"}
+    assert {m for m in doors["convert"] if m in library} == {"taskvec_jax.models.foreign"}
     assert not any(
         name.startswith("experiments") for m in library for name in imported(modules()[m])
     )

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from zygote import QUICK
 
-from taskvec_jax import checkpoint, foreign, loading
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models import checkpoint, foreign, loading
 from taskvec_jax.transformer.config import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ PLAN = ["layer_sweep", f"--model={SMALL_MODEL}", "--plan"]
 SCRIPT = """
 import sys
 from taskvec_jax import load_model
-from taskvec_jax.loading import checkpoint_path, convert_model
+from taskvec_jax.models.loading import checkpoint_path, convert_model
 from taskvec_jax.distributed.plan import describe
 
 load_model("pythia-icl-small")

@@ -18,7 +18,7 @@ from experiments.study import Study
 from taskvec_jax import learning
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.sweep import births_of, inject_vectors, wavefront_births

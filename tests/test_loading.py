@@ -13,9 +13,9 @@ import pytest
 from test_hf_parity import save_tiny
 
 from convert import wheel
-from taskvec_jax import checkpoint, loading
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import load_model
+from taskvec_jax.models import checkpoint, loading
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 
 

@@ -13,7 +13,7 @@ from taskvec_jax import sweep
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, draw_prompts, longest_rows
-from taskvec_jax.loading import Model, load_model
+from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.config import SMALL_MODEL

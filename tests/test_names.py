@@ -17,7 +17,6 @@ import transformers
 import convert
 from convert import hub
 from convert.export import FAMILIES
-from taskvec_jax import checkpoint, loading
 from taskvec_jax.distributed.plan import (
     describe,
     parameter_count,
@@ -27,7 +26,8 @@ from taskvec_jax.distributed.plan import (
     weight_bytes,
 )
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import load_model
+from taskvec_jax.models import checkpoint, loading
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, SMALL_MODEL, NamedModel
 
 ROOT = Path(__file__).resolve().parent.parent

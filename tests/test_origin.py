@@ -16,9 +16,9 @@ import pytest
 
 import convert.__main__ as command
 from convert import wheel
-from taskvec_jax import checkpoint, loading, origin
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import checkpoint_path, convert_model, load_model
+from taskvec_jax.models import checkpoint, loading, origin
+from taskvec_jax.models.loading import checkpoint_path, convert_model, load_model
 from taskvec_jax.transformer.config import NAMED_MODELS, NamedModel, WheelFile
 
 NAME = "SomeOrg/tiny"

@@ -18,7 +18,7 @@ from experiments.bijections import SOURCES
 from experiments.report import EXPERIMENTS, build, show_table
 from experiments.section import Cell, Table, text
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.origin import path_key
+from taskvec_jax.models.origin import path_key
 
 TASKS = "algorithmic_to_upper,algorithmic_next_letter,linguistic_antonyms,knowledge_country_capital"
 

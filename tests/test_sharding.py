@@ -23,12 +23,13 @@ import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from convert import command
-from taskvec_jax import checkpoint, training
+from taskvec_jax import training
 from taskvec_jax.distributed import sharding
 from taskvec_jax.distributed.plan import choose_mesh, device_bytes, mesh_line, share_bytes
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model, convert_model, hash_params
+from taskvec_jax.models import checkpoint
+from taskvec_jax.models.loading import Model, convert_model, hash_params
 from taskvec_jax.transformer.config import NAMED_MODELS
 from taskvec_jax.transformer.decoder import leaf_shapes
 

@@ -17,7 +17,7 @@ from experiments.mixture import HELD_OUT, TRAINING_TASKS, build_tokenizer
 from experiments.train_small import icl_accuracy
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, evaluate_task
-from taskvec_jax.loading import Model, checkpoint_path, convert_model, load_model
+from taskvec_jax.models.loading import Model, checkpoint_path, convert_model, load_model
 from taskvec_jax.transformer.config import NAMED_MODELS, SMALL_MODEL
 
 SHIPPED = ROOT / "checkpoints" / SMALL_MODEL

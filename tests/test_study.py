@@ -16,7 +16,7 @@ from experiments.journal import unit_name
 from experiments.mixture import build_tokenizer
 from experiments.study import Study
 from taskvec_jax.evaluation import Settings, evaluate_task
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.transformer.config import RopeScaling

@@ -12,7 +12,7 @@ from conftest import TINY, model_of, read_of
 
 from taskvec_jax import sweep, task_vectors
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
 

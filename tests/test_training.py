@@ -20,8 +20,9 @@ from convert.export import export
 from experiments import emergence
 from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
 from experiments.train_small import Log, go_on_from, kept_steps, small_pythia
-from taskvec_jax import checkpoint, training
+from taskvec_jax import training
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models import checkpoint
 from taskvec_jax.prompting.prompts import fit, render_query
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.training import Batch, State, Training

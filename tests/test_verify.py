@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert import verify
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import Model, load_model
-from taskvec_jax.soundness import check_model
+from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.soundness import check_model
 from taskvec_jax.transformer.decoder import Params
 
 
@@ -180,7 +180,7 @@ def test_goldens_are_small() -> None:
 def test_parameters_that_are_not_what_was_converted_are_named(
     directory: Path, tmp_path: Path
 ) -> None:
-    from taskvec_jax.loading import convert_model
+    from taskvec_jax.models.loading import convert_model
 
     convert_model(directory, tmp_path / "out")
     model = load_model(tmp_path / "out")

@@ -9,7 +9,7 @@ import pytest
 from conftest import LLAMA, model_of
 
 from experiments.vocabulary_projection import median_ranks
-from taskvec_jax.loading import Model
+from taskvec_jax.models.loading import Model
 from taskvec_jax.transformer.decoder import Decoder, unflatten
 from taskvec_jax.vocabulary import gold_ranks, keep_words, top_words
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from conftest import LLAMA, random_params
 from zygote import QUICK
 
-from taskvec_jax import checkpoint
+from taskvec_jax.models import checkpoint
 from taskvec_jax.prompting.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import jax
 
-from taskvec_jax import checkpoint, foreign
 from taskvec_jax.distributed.sharding import MeshShape, anywhere, axes_of, head_axes, split_of
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.loading import checkpoint_path, from_hub_or_wheel
+from taskvec_jax.models import checkpoint, foreign
+from taskvec_jax.models.loading import checkpoint_path, from_hub_or_wheel
 from taskvec_jax.transformer.config import NAMED_MODELS, DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_shapes, leaf_types
 

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax import checkpoint, foreign, origin
 from taskvec_jax.distributed.sharding import (
     fetch,
     from_first_process,
@@ -33,8 +32,10 @@ from taskvec_jax.distributed.sharding import (
     together,
 )
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
+from taskvec_jax.models import checkpoint, foreign, origin
+from taskvec_jax.models.soundness import check_model
+from taskvec_jax.models.verbs import Verbs
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.soundness import check_model
 from taskvec_jax.transformer.config import (
     DTYPES,
     NAMED_MODELS,
@@ -45,7 +46,6 @@ from taskvec_jax.transformer.config import (
 )
 from taskvec_jax.transformer.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.transformer.quantization import quantise_leaf
-from taskvec_jax.verbs import Verbs
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]

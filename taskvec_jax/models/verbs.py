@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.batches import Batch, batches
 from taskvec_jax.distributed.sharding import fetch
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models.batches import Batch, batches
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.transformer.config import DecoderConfig
