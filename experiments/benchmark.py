@@ -52,7 +52,7 @@ from experiments import study as studies
 from experiments.command import FLAGS, console
 from experiments.memory import process_peak
 from experiments.own_tasks import tokenizer_of
-from taskvec_jax import sweep, task_vectors, work
+from taskvec_jax import work
 from taskvec_jax.distributed.plan import describe, in_precision
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, best_layer, draw_prompts
@@ -62,6 +62,7 @@ from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DEFAULT_MODEL, DTYPES, NAMED_MODELS
 from taskvec_jax.transformer.decoder import Decoder, leaf_shapes, unflatten
 from taskvec_jax.transformer.quantization import quantise_leaf
+from taskvec_jax.vectors import sweep, task_vectors
 
 TORCH_STAGES = {"torch_paper": 0, "torch_loop": 1}  # of how many last tokens logits are computed
 STAGES = (

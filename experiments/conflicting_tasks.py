@@ -39,8 +39,8 @@ from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.published import published
-from taskvec_jax.sweep import inject_vectors
 from taskvec_jax.tasks import Pair
+from taskvec_jax.vectors.sweep import inject_vectors
 
 NAME = "conflicting_tasks"
 PAPER_PAIRS = (

@@ -48,8 +48,6 @@ from taskvec_jax.evaluation import (
     read_theta,
 )
 from taskvec_jax.geometry import log_softmax
-from taskvec_jax.learning import Examples, Learned, Recipe, check_layers, learn, make_examples
-from taskvec_jax.patching import read_states
 from taskvec_jax.prompting.prompts import (
     UNFILTERED_CATEGORY,
     FittedTask,
@@ -59,11 +57,20 @@ from taskvec_jax.prompting.prompts import (
     sample,
 )
 from taskvec_jax.prompting.sampling import draw, seeded
-from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
 from taskvec_jax.tasks import Task
 from taskvec_jax.tasks.task import Pair
 from taskvec_jax.transformer.checks import check_finite
 from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.vectors.learning import (
+    Examples,
+    Learned,
+    Recipe,
+    check_layers,
+    learn,
+    make_examples,
+)
+from taskvec_jax.vectors.patching import read_states
+from taskvec_jax.vectors.sweep import inject_vectors, read_texts, sweep_layers
 
 NAME = "learned_task_vector"
 INITS = ("theta", "zero", "random")

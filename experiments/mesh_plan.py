@@ -23,12 +23,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from convert import command
 from convert.command import FLAGS, console
-from taskvec_jax import sweep
 from taskvec_jax.distributed import plan
 from taskvec_jax.distributed.plan import GB
 from taskvec_jax.distributed.sharding import DATA, MeshShape, make_mesh, placement, rows_for
 from taskvec_jax.transformer.config import DTYPES, WEIGHTS, DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
+from taskvec_jax.vectors import sweep
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 

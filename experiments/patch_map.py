@@ -32,11 +32,11 @@ from experiments.section import Section, Table, number, text
 from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge, Settings, draw_prompts, read_theta
-from taskvec_jax.patching import read_states, write_states
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, fit
 from taskvec_jax.prompting.tokenizer import ARROW, PAD, Tokenizer
-from taskvec_jax.sweep import sweep_layers
 from taskvec_jax.tasks import Task
+from taskvec_jax.vectors.patching import read_states, write_states
+from taskvec_jax.vectors.sweep import sweep_layers
 
 NAME = "patch_map"
 WRITE_PLACES = ("prefix", "query first", "query last", "arrow")

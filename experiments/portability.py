@@ -27,8 +27,8 @@ from experiments.study import Study
 from taskvec_jax.evaluation import Judge, accuracy, draw_prompts
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit
-from taskvec_jax.sweep import inject_vectors, read_texts
 from taskvec_jax.tasks import Pair, Task
+from taskvec_jax.vectors.sweep import inject_vectors, read_texts
 
 NAME = "portability"
 

@@ -21,8 +21,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Judge
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import Prompt, fit, sample
-from taskvec_jax.sweep import read_texts, sweep_layers
 from taskvec_jax.tasks import Task
+from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
 DEFAULT_TASK = "knowledge_country_capital"
 

@@ -48,11 +48,11 @@ from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import Model, hashes
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import Task
 from taskvec_jax.training import Measures, State, Training
 from taskvec_jax.transformer.config import DecoderConfig, pythia
 from taskvec_jax.transformer.decoder import Decoder, Params
+from taskvec_jax.vectors.sweep import read_texts
 
 NAME = "train_small"
 EARLY = (32, 64, 128, 256)  # kept steps before a tenth of the run

@@ -13,10 +13,10 @@ from taskvec_jax.distributed import backend as _backend  # first: it sets up the
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, evaluate_task
 from taskvec_jax.models.loading import Model, load_model
-from taskvec_jax.task_vectors import extract_theta, inject_theta, layer_sweep
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override
+from taskvec_jax.vectors.task_vectors import extract_theta, inject_theta, layer_sweep
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -40,8 +40,8 @@ from taskvec_jax.evaluation import (
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
 from taskvec_jax.prompting.sampling import draw, seeded
-from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers
 from taskvec_jax.tasks.task import Task
+from taskvec_jax.vectors.sweep import inject_vectors, read_texts, sweep_layers
 
 CONTROLS: Mapping[str, str] = {
     "majority_class": "the most common answer",

@@ -17,7 +17,6 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import Model
-from taskvec_jax.patching import read_states
 from taskvec_jax.prompting.prompts import (
     UNFILTERED_CATEGORY,
     FittedTask,
@@ -26,9 +25,10 @@ from taskvec_jax.prompting.prompts import (
     render_query,
     sample,
 )
-from taskvec_jax.sweep import inject_vectors, read_texts, sweep_layers, tree_length
 from taskvec_jax.tasks.task import Pair, Task, check_task
 from taskvec_jax.transformer.checks import check_texts
+from taskvec_jax.vectors.patching import read_states
+from taskvec_jax.vectors.sweep import inject_vectors, read_texts, sweep_layers, tree_length
 from taskvec_jax.wording import short_repr
 
 # How far the top logit of a prompt may move when its own residual stream is written back, as a

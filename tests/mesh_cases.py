@@ -32,7 +32,7 @@ from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
 from experiments.mesh_plan import compile_sweep
-from taskvec_jax import learning, sweep, training
+from taskvec_jax import training
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.models import checkpoint, loading
@@ -42,6 +42,7 @@ from taskvec_jax.transformer import edits, generation
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
 from taskvec_jax.transformer.quantization import quantise
+from taskvec_jax.vectors import learning, sweep
 
 MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
 _EVEN = {"vocab_size": 136, "mlp_width": 56, "num_layers": 2, "width": 40, "num_heads": 8}

@@ -25,12 +25,12 @@ import jax
 import numpy as np
 
 from experiments import preemption
-from taskvec_jax import sweep
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import loading
 from taskvec_jax.models.loading import Model
+from taskvec_jax.vectors import sweep
 
 INDEX, SECOND = int(sys.argv[3]), 1
 

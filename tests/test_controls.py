@@ -149,7 +149,7 @@ def test_replaying_the_last_layer_repeats_what_was_said_to_the_dummy_query(rando
     task = TASKS["algorithmic_to_upper"]
     settings = dataclasses.replace(SMALL, num_dummy_queries=1)
     _, measured = evaluate_with_controls(random_model, task, [task], settings)
-    from taskvec_jax.sweep import read_texts, sweep_layers
+    from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
     encode = random_model.tokenizer.encode_all
     queries = encode([p.zero_shot() for p in measured.test])

@@ -10,9 +10,9 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, accuracy, best_layer, evaluate_task, is_correct
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, render_query
-from taskvec_jax.sweep import read_texts, sweep_layers
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.transformer.config import SMALL_MODEL
+from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
 OPTIMISED = True  # the default model computes here
 

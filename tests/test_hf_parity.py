@@ -24,9 +24,9 @@ from conftest import logits_of, read_of
 from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.prompting.prompts import fit, sample
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.sweep import read_texts
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import Decoder
+from taskvec_jax.vectors.sweep import read_texts
 
 TOLERANCE = 1e-4
 OPTIMISED = True  # the default model computes here

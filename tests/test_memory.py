@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import LLAMA, model_of
 
-from taskvec_jax import sweep
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import Settings, draw_prompts, longest_rows
@@ -18,6 +17,7 @@ from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.config import SMALL_MODEL
 from taskvec_jax.transformer.decoder import Decoder
+from taskvec_jax.vectors import sweep
 
 MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
 

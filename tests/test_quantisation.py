@@ -12,7 +12,6 @@ import pytest
 from conftest import LLAMA, PYTHIA, TINY, logits_of, model_of, random_params, read_of
 from tiny_checkpoint import save_tiny
 
-from taskvec_jax import sweep
 from taskvec_jax.distributed.plan import describe, plan_lines, sweep_bytes, weight_bytes
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
@@ -20,6 +19,7 @@ from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.transformer.config import NAMED_MODELS, DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override, flatten, leaf_types, unflatten
 from taskvec_jax.transformer.quantization import input_axes, quantise, quantise_kernel, quantised
+from taskvec_jax.vectors import sweep
 
 TOKENS = np.array([[3, 17, 101, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 120]], np.int32)
 GPTJ = dataclasses.replace(

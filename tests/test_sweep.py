@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import TINY, model_of, read_of
 
-from taskvec_jax import sweep, task_vectors
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
+from taskvec_jax.vectors import sweep, task_vectors
 
 LENGTH = 32  # all reference rows are padded to this, so that they compile once
 
