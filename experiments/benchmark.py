@@ -55,7 +55,7 @@ from experiments.own_tasks import tokenizer_of
 from taskvec_jax import work
 from taskvec_jax.distributed.plan import describe, in_precision
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Judge, Settings, best_layer, draw_prompts
+from taskvec_jax.evaluation.protocol import Judge, Settings, best_layer, draw_prompts
 from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.prompting.prompts import Prompt, fit
 from taskvec_jax.tasks import Task

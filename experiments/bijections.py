@@ -22,7 +22,7 @@ import numpy as np
 from experiments import study as studies
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
-from taskvec_jax.evaluation import TaskResult, accuracy, evaluate_task, is_correct
+from taskvec_jax.evaluation.protocol import TaskResult, accuracy, evaluate_task, is_correct
 from taskvec_jax.tasks import Pair, Task
 
 NAME = "bijections"

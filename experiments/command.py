@@ -35,7 +35,7 @@ from taskvec_jax.distributed.plan import (
 )
 from taskvec_jax.distributed.sharding import is_first_process, least, shape_of, together
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings, longest_rows
+from taskvec_jax.evaluation.protocol import Settings, longest_rows
 from taskvec_jax.models.loading import (
     Model,
     cache_directory,

@@ -27,7 +27,7 @@ from absl import flags
 from experiments import study as studies
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
-from taskvec_jax.evaluation import (
+from taskvec_jax.evaluation.protocol import (
     Judge,
     Settings,
     accuracy,

@@ -26,7 +26,7 @@ from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
 from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Judge, Settings, accuracy, draw_prompts
+from taskvec_jax.evaluation.protocol import Judge, Settings, accuracy, draw_prompts
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts

@@ -34,7 +34,7 @@ from experiments.own_tasks import tokenizer_of
 from experiments.section import Section, Table, number, show, text
 from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import check_injection, evaluate_task
+from taskvec_jax.evaluation.protocol import check_injection, evaluate_task
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import Model, load_model, model_key
 from taskvec_jax.tasks import Task

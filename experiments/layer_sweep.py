@@ -23,7 +23,7 @@ from experiments import study as studies
 from experiments.command import console
 from experiments.study import Study
 from taskvec_jax.distributed.plan import parameter_count, weight_bytes
-from taskvec_jax.evaluation import Accuracy, Settings, TaskResult, evaluate_task
+from taskvec_jax.evaluation.protocol import Accuracy, Settings, TaskResult, evaluate_task
 from taskvec_jax.models.loading import Model
 from taskvec_jax.tasks import Task
 

@@ -38,7 +38,8 @@ from experiments.dose import TASKS
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import (
+from taskvec_jax.evaluation.geometry import log_softmax
+from taskvec_jax.evaluation.protocol import (
     Judge,
     Settings,
     accuracy,
@@ -47,7 +48,6 @@ from taskvec_jax.evaluation import (
     random_like,
     read_theta,
 )
-from taskvec_jax.geometry import log_softmax
 from taskvec_jax.prompting.prompts import (
     UNFILTERED_CATEGORY,
     FittedTask,

@@ -7,7 +7,7 @@ Figures 3 and 4, Table 6).
 For every task: the layer is chosen on dev, scores are on test, 95 % intervals are Wilson's, and
 beside them stand the published value (where the paper ran the model), six controls, and the score
 of one layer for all tasks. A task whose score does not beat its controls is said so in words; the
-rule is `taskvec_jax.controls.judge_controls`.
+rule is `taskvec_jax.evaluation.controls.judge_controls`.
 
 Writes main_results.json, main_results.png/.svg and accuracy_by_layer.png/.svg under --out.
 Expected on the default model at the paper's settings: zero-shot .06, task vector .44, ICL .53, 6 of
@@ -24,8 +24,8 @@ import numpy as np
 from experiments import study as studies
 from experiments.section import Cell, Section, Table, number, score, text
 from experiments.study import Study
-from taskvec_jax.controls import CONTROLS, judge_controls
-from taskvec_jax.evaluation import accuracy, best_layer, is_correct
+from taskvec_jax.evaluation.controls import CONTROLS, judge_controls
+from taskvec_jax.evaluation.protocol import accuracy, best_layer, is_correct
 from taskvec_jax.published import published, published_means, published_name, published_scores
 from taskvec_jax.tasks import Pair
 

@@ -31,7 +31,7 @@ from experiments.dose import TASKS
 from experiments.section import Section, Table, number, text
 from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Judge, Settings, draw_prompts, read_theta
+from taskvec_jax.evaluation.protocol import Judge, Settings, draw_prompts, read_theta
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, fit
 from taskvec_jax.prompting.tokenizer import ARROW, PAD, Tokenizer
 from taskvec_jax.tasks import Task

@@ -24,7 +24,7 @@ from experiments import study as studies
 from experiments.dose import TASKS
 from experiments.section import Section, Table, number, score, text
 from experiments.study import Study
-from taskvec_jax.evaluation import Judge, accuracy, draw_prompts
+from taskvec_jax.evaluation.protocol import Judge, accuracy, draw_prompts
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit
 from taskvec_jax.tasks import Pair, Task

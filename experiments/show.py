@@ -18,7 +18,7 @@ from experiments import command
 from experiments.command import FLAGS, console
 from taskvec_jax.distributed.plan import describe
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Judge
+from taskvec_jax.evaluation.protocol import Judge
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import Prompt, fit, sample
 from taskvec_jax.tasks import Task

@@ -28,11 +28,11 @@ from experiments.fingerprint import fingerprint
 from experiments.journal import Journal
 from experiments.section import show
 from experiments.writing import WriteError
-from taskvec_jax.controls import evaluate_with_controls
 from taskvec_jax.distributed.plan import describe
 from taskvec_jax.distributed.sharding import MeshShape, is_first_process, together
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import (
+from taskvec_jax.evaluation.controls import evaluate_with_controls
+from taskvec_jax.evaluation.protocol import (
     Settings,
     best_layer,
     check_injection,

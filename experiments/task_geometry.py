@@ -28,7 +28,7 @@ from experiments import study as studies
 from experiments.section import Section, Table, number, text
 from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.geometry import (
+from taskvec_jax.evaluation.geometry import (
     cosine_distances,
     principal_components,
     separability,

@@ -43,7 +43,7 @@ from experiments.writing import told, write_whole
 from taskvec_jax import training
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Judge, Settings, draw_prompts
+from taskvec_jax.evaluation.protocol import Judge, Settings, draw_prompts
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import Model, hashes
 from taskvec_jax.prompting.prompts import fit

@@ -25,11 +25,11 @@ import numpy as np
 from experiments import study as studies
 from experiments.section import Section, Table, number, text
 from experiments.study import Study
-from taskvec_jax.evaluation import Judge, draw_prompts
+from taskvec_jax.evaluation.protocol import Judge, draw_prompts
+from taskvec_jax.evaluation.vocabulary import gold_ranks, top_words
 from taskvec_jax.prompting.prompts import fit, render_query
 from taskvec_jax.published import published, published_name
 from taskvec_jax.tasks import Pair, Task
-from taskvec_jax.vocabulary import gold_ranks, top_words
 
 NAME = "vocabulary_projection"
 OFFSETS = (0, 1, 2, 3, 4)

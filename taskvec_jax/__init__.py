@@ -11,7 +11,7 @@ decoder) know nothing of each other and meet in `evaluation`.
 
 from taskvec_jax.distributed import backend as _backend  # first: it sets up the compiler  # noqa: F401
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings, evaluate_task
+from taskvec_jax.evaluation.protocol import Settings, evaluate_task
 from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import LLAMA, model_of
 
-from taskvec_jax.controls import (
+from taskvec_jax.evaluation.controls import (
     CONTROLS,
     difference_low,
     evaluate_with_controls,
@@ -17,7 +17,7 @@ from taskvec_jax.controls import (
     other_prompts,
     shuffle_labels,
 )
-from taskvec_jax.evaluation import Settings, accuracy, evaluate_task
+from taskvec_jax.evaluation.protocol import Settings, accuracy, evaluate_task
 from taskvec_jax.prompting.prompts import FittedTask, Prompt
 from taskvec_jax.tasks import TASKS, Pair, Task
 

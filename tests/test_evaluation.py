@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from taskvec_jax import evaluation
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings, accuracy, best_layer, evaluate_task, is_correct
+from taskvec_jax.evaluation import protocol as evaluation
+from taskvec_jax.evaluation.protocol import (
+    Settings,
+    accuracy,
+    best_layer,
+    evaluate_task,
+    is_correct,
+)
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, render_query
 from taskvec_jax.tasks import TASKS, Pair, Task

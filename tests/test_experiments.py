@@ -21,8 +21,8 @@ from experiments.journal import Journal
 from experiments.section import Table, lines, number, score, text
 from experiments.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings
-from taskvec_jax.geometry import cosine_distances
+from taskvec_jax.evaluation.geometry import cosine_distances
+from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.tasks import TASKS, Pair, Task
 

@@ -14,7 +14,7 @@ import pytest
 
 from experiments import fingerprint as fingerprints
 from experiments.fingerprint import LIBRARY, code_of, fingerprint, library_files
-from taskvec_jax.evaluation import evaluate_task
+from taskvec_jax.evaluation.protocol import evaluate_task
 
 ROOT = LIBRARY.parent
 FILES = sorted(LIBRARY.rglob("*.py"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.geometry import (
+from taskvec_jax.evaluation.geometry import (
     cosine_distances,
     kl_divergence,
     principal_components,

@@ -14,7 +14,7 @@ from experiments import command, identity, main_results
 from experiments.cross_models import compare, section
 from experiments.report import build
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings
+from taskvec_jax.evaluation.protocol import Settings
 
 RUN: dict[str, Any] = {
     "model": "pythia-70m",

@@ -13,7 +13,7 @@ import pytest
 from experiments.journal import Journal
 from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings
+from taskvec_jax.evaluation.protocol import Settings
 
 
 def never():

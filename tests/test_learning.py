@@ -16,7 +16,7 @@ from experiments import learned_task_vector
 from experiments.journal import Journal
 from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings
+from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.prompting.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from conftest import LLAMA, model_of
 
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings, draw_prompts, longest_rows
+from taskvec_jax.evaluation.protocol import Settings, draw_prompts, longest_rows
 from taskvec_jax.models.loading import Model, load_model
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS

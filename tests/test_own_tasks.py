@@ -12,7 +12,7 @@ from experiments import study as studies
 from experiments.mixture import HELD_OUT, TRAINING_TASKS
 from experiments.own_tasks import own_tasks, tokenizer_of
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings
+from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.transformer.config import DEFAULT_MODEL, SMALL_MODEL
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.patch_map import find_place, parse_patch
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.geometry import kl_divergence
+from taskvec_jax.evaluation.geometry import kl_divergence
 from taskvec_jax.transformer.decoder import flatten, unflatten
 from taskvec_jax.vectors.patching import read_states, write_states
 

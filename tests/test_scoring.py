@@ -7,7 +7,7 @@ import random
 import pytest
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.scoring import Vocabulary, best_constant, cut, scoring_rule
+from taskvec_jax.evaluation.scoring import Vocabulary, best_constant, cut, scoring_rule
 from taskvec_jax.tasks import TASKS
 
 

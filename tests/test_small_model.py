@@ -16,7 +16,7 @@ from convert.export import export
 from experiments.mixture import HELD_OUT, TRAINING_TASKS, build_tokenizer
 from experiments.train_small import icl_accuracy
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import Settings, evaluate_task
+from taskvec_jax.evaluation.protocol import Settings, evaluate_task
 from taskvec_jax.models.loading import Model, checkpoint_path, convert_model, load_model
 from taskvec_jax.transformer.config import NAMED_MODELS, SMALL_MODEL
 

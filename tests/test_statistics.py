@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from taskvec_jax import statistics
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.statistics import (
+from taskvec_jax.evaluation import statistics
+from taskvec_jax.evaluation.statistics import (
     Outcomes,
     beats_all,
     compare,

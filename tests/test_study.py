@@ -15,7 +15,7 @@ from experiments.dose import score_writes
 from experiments.journal import unit_name
 from experiments.mixture import build_tokenizer
 from experiments.study import Study
-from taskvec_jax.evaluation import Settings, evaluate_task
+from taskvec_jax.evaluation.protocol import Settings, evaluate_task
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task

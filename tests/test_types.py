@@ -9,7 +9,7 @@ import pytest
 
 from experiments.mixture import build_tokenizer
 from taskvec_jax import Settings, TaskVecError, evaluate_task, load_model
-from taskvec_jax.controls import evaluate_with_controls
+from taskvec_jax.evaluation.controls import evaluate_with_controls
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.transformer.config import SMALL_MODEL

@@ -9,9 +9,9 @@ import pytest
 from conftest import LLAMA, model_of
 
 from experiments.vocabulary_projection import median_ranks
+from taskvec_jax.evaluation.vocabulary import gold_ranks, keep_words, top_words
 from taskvec_jax.models.loading import Model
 from taskvec_jax.transformer.decoder import Decoder, unflatten
-from taskvec_jax.vocabulary import gold_ranks, keep_words, top_words
 
 
 def test_the_published_rule_keeps_letters_only_and_drops_repeats_whatever_their_case():

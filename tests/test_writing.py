@@ -15,7 +15,7 @@ from experiments.command import write_json
 from experiments.journal import Journal
 from experiments.study import Study
 from experiments.writing import WriteError, write_whole
-from taskvec_jax.evaluation import Settings
+from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.tasks import Pair, Task
 
 

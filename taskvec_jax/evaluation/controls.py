@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import (
+from taskvec_jax.evaluation.protocol import (
     Accuracy,
     Judge,
     Measured,
