@@ -17,10 +17,12 @@ from taskvec_jax.prompting.tokenizer import Backend
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
-from . import beside, gptj, llama, names, pythia, rules, tokenizers
-from .family import Family
-from .rules import Place, Share, Source
-from .sources import GGUFSource, MetaSource, open_weights, other_forms, read_json
+from . import tokenizers
+from .families import gptj, llama, names, pythia, rules
+from .families.family import Family
+from .families.rules import Place, Share, Source
+from .formats import beside
+from .formats.sources import GGUFSource, MetaSource, open_weights, other_forms, read_json
 
 HF_FAMILIES: dict[str, Family] = {  # model_type of config.json ->
     "llama": llama.FAMILY,

@@ -23,8 +23,8 @@ from taskvec_jax.distributed.plan import PLANNED_BATCH, describe, plan_lines
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import checkpoint_path, convert_model, from_hub_or_wheel
 
-from . import command
-from .command import FLAGS, console
+from . import cli as command
+from .cli import FLAGS, console
 
 
 def target() -> Path:

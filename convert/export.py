@@ -28,9 +28,11 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
-from . import HF_FAMILIES, command, safetensors_file
-from .family import Family
-from .rules import from_tree
+from . import HF_FAMILIES
+from . import cli as command
+from .families.family import Family
+from .families.rules import from_tree
+from .formats import safetensors_file
 
 FAMILIES: dict[str, Family] = {  # family of our config ->
     "llama": HF_FAMILIES["llama"],

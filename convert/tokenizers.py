@@ -29,8 +29,8 @@ from taskvec_jax.prompting.sentencepieces import (
 )
 from taskvec_jax.prompting.tokenizer import FILE, Backend, read_tokenizer_json
 
-from .sentencepiece_file import Piece, PieceKind, Settings, model_of
-from .tiktoken_file import is_tiktoken, read_tiktoken
+from .formats.sentencepiece_file import Piece, PieceKind, Settings, model_of
+from .formats.tiktoken_file import is_tiktoken, read_tiktoken
 
 _log = logging.getLogger(__name__)
 _LLAMA_3_SPECIALS = 256

@@ -34,8 +34,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import Model, hash_leaves, load_model
 from taskvec_jax.transformer.decoder import Decoder
 
-from . import command
-from .command import FLAGS, console
+from . import cli as command
+from .cli import FLAGS, console
 from .export import export
 
 GOLDENS = Path(__file__).parent / "goldens"

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from convert import command
-from convert.command import FLAGS, console, define_list, progress_bar
+from convert import cli as command
+from convert.cli import FLAGS, console, define_list, progress_bar
 from experiments import identity
 from experiments.writing import write_whole
 from taskvec_jax.distributed.plan import (

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from convert.command import mesh_from_flags, reporting
+from convert.cli import mesh_from_flags, reporting
 from experiments import command, identity
 from experiments import study as studies
 from experiments.command import FLAGS, console

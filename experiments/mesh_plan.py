@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from convert import command
-from convert.command import FLAGS, console
+from convert import cli as command
+from convert.cli import FLAGS, console
 from taskvec_jax.distributed import plan
 from taskvec_jax.distributed.plan import GB
 from taskvec_jax.distributed.sharding import DATA, MeshShape, make_mesh, placement, rows_for

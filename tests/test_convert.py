@@ -15,11 +15,12 @@ import safetensors.numpy
 import torch
 import transformers
 
-from convert import convert, open_model, safetensors_file
+from convert import convert, open_model
 from convert.export import export
-from convert.llama import config_from_hf
-from convert.sources import open_weights
-from convert.torch_file import TorchFile
+from convert.families.llama import config_from_hf
+from convert.formats import safetensors_file
+from convert.formats.sources import open_weights
+from convert.formats.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.tokenizer import Tokenizer

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import transformers
 
-from convert import Converted, convert, wheel
+from convert import Converted, convert
 from convert.export import export
+from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import WheelFile

@@ -28,7 +28,7 @@ from test_convert_gguf import write_llama
 from test_convert_sources import split_gguf
 
 from convert import convert, open_model
-from convert.rules import Source
+from convert.families.rules import Source
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten

@@ -17,8 +17,8 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from convert import convert
-from convert.gguf_file import read_header, read_tensor
-from convert.llama import FAMILY
+from convert.families.llama import FAMILY
+from convert.formats.gguf_file import read_header, read_tensor
 from convert.tokenizers import from_gguf, from_sentencepiece
 from experiments.synthetic_model import add_word_tokenizer
 from taskvec_jax.errors import TaskVecError

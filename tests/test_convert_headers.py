@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from convert import gguf_file, safetensors_file
+from convert.formats import gguf_file, safetensors_file
 from taskvec_jax.errors import TaskVecError
 
 

@@ -16,8 +16,9 @@ import torch
 import transformers
 
 import convert
-from convert import GGUF_FAMILIES, HF_FAMILIES, config_keys, llama, read_keys
-from convert.keys import HARMLESS_KEYS
+from convert import GGUF_FAMILIES, HF_FAMILIES
+from convert.families import config_keys, llama, read_keys
+from convert.families.keys import HARMLESS_KEYS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.layers import rope_divisors
@@ -55,7 +56,7 @@ def old_config(family: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_table_is_what_the_installed_transformers_reads() -> None:
-    assert read_keys.text() == read_keys.OUT.read_text(), "run python -m convert.read_keys"
+    assert read_keys.text() == read_keys.OUT.read_text(), "run python -m convert.families.read_keys"
     assert transformers.__version__ == config_keys.TRANSFORMERS
 
 
@@ -370,7 +371,7 @@ def test_gguf_keys_that_would_change_the_numbers_are_refused(
 
 @pytest.mark.parametrize("arch", GGUF_FAMILIES)
 def test_every_key_that_the_format_defines_is_used_neutral_or_refused(arch: str) -> None:
-    from convert.keys import _GGUF_KEYS, GGUF_HARMLESS
+    from convert.families.keys import _GGUF_KEYS, GGUF_HARMLESS
 
     assert len(_GGUF_KEYS) > 80
     plain = gguf_config(arch)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import _utils
 
-from convert.torch_file import TorchFile
+from convert.formats.torch_file import TorchFile
 from taskvec_jax.errors import TaskVecError
 
 

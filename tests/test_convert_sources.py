@@ -17,7 +17,8 @@ import torch
 import transformers
 from test_convert_gguf import finish, write_llama
 
-from convert import convert, hub, open_model, read_config
+from convert import convert, open_model, read_config
+from convert.fetch import hub
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.transformer.decoder import flatten
@@ -235,7 +236,7 @@ def test_what_the_gguf_package_splits_is_read(tmp_path: Path) -> None:
     for i in range(5):
         writer.add_tensor(f"t{i}", np.full(3, i, np.float32))
     finish(writer, tmp_path / "x.gguf")
-    from convert.sources import GGUFSource
+    from convert.formats.sources import GGUFSource
 
     source = GGUFSource(tmp_path / "x-00002-of-00003.gguf")
     assert [source.read(f"t{i}").tolist() for i in range(5)] == [[float(i)] * 3 for i in range(5)]

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import LLAMA, random_params
 
-from convert import torch_file
+from convert.formats import torch_file
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
 from taskvec_jax.models import checkpoint, loading
 from taskvec_jax.models.checkpoint import restore_arrays, save_arrays

@@ -49,7 +49,7 @@ RANKS = [
     ["taskvec_jax.models.foreign"],
     ["taskvec_jax.models.loading"],
     ["taskvec_jax.distributed.plan"],
-    ["convert.command"],
+    ["convert.cli"],
     ["convert.verify", "convert.export"],
     ["convert.__main__"],
     [

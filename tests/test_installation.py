@@ -171,7 +171,7 @@ def test_the_library_leaves_the_name_convert_to_the_user(
 
 
 def test_a_program_that_imported_convert_has_it_once(monkeypatch: pytest.MonkeyPatch):
-    hub = importlib.import_module("convert.hub")
+    hub = importlib.import_module("convert.fetch.hub")
     monkeypatch.setattr(hub, "fetch", lambda repository, revision: Path(repository))
     assert foreign.fetch_from_hub("ORG/NAME", None) == Path("ORG/NAME")
 

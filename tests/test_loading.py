@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_hf_parity import save_tiny
 
-from convert import wheel
+from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, loading
 from taskvec_jax.models.loading import load_model

@@ -15,8 +15,8 @@ import torch
 import transformers
 
 import convert
-from convert import hub
 from convert.export import FAMILIES
+from convert.fetch import hub
 from taskvec_jax.distributed.plan import (
     describe,
     parameter_count,

@@ -15,7 +15,7 @@ import huggingface_hub
 import pytest
 
 import convert.__main__ as command
-from convert import wheel
+from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, loading, origin
 from taskvec_jax.models.loading import checkpoint_path, convert_model, load_model

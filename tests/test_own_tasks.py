@@ -23,7 +23,7 @@ TRAINED = [task.name for task in TRAINING_TASKS]
 def parsed(monkeypatch):
     """Parses a study's flags, without a command."""
     values = flags.FlagValues()
-    for module in ("experiments.command", "experiments.study", "convert.command"):
+    for module in ("experiments.command", "experiments.study", "convert.cli"):
         monkeypatch.setattr(f"{module}.FLAGS", values)
     monkeypatch.setattr(flags, "FLAGS", values)
     for kind in ("string", "enum", "bool", "integer", "float", "list"):

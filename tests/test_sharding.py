@@ -22,7 +22,7 @@ import pytest
 import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from convert import command
+from convert import cli as command
 from taskvec_jax import training
 from taskvec_jax.distributed import sharding
 from taskvec_jax.distributed.plan import choose_mesh, device_bytes, mesh_line, share_bytes

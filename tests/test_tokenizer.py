@@ -11,7 +11,7 @@ import pytest
 import regex
 import tokenizers
 
-from convert.sources import GGUFSource
+from convert.formats.sources import GGUFSource
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.tokenizer import Tokenizer
 

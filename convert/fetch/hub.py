@@ -9,8 +9,8 @@ from pathlib import Path
 
 from taskvec_jax.errors import TaskVecError, first_line
 
-from .beside import refuse_adapter_files
-from .sources import INDEX, WEIGHTS, open_weights
+from ..formats.beside import refuse_adapter_files
+from ..formats.sources import INDEX, WEIGHTS, open_weights
 
 _SMALL = re.compile(
     r"config\.json|adapter_config\.json|tokenizer[^/]*\.(json|model)|added_tokens\.json"

@@ -1,6 +1,6 @@
-"""Makes convert/config_keys.py: the keys of a config.json that transformers reads, by family.
+"""Makes convert/families/config_keys.py: the keys of a config.json that transformers reads, by family.
 
-    python -m convert.read_keys
+    python -m convert.families.read_keys
 
 The installed transformers is read as source text and never imported. What counts as reading a key
 of config.json:
@@ -242,7 +242,7 @@ def text() -> str:
     common = set.intersection(*families.values())
     tables = {"COMMON": common, **{name.upper(): keys - common for name, keys in families.items()}}
     lines = [
-        '"""Keys of a config.json that transformers reads; made by convert/read_keys.py."""',
+        '"""Keys of a config.json that transformers reads; made by convert/families/read_keys.py."""',
         "",
         f'TRANSFORMERS = "{importlib.metadata.version("transformers")}"  # the release that does',
     ]

@@ -1,6 +1,6 @@
 """Reads a foreign config key by key: what is read is used, what may matter and is not is refused.
 
-Whether a key of a config.json may matter is decided by convert/config_keys.py, the table of what
+Whether a key of a config.json may matter is decided by convert/families/config_keys.py, the table of what
 transformers reads; for GGUF by the `gguf` package, which lists the keys that the format defines.
 """
 

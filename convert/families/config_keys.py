@@ -1,4 +1,4 @@
-"""Keys of a config.json that transformers reads; made by convert/read_keys.py."""
+"""Keys of a config.json that transformers reads; made by convert/families/read_keys.py."""
 
 TRANSFORMERS = "5.24.0"  # the release that does
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 
+from ..families.rules import Shapes
 from . import gguf_file, gguf_parts
-from .rules import Shapes
 from .safetensors_file import SafetensorsFile
 from .torch_file import TorchFile
 
