@@ -47,11 +47,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import command, figures, identity
-from experiments import study as studies
-from experiments.command import FLAGS, console
+from experiments import figures
 from experiments.memory import process_peak
-from experiments.own_tasks import tokenizer_of
+from experiments.run import flags as command
+from experiments.run import identity
+from experiments.run import study as studies
+from experiments.run.flags import FLAGS, console
+from experiments.run.own_tasks import tokenizer_of
 from taskvec_jax import work
 from taskvec_jax.distributed.plan import describe, in_precision
 from taskvec_jax.errors import TaskVecError

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import study as studies
+from experiments.run import study as studies
+from experiments.run.study import Study
 from experiments.section import Section, Table, number, score, text
-from experiments.study import Study
 from taskvec_jax.evaluation.protocol import TaskResult, accuracy, evaluate_task, is_correct
 from taskvec_jax.tasks import Pair, Task
 

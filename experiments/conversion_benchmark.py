@@ -39,9 +39,10 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from experiments import command, synthetic_model
-from experiments.command import FLAGS, console
+from experiments import synthetic_model
 from experiments.memory import process_peak
+from experiments.run import flags as command
+from experiments.run.flags import FLAGS, console
 from taskvec_jax.distributed.plan import parameter_count
 from taskvec_jax.errors import TaskVecError
 

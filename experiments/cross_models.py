@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import command, identity
-from experiments import study as studies
+from experiments.run import flags as command
+from experiments.run import identity
+from experiments.run import study as studies
 from experiments.section import Section, Table, number, show, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.published import published

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import study as studies
+from experiments.run import study as studies
+from experiments.run.study import Study
+from experiments.run.writing import WriteError
 from experiments.section import Section, Table, number, score, text
-from experiments.study import Study
-from experiments.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Judge, Settings, accuracy, draw_prompts
 from taskvec_jax.prompting.prompts import fit

@@ -27,12 +27,13 @@ import numpy as np
 from absl import flags
 
 from convert.cli import mesh_from_flags, reporting
-from experiments import command, identity
-from experiments import study as studies
-from experiments.command import FLAGS, console
-from experiments.own_tasks import tokenizer_of
+from experiments.run import flags as command
+from experiments.run import identity
+from experiments.run import study as studies
+from experiments.run.flags import FLAGS, console
+from experiments.run.own_tasks import tokenizer_of
+from experiments.run.study import Study
 from experiments.section import Section, Table, number, show, text
-from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import check_injection, evaluate_task
 from taskvec_jax.models import checkpoint

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.writing import write_whole
+from experiments.run.writing import write_whole
 
 CATEGORY_COLOURS = {
     "algorithmic": "#4269d0",

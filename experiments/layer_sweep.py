@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import command
-from experiments import study as studies
-from experiments.command import console
-from experiments.study import Study
+from experiments.run import flags as command
+from experiments.run import study as studies
+from experiments.run.flags import console
+from experiments.run.study import Study
 from taskvec_jax.distributed.plan import parameter_count, weight_bytes
 from taskvec_jax.evaluation.protocol import Accuracy, Settings, TaskResult, evaluate_task
 from taskvec_jax.models.loading import Model

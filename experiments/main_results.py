@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import study as studies
+from experiments.run import study as studies
+from experiments.run.study import Study
 from experiments.section import Cell, Section, Table, number, score, text
-from experiments.study import Study
 from taskvec_jax.evaluation.controls import CONTROLS, judge_controls
 from taskvec_jax.evaluation.protocol import accuracy, best_layer, is_correct
 from taskvec_jax.published import published, published_means, published_name, published_scores

@@ -23,11 +23,9 @@ from absl import flags
 
 from experiments import (
     bijections,
-    command,
     conflicting_tasks,
     cross_models,
     dose,
-    identity,
     main_results,
     patch_map,
     portability,
@@ -35,9 +33,11 @@ from experiments import (
     task_geometry,
     vocabulary_projection,
 )
-from experiments import study as studies
-from experiments.command import FLAGS, console
-from experiments.writing import WriteError
+from experiments.run import flags as command
+from experiments.run import identity
+from experiments.run import study as studies
+from experiments.run.flags import FLAGS, console
+from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 
 MODULES = (

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import command
-from experiments import study as studies
 from experiments.dose import TASKS
+from experiments.run import flags as command
+from experiments.run import study as studies
+from experiments.run.study import Study
 from experiments.section import Section, Table, number, text
-from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Judge, Settings, draw_prompts, read_theta
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, fit

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import study as studies
 from experiments.dose import TASKS
+from experiments.run import study as studies
+from experiments.run.study import Study
 from experiments.section import Section, Table, number, score, text
-from experiments.study import Study
 from taskvec_jax.evaluation.protocol import Judge, accuracy, draw_prompts
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit

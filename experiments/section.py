@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.command import console
+from experiments.run.flags import console
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from absl import flags
 from rich.box import SIMPLE
 from rich.table import Table
 
-from experiments import command
-from experiments.command import FLAGS, console
+from experiments.run import flags as command
+from experiments.run.flags import FLAGS, console
 from taskvec_jax.distributed.plan import describe
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Judge

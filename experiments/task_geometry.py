@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import study as studies
+from experiments.run import study as studies
+from experiments.run.study import Study
 from experiments.section import Section, Table, number, text
-from experiments.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import (
     cosine_distances,

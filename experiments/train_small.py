@@ -36,10 +36,11 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments import command, identity
-from experiments.command import FLAGS, console
 from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
-from experiments.writing import told, write_whole
+from experiments.run import flags as command
+from experiments.run import identity
+from experiments.run.flags import FLAGS, console
+from experiments.run.writing import told, write_whole
 from taskvec_jax import training
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.errors import TaskVecError

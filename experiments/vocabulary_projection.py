@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import study as studies
+from experiments.run import study as studies
+from experiments.run.study import Study
 from experiments.section import Section, Table, number, text
-from experiments.study import Study
 from taskvec_jax.evaluation.protocol import Judge, draw_prompts
 from taskvec_jax.evaluation.vocabulary import gold_ranks, top_words
 from taskvec_jax.prompting.prompts import fit, render_query

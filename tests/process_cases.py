@@ -24,7 +24,7 @@ sys.modules["torch"] = None  # type: ignore[assignment]  # transformers is slow 
 import jax
 import numpy as np
 
-from experiments import preemption
+from experiments.run import preemption
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError

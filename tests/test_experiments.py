@@ -17,9 +17,9 @@ from experiments import (
     task_geometry,
 )
 from experiments.cross_models import compare
-from experiments.journal import Journal
+from experiments.run.journal import Journal
+from experiments.run.study import Study, some_of_each, task_sha256
 from experiments.section import Table, lines, number, score, text
-from experiments.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import cosine_distances
 from taskvec_jax.evaluation.protocol import Settings

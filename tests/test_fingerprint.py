@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from experiments import fingerprint as fingerprints
-from experiments.fingerprint import LIBRARY, code_of, fingerprint, library_files
+from experiments.run import fingerprint as fingerprints
+from experiments.run.fingerprint import LIBRARY, code_of, fingerprint, library_files
 from taskvec_jax.evaluation.protocol import evaluate_task
 
 ROOT = LIBRARY.parent

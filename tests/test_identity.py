@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from test_experiments import task_scores
 
-from experiments import command, identity, main_results
+from experiments import main_results
 from experiments.cross_models import compare, section
 from experiments.report import build
+from experiments.run import flags as command
+from experiments.run import identity
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
 

@@ -10,8 +10,8 @@ import os
 import numpy as np
 import pytest
 
-from experiments.journal import Journal
-from experiments.writing import WriteError
+from experiments.run.journal import Journal
+from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import LLAMA, PYTHIA, logits_of, model_of, random_params
 
 from experiments import learned_task_vector
-from experiments.journal import Journal
-from experiments.study import Study
+from experiments.run.journal import Journal
+from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.models.loading import Model

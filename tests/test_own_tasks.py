@@ -7,10 +7,11 @@ import json
 import pytest
 from absl import flags
 
-from experiments import command, layer_sweep
-from experiments import study as studies
+from experiments import layer_sweep
 from experiments.mixture import HELD_OUT, TRAINING_TASKS
-from experiments.own_tasks import own_tasks, tokenizer_of
+from experiments.run import flags as command
+from experiments.run import study as studies
+from experiments.run.own_tasks import own_tasks, tokenizer_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.tasks import TASKS, Pair, Task
@@ -23,7 +24,7 @@ TRAINED = [task.name for task in TRAINING_TASKS]
 def parsed(monkeypatch):
     """Parses a study's flags, without a command."""
     values = flags.FlagValues()
-    for module in ("experiments.command", "experiments.study", "convert.cli"):
+    for module in ("experiments.run.flags", "experiments.run.study", "convert.cli"):
         monkeypatch.setattr(f"{module}.FLAGS", values)
     monkeypatch.setattr(flags, "FLAGS", values)
     for kind in ("string", "enum", "bool", "integer", "float", "list"):

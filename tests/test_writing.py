@@ -11,10 +11,10 @@ import pytest
 from tiny_checkpoint import ROOT
 
 from experiments import figures
-from experiments.command import write_json
-from experiments.journal import Journal
-from experiments.study import Study
-from experiments.writing import WriteError, write_whole
+from experiments.run.flags import write_json
+from experiments.run.journal import Journal
+from experiments.run.study import Study
+from experiments.run.writing import WriteError, write_whole
 from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.tasks import Pair, Task
 
@@ -87,7 +87,7 @@ def test_a_directory_that_stays_empty_is_taken_away_with_those_made_for_it(tmp_p
     kept = tmp_path / "kept"
     kept.mkdir()
     code = (
-        "import sys\nfrom pathlib import Path\nfrom experiments.command import prepare_out\n"
+        "import sys\nfrom pathlib import Path\nfrom experiments.run.flags import prepare_out\n"
         "prepare_out(sys.argv[1])\nprepare_out(sys.argv[2])\n"
         "(prepare_out(sys.argv[3]) / 'a').write_text('x')"
     )

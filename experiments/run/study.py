@@ -22,12 +22,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, identity, own_tasks, preemption
-from experiments.command import FLAGS, console
-from experiments.fingerprint import fingerprint
-from experiments.journal import Journal
+from experiments.run import flags as command
+from experiments.run import identity, own_tasks, preemption
+from experiments.run.fingerprint import fingerprint
+from experiments.run.flags import FLAGS, console
+from experiments.run.journal import Journal
+from experiments.run.writing import WriteError
 from experiments.section import show
-from experiments.writing import WriteError
 from taskvec_jax.distributed.plan import describe
 from taskvec_jax.distributed.sharding import MeshShape, is_first_process, together
 from taskvec_jax.errors import TaskVecError

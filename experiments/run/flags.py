@@ -21,8 +21,8 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console, define_list, progress_bar
-from experiments import identity
-from experiments.writing import write_whole
+from experiments.run import identity
+from experiments.run.writing import write_whole
 from taskvec_jax.distributed.plan import (
     GB,
     PLANNED_BATCH,
@@ -170,7 +170,7 @@ def own_task_names() -> list[str]:
 
 
 def _own_tasks(model: str | None) -> tuple[list[Task], list[str]]:
-    from experiments import own_tasks
+    from experiments.run import own_tasks
 
     return own_tasks.own_tasks(model or FLAGS.model, FLAGS.revision if not model else None)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from experiments.command import console
+from experiments.run.flags import console
 from taskvec_jax.distributed.sharding import anywhere
 
 _asked = False
