@@ -47,8 +47,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import figures
 from experiments.memory import process_peak
+from experiments.page import figures
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies

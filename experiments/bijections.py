@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page.section import Section, Table, number, score, text
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, score, text
 from taskvec_jax.evaluation.protocol import TaskResult, accuracy, evaluate_task, is_correct
 from taskvec_jax.tasks import Pair, Task
 
@@ -213,7 +213,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Grouped bars."""
-    from experiments import figures
+    from experiments.page import figures
 
     pairs = result["pairs"]
     if not pairs:

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from experiments.page.section import Section, Table, number, score, text
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, score, text
 from taskvec_jax.evaluation.protocol import (
     Judge,
     Settings,
@@ -318,7 +318,7 @@ def _titles(result: dict[str, Any]) -> dict[str, str]:
 
 def draw_figure(result: dict[str, Any]) -> Any:
     """Stacked bars, two a pair."""
-    from experiments import figures
+    from experiments.page import figures
 
     pairs, tasks = result["pairs"], _titles(result)
     if len(pairs) > 12:
@@ -348,7 +348,7 @@ def draw_figure(result: dict[str, Any]) -> Any:
 
 
 def _draw_matrix(result: dict[str, Any]) -> Any:
-    from experiments import figures
+    from experiments.page import figures
 
     names = sorted({pair[side] for pair in result["pairs"].values() for side in ("a", "b")})
     figure, axes = figures.canvas(15, 0.36 * len(names) + 2.2, 1, 2)

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from experiments.page.section import Section, Table, number, show, text
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
-from experiments.section import Section, Table, number, show, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.published import published
 
@@ -162,7 +162,7 @@ def _recovered(model: dict[str, Any]) -> float | None:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Curves over depth, and bars of averages."""
-    from experiments import figures
+    from experiments.page import figures
 
     models = result["models"]
     depth, (axes,) = figures.canvas(8.5, 4.6)

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page.section import Section, Table, number, score, text
 from experiments.run import study as studies
 from experiments.run.study import Study
 from experiments.run.writing import WriteError
-from experiments.section import Section, Table, number, score, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Judge, Settings, accuracy, draw_prompts
 from taskvec_jax.prompting.prompts import fit
@@ -238,7 +238,7 @@ def _questions(task: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Four panels, a line a task."""
-    from experiments import figures
+    from experiments.page import figures
 
     figure, panels = figures.canvas(13, 3.8, 1, 4, sharey=True)
     names = list(result["tasks"])

@@ -27,13 +27,13 @@ import numpy as np
 from absl import flags
 
 from convert.cli import mesh_from_flags, reporting
+from experiments.page.section import Section, Table, number, show, text
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, show, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import check_injection, evaluate_task
 from taskvec_jax.models import checkpoint
@@ -236,7 +236,7 @@ def main() -> None:
         "appears": {key: appearance(steps, key) for key in ("icl", "task_vector")},
     }
     command.write_json(out / f"{NAME}.json", result)
-    from experiments import figures  # matplotlib is slow to import
+    from experiments.page import figures  # matplotlib is slow to import
 
     with figures.theme("light"):
         figures.save(draw(result), out / NAME)
@@ -297,7 +297,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw(result: dict[str, Any]) -> Any:
     """A heat map step x layer, and scores by step."""
-    from experiments import figures
+    from experiments.page import figures
 
     steps = result["steps"]
     grid = [step["dev_accuracy_by_layer"] for step in steps]

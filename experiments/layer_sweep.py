@@ -47,7 +47,7 @@ def main() -> None:
         )
         path, picture = (study.out / f"{NAME}.{kind}" for kind in ("json", "png"))
         command.write_json(path, result)
-        from experiments import figures  # matplotlib is slow to import
+        from experiments.page import figures  # matplotlib is slow to import
 
         figures.draw_layer_sweep(result, picture)
     finally:

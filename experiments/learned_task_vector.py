@@ -34,9 +34,9 @@ import numpy as np
 from absl import flags
 
 from experiments.dose import TASKS
+from experiments.page.section import Section, Table, number, score, text
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, score, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import log_softmax
 from taskvec_jax.evaluation.protocol import (
@@ -537,7 +537,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """By layer when layers were many, a pair of bars a task when one was trained."""
-    from experiments import figures
+    from experiments.page import figures
 
     tasks, categories = result["tasks"], result["categories"]
     if all(len(task["layers"]) > 1 for task in tasks.values()):

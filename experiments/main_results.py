@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page.section import Cell, Section, Table, number, score, text
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Cell, Section, Table, number, score, text
 from taskvec_jax.evaluation.controls import CONTROLS, judge_controls
 from taskvec_jax.evaluation.protocol import accuracy, best_layer, is_correct
 from taskvec_jax.published import published, published_means, published_name, published_scores
@@ -367,7 +367,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_bars(result: dict[str, Any]) -> Any:
-    from experiments import figures
+    from experiments.page import figures
 
     tasks = result["tasks"]
     figure, (axes,) = figures.canvas(9, 0.42 * len(tasks) + 1.6)
@@ -420,7 +420,7 @@ def _draw_bars(result: dict[str, Any]) -> Any:
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments import figures
+    from experiments.page import figures
 
     tasks, good = result["tasks"], result["curve_of_good_tasks"]
     figure, (axes,) = figures.canvas(8.5, 4.8)

@@ -26,10 +26,10 @@ import numpy as np
 from absl import flags
 
 from experiments.dose import TASKS
+from experiments.page.section import Section, Table, number, text
 from experiments.run import flags as command
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Judge, Settings, draw_prompts, read_theta
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, fit
@@ -263,7 +263,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """A column of maps for each task."""
-    from experiments import figures
+    from experiments.page import figures
 
     tasks = result["tasks"]
     titles = {name: figures.short(name, result["categories"][name]) for name in tasks}

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from experiments.dose import TASKS
+from experiments.page.section import Section, Table, number, score, text
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, score, text
 from taskvec_jax.evaluation.protocol import Judge, accuracy, draw_prompts
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit
@@ -205,7 +205,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """One heat map for the mean and one a task."""
-    from experiments import figures
+    from experiments.page import figures
 
     grids = {"mean": _mean_grid(result)} | {
         figures.short(name, result["categories"][name]): [

@@ -30,11 +30,11 @@ import jinja2
 from absl import flags
 from markupsafe import Markup
 
+from experiments.page.section import Cell, Section, Table
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import console
 from experiments.run.writing import write_whole
-from experiments.section import Cell, Section, Table
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.published import published
 from taskvec_jax.transformer.config import DEFAULT_MODEL
@@ -190,7 +190,7 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
 @functools.cache
 def _images(name: str, content: str) -> dict[str, dict[str, Any]]:
     """An experiment's figures as data addresses, by stem: drawn once for all pages of a run."""
-    from experiments import figures  # matplotlib is slow to import
+    from experiments.page import figures  # matplotlib is slow to import
 
     drawn: dict[str, dict[str, Any]] = {}
     for theme in ("light", "dark"):

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from experiments.page.section import Section, Table, number, text
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import (
     cosine_distances,
@@ -231,7 +231,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_map(result: dict[str, Any]) -> Any:
-    from experiments import figures
+    from experiments.page import figures
 
     labels, names = np.array(result["labels"]), result["tasks"]
     categories = [result["categories"][name] for name in names]
@@ -281,7 +281,7 @@ def _draw_map(result: dict[str, Any]) -> Any:
 
 
 def _draw_distances(result: dict[str, Any]) -> Any:
-    from experiments import figures
+    from experiments.page import figures
 
     names = [figures.short(name, result["categories"][name]) for name in result["tasks"]]
     figure, axes = figures.canvas(13, 0.24 * len(names) + 3.0, 1, 2)
@@ -311,7 +311,7 @@ def _draw_distances(result: dict[str, Any]) -> Any:
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments import figures
+    from experiments.page import figures
 
     figure, (axes,) = figures.canvas(8, 3.6)
     layers = np.arange(result["num_layers"])

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments.page.section import Cell, Section, Table, number, show, text
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of
-from experiments.section import Cell, Section, Table, number, show, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.prompts import FittedTask, fit, render_query
 from taskvec_jax.prompting.tokenizer import Tokenizer

@@ -311,7 +311,7 @@ def finish(
         "provenance": command.provenance(model, about["training"]["seed"], seconds),
     }
     command.write_json(out / f"{NAME}.json", result)
-    from experiments import figures  # matplotlib is slow to import
+    from experiments.page import figures  # matplotlib is slow to import
 
     with figures.theme("light"):
         figures.save(draw(result), out / NAME)
@@ -325,7 +325,7 @@ def finish(
 
 def draw(result: dict[str, Any]) -> Any:
     """Loss and accuracy by step."""
-    from experiments import figures
+    from experiments.page import figures
 
     lines = result["log"]
     steps = [line["step"] for line in lines]

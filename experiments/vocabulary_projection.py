@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page.section import Section, Table, number, text
 from experiments.run import study as studies
 from experiments.run.study import Study
-from experiments.section import Section, Table, number, text
 from taskvec_jax.evaluation.protocol import Judge, draw_prompts
 from taskvec_jax.evaluation.vocabulary import gold_ranks, top_words
 from taskvec_jax.prompting.prompts import fit, render_query
@@ -152,7 +152,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Two heat maps of gold-word rank: task x layer."""
-    from experiments import figures
+    from experiments.page import figures
 
     tasks, layers = result["tasks"], result["num_layers"]
     figure, axes = figures.canvas(14, 0.27 * len(tasks) + 1.8, 1, 2)

@@ -8,18 +8,12 @@ import weakref
 import numpy as np
 import pytest
 
-from experiments import (
-    bijections,
-    conflicting_tasks,
-    dose,
-    figures,
-    main_results,
-    task_geometry,
-)
+from experiments import bijections, conflicting_tasks, dose, main_results, task_geometry
 from experiments.cross_models import compare
+from experiments.page import figures
+from experiments.page.section import Table, lines, number, score, text
 from experiments.run.journal import Journal
 from experiments.run.study import Study, some_of_each, task_sha256
-from experiments.section import Table, lines, number, score, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import cosine_distances
 from taskvec_jax.evaluation.protocol import Settings

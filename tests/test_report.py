@@ -15,8 +15,8 @@ from tiny_checkpoint import SMALL, run, save_tiny
 
 from experiments import cross_models
 from experiments.bijections import SOURCES
+from experiments.page.section import Cell, Table, text
 from experiments.report import EXPERIMENTS, build, show_table
-from experiments.section import Cell, Table, text
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.origin import path_key
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from tiny_checkpoint import ROOT
 
-from experiments import figures
+from experiments.page import figures
 from experiments.run.flags import write_json
 from experiments.run.journal import Journal
 from experiments.run.study import Study

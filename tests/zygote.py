@@ -147,7 +147,7 @@ def watch(
 
 def serve(modules: list[str]) -> None:
     """Forks a child for each order; only children return."""
-    for name in ("matplotlib.pyplot", "orbax.checkpoint", "experiments.figures"):
+    for name in ("matplotlib.pyplot", "orbax.checkpoint", "experiments.page.figures"):
         importlib.import_module(name)
     for module in modules:  # what they import stays; themselves they are run, not imported
         importlib.import_module(f"experiments.{module}")

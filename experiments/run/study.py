@@ -22,13 +22,13 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.page.section import show
 from experiments.run import flags as command
 from experiments.run import identity, own_tasks, preemption
 from experiments.run.fingerprint import fingerprint
 from experiments.run.flags import FLAGS, console
 from experiments.run.journal import Journal
 from experiments.run.writing import WriteError
-from experiments.section import show
 from taskvec_jax.distributed.plan import describe
 from taskvec_jax.distributed.sharding import MeshShape, is_first_process, together
 from taskvec_jax.errors import TaskVecError
@@ -442,7 +442,7 @@ def finish(study: Study, module: Any) -> dict[str, Any]:
 
 def draw_all(module: Any, result: dict[str, Any], out: Path) -> list[Path]:
     """Draws an experiment's figures from its result as PNG and SVG."""
-    from experiments import figures  # matplotlib is slow to import
+    from experiments.page import figures  # matplotlib is slow to import
 
     written = []
     with figures.theme("light"):
