@@ -31,7 +31,7 @@ import tokenizers
 from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
-from experiments.mesh_plan import compile_sweep
+from experiments.bench.mesh_plan import compile_sweep
 from taskvec_jax import training
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.sharding import MeshShape

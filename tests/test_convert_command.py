@@ -270,7 +270,7 @@ def test_the_command_says_no_in_one_line(tmp_path: Path) -> None:
 def test_conversion_keeps_to_its_memory(tmp_path: Path) -> None:
     kinds = ("safetensors", "bin", "pth", "gguf")
     done = run(
-        "experiments.conversion_benchmark",
+        "experiments.bench.conversion",
         "--layers=8",
         "--width=1024",
         "--vocabulary=16000",

@@ -20,7 +20,7 @@ from convert import convert
 from convert.families.llama import FAMILY
 from convert.formats.gguf_file import read_header, read_tensor
 from convert.tokenizers import from_gguf, from_sentencepiece
-from experiments.synthetic_model import add_word_tokenizer
+from experiments.bench.synthetic_model import add_word_tokenizer
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.transformer.decoder import flatten

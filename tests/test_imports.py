@@ -57,7 +57,7 @@ RANKS = [
         "taskvec_jax.vectors.patching",
         "taskvec_jax.evaluation.vocabulary",
     ],
-    ["taskvec_jax.work", "taskvec_jax.vectors.learning"],
+    ["experiments.bench.work", "taskvec_jax.vectors.learning"],
     ["taskvec_jax.evaluation.protocol"],
     ["taskvec_jax.evaluation.controls"],
     ["taskvec_jax"],
@@ -139,12 +139,12 @@ def test_foreign_libraries_have_one_door():
     assert doors["transformers"] == {
         "convert.tokenizers",
         "convert.verify",  # the reference
-        "experiments.torch_loop",  # the other side of the benchmark
+        "experiments.bench.torch_loop",  # the other side of the benchmark
     }
     assert all(module.split(".")[0] in ("convert", "experiments") for module in doors["absl"])
     assert {module for module in doors["torch"] if not module.startswith("convert.")} == {
-        "experiments.torch_loop",
-        "experiments.synthetic_model",  # writes torch's files
+        "experiments.bench.torch_loop",
+        "experiments.bench.synthetic_model",  # writes torch's files
     }
     # Types alone: at run time the door goes by the place of `convert` on disk.
     library = {m for m in modules() if m.startswith("taskvec_jax")}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import LLAMA
 
-from taskvec_jax import work
+from experiments.bench import work
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, check_injection, evaluate_task
@@ -138,7 +138,7 @@ def test_the_plan_is_what_the_compiler_needs_for_llama_30b_on_8_devices():
         [
             sys.executable,
             "-m",
-            "experiments.mesh_plan",
+            "experiments.bench.mesh_plan",
             "--models=llama-30b",
             "--meshes=data:1,model:8",
             "--dtype=bfloat16",

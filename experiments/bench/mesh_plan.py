@@ -1,7 +1,7 @@
 """Compiles the sweep for meshes this machine does not have, without weights, and checks the plan.
 
-    python -m experiments.mesh_plan
-    python -m experiments.mesh_plan --models=llama-65b --meshes=data:1,model:8;data:2,model:4
+    python -m experiments.bench.mesh_plan
+    python -m experiments.bench.mesh_plan --models=llama-65b --meshes=data:1,model:8;data:2,model:4
 
 Devices are simulated CPU devices. For each model and mesh: what the compiler says a device needs,
 what `--plan` says, and the collectives of a layer. Expected (2026-11-25, 2 cores, jax 0.10.2):

@@ -18,7 +18,7 @@ from convert import export
 from taskvec_jax.models.loading import Model
 
 if TYPE_CHECKING:
-    from experiments.benchmark import Part
+    from experiments.bench.sweep import Part
 
 
 class TorchLoop:

@@ -1,9 +1,9 @@
 """Memory and speed of conversion: a synthetic checkpoint of 2.2 GB, read, converted, written.
 
-    python -m experiments.conversion_benchmark
-    python -m experiments.conversion_benchmark --layers=2 --width=256 --scratch=/tmp
-    python -m experiments.conversion_benchmark --formats=bin,pth,gguf
-    python -m experiments.conversion_benchmark --processes=4
+    python -m experiments.bench.conversion
+    python -m experiments.bench.conversion --layers=2 --width=256 --scratch=/tmp
+    python -m experiments.bench.conversion --formats=bin,pth,gguf
+    python -m experiments.bench.conversion --processes=4
 
 Makes a sharded Hugging Face directory of random LLaMA weights (TinyLlama's shape unless flags say
 otherwise), then, each in a process of its own: reads all its tensors with the safetensors package
@@ -39,8 +39,8 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from experiments import synthetic_model
-from experiments.memory import process_peak
+from experiments.bench import synthetic_model
+from experiments.bench.memory import process_peak
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
 from taskvec_jax.distributed.plan import parameter_count

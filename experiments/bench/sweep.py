@@ -1,9 +1,9 @@
 """How fast the sweep is, and against what: one run, paired and repeated.
 
-    python -m experiments.benchmark
-    python -m experiments.benchmark --tasks=algorithmic_to_upper,linguistic_antonyms --repeats=5
-    python -m experiments.benchmark --dtypes=bfloat16 --stages=layer_loop,packed --nodepths
-    python -m experiments.benchmark --shape=llama-7b --dtypes=bfloat16,int8 \
+    python -m experiments.bench.sweep
+    python -m experiments.bench.sweep --tasks=algorithmic_to_upper,linguistic_antonyms --repeats=5
+    python -m experiments.bench.sweep --dtypes=bfloat16 --stages=layer_loop,packed --nodepths
+    python -m experiments.bench.sweep --shape=llama-7b --dtypes=bfloat16,int8 \
         --stages=layer_loop,packed --nodepths --tasks=algorithmic_to_upper,linguistic_antonyms
 
 The last two are for a GPU or TPU: model-FLOPs utilisation (the share of the vendor's dense peak
@@ -47,14 +47,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.memory import process_peak
+from experiments.bench import work
+from experiments.bench.memory import process_peak
 from experiments.page import figures
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of
-from taskvec_jax import work
 from taskvec_jax.distributed.plan import describe, in_precision
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Judge, Settings, best_layer, draw_prompts
@@ -253,7 +253,7 @@ JAX_STAGES: dict[str, Stage] = {
 
 def torch_stage(model: Model, logits_to_keep: int) -> Stage:
     """A step of `TORCH_STAGES`, on the same weights."""
-    from experiments import torch_loop  # needs torch
+    from experiments.bench import torch_loop  # needs torch
 
     loop = torch_loop.TorchLoop(model, logits_to_keep)
     return lambda _, part, batch_size: Outcome(*torch_loop.run(loop, part, batch_size))
