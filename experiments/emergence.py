@@ -85,7 +85,7 @@ def moments_of_run(run: Path) -> list[Moment]:
     if not moments:
         raise TaskVecError(
             f"--run={run} holds no step<N>/ with a converted model;"
-            " run experiments.train_small --out=DIRECTORY first"
+            " run experiments.small_pythia.train --out=DIRECTORY first"
         )
     return sorted(moments, key=lambda moment: moment.step)
 
@@ -109,7 +109,7 @@ def moments_from_flags() -> list[Moment]:
     if FLAGS.revision:
         return moments_of_hub(FLAGS.model, FLAGS.revision)
     raise TaskVecError(
-        "which steps? --run=DIRECTORY of experiments.train_small, or --model=pythia-70m with"
+        "which steps? --run=DIRECTORY of experiments.small_pythia.train, or --model=pythia-70m with"
         " --revision=step0,step512,..."
     )
 
@@ -322,5 +322,5 @@ def draw(result: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     studies.define_flags()
-    flags.DEFINE_string("run", None, "directory of a run of experiments.train_small")
+    flags.DEFINE_string("run", None, "directory of a run of experiments.small_pythia.train")
     command.run(main)

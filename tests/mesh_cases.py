@@ -32,7 +32,7 @@ from conftest import LLAMA, PYTHIA, logits_of, random_params
 
 from convert import export
 from experiments.bench.mesh_plan import compile_sweep
-from taskvec_jax import training
+from experiments.small_pythia import training
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.models import checkpoint, loading

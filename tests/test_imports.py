@@ -44,7 +44,7 @@ RANKS = [
     ["taskvec_jax.transformer.generation"],
     ["taskvec_jax.models.verbs"],
     ["taskvec_jax.models.checkpoint", "taskvec_jax.models.origin"],
-    ["taskvec_jax.training"],
+    ["experiments.small_pythia.training"],
     ["convert"],
     ["taskvec_jax.models.foreign"],
     ["taskvec_jax.models.loading"],

@@ -8,10 +8,10 @@ import pytest
 from absl import flags
 
 from experiments import layer_sweep
-from experiments.mixture import HELD_OUT, TRAINING_TASKS
 from experiments.run import flags as command
 from experiments.run import study as studies
 from experiments.run.own_tasks import own_tasks, tokenizer_of
+from experiments.small_pythia.mixture import HELD_OUT, TRAINING_TASKS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
 from taskvec_jax.tasks import TASKS, Pair, Task

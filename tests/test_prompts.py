@@ -9,7 +9,7 @@ import sys
 import pytest
 import tokenizers
 
-from experiments.mixture import TRAINING_TASKS, build_tokenizer
+from experiments.small_pythia.mixture import TRAINING_TASKS, build_tokenizer
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.prompts import Prompt, fit, sample
 from taskvec_jax.prompting.sampling import draw, seeded

@@ -23,7 +23,7 @@ import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from convert import cli as command
-from taskvec_jax import training
+from experiments.small_pythia import training
 from taskvec_jax.distributed import sharding
 from taskvec_jax.distributed.plan import choose_mesh, device_bytes, mesh_line, share_bytes
 from taskvec_jax.distributed.sharding import MeshShape

@@ -13,8 +13,8 @@ from hf import assert_same, run_hf, run_ours
 from tiny_checkpoint import ROOT
 
 from convert.export import export
-from experiments.mixture import HELD_OUT, TRAINING_TASKS, build_tokenizer
-from experiments.train_small import icl_accuracy
+from experiments.small_pythia.mixture import HELD_OUT, TRAINING_TASKS, build_tokenizer
+from experiments.small_pythia.train import icl_accuracy
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, evaluate_task
 from taskvec_jax.models.loading import Model, checkpoint_path, convert_model, load_model

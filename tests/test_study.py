@@ -11,10 +11,10 @@ import pytest
 from conftest import LLAMA
 
 from experiments.dose import score_writes
-from experiments.mixture import build_tokenizer
 from experiments.run import study as studies
 from experiments.run.journal import unit_name
 from experiments.run.study import Study
+from experiments.small_pythia.mixture import build_tokenizer
 from taskvec_jax.evaluation.protocol import Settings, evaluate_task
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer

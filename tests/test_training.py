@@ -18,14 +18,14 @@ from zygote import QUICK, ROOT, Child, Zygote
 
 from convert.export import export
 from experiments import emergence
-from experiments.mixture import TRAINING_TASKS, Mixture, build_tokenizer
-from experiments.train_small import Log, go_on_from, kept_steps, small_pythia
-from taskvec_jax import training
+from experiments.small_pythia import training
+from experiments.small_pythia.mixture import TRAINING_TASKS, Mixture, build_tokenizer
+from experiments.small_pythia.train import Log, go_on_from, kept_steps, small_pythia
+from experiments.small_pythia.training import Batch, State, Training
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
 from taskvec_jax.prompting.prompts import fit, render_query
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.training import Batch, State, Training
 from taskvec_jax.transformer.config import SMALL_MODEL
 from taskvec_jax.transformer.decoder import flatten, unflatten
 
@@ -367,7 +367,11 @@ def test_emergence_on_a_mesh_gives_one_devices_result(zygote, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "step1200").symlink_to(ROOT / "checkpoints" / SMALL_MODEL)
-    flags = (f"--run={run}", "--task_file=experiments/mixture.py", "--tasks=bijection_1")
+    flags = (
+        f"--run={run}",
+        "--task_file=experiments/small_pythia/mixture.py",
+        "--tasks=bijection_1",
+    )
     flags += ("--num_prompts=12", "--batch_size=12")
     found = []
     for devices, mesh in ((1, ()), (4, ("--mesh=data:2,model:2",))):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.mixture import build_tokenizer
+from experiments.small_pythia.mixture import build_tokenizer
 from taskvec_jax import Settings, TaskVecError, evaluate_task, load_model
 from taskvec_jax.evaluation.controls import evaluate_with_controls
 from taskvec_jax.prompting.prompts import fit

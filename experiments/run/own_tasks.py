@@ -58,7 +58,7 @@ def own_tasks(model: str, revision: str | None) -> tuple[list[Task], list[str]]:
     names = trained_on(model, revision)
     if not names:
         return [], []
-    from experiments import mixture  # imports what training needs
+    from experiments.small_pythia import mixture  # imports what training needs
 
     known = {task.name for task in (*mixture.TASKS, *mixture.TRAINING_TASKS)}
     own = [name for name in names if name in known]

@@ -330,7 +330,7 @@ NAMED_MODELS: dict[str, NamedModel] = {
     ),
     SMALL_MODEL: NamedModel(
         pythia(157, 6, 128, 4, max_length=256),
-        Shipped("python -m experiments.train_small"),
+        Shipped("python -m experiments.small_pythia.train"),
     ),
     "llama-7b": NamedModel(_llama(32000, 32, 4096, 32, 11008), "huggyllama/llama-7b"),
     "llama-13b": NamedModel(_llama(32000, 40, 5120, 40, 13824), "huggyllama/llama-13b"),

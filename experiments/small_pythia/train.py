@@ -1,10 +1,10 @@
 """A small Pythia trained from scratch on a mixture of in-context tasks.
 
-    python -m experiments.train_small --out=results/train_small
-    python -m experiments.train_small --out=results/train_small_plain --vector_loss=0
+    python -m experiments.small_pythia.train --out=results/train_small
+    python -m experiments.small_pythia.train --out=results/train_small_plain --vector_loss=0
 
 The architecture is Pythia's (GPT-NeoX), a million parameters; the tasks and the vocabulary are in
-`experiments.mixture`. Loss on the answers alone; AdamW, linear warm-up, cosine, clipped gradients.
+`experiments.small_pythia.mixture`. Loss on the answers alone; AdamW, linear warm-up, cosine, clipped gradients.
 --vector_loss=W adds W times the vector-prompting loss (Yang et al. 2025, arXiv 2501.09240): the
 answer of a zero-shot query whose arrow is overwritten, after --vector_layer, with theta of the
 row's own demonstrations and another query.
@@ -36,12 +36,19 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
-from experiments.mixture import HELD_OUT, TRAINING_TASKS, Mixture, build_tokenizer, summary
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import FLAGS, console
 from experiments.run.writing import told, write_whole
-from taskvec_jax import training
+from experiments.small_pythia import training
+from experiments.small_pythia.mixture import (
+    HELD_OUT,
+    TRAINING_TASKS,
+    Mixture,
+    build_tokenizer,
+    summary,
+)
+from experiments.small_pythia.training import Measures, State, Training
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Judge, Settings, draw_prompts
@@ -50,7 +57,6 @@ from taskvec_jax.models.loading import Model, hashes
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
-from taskvec_jax.training import Measures, State, Training
 from taskvec_jax.transformer.config import DecoderConfig, pythia
 from taskvec_jax.transformer.decoder import Decoder, Params
 from taskvec_jax.vectors.sweep import read_texts
@@ -255,7 +261,7 @@ def main() -> None:
     out = command.prepare_out(FLAGS.out)
     state = go_on_from(out, config, settings, about)
     mixture = Mixture(tokenizer, settings.seed, FLAGS.batch_size)
-    origin = {"model": NAME, "source": "experiments.train_small", "made_with": about}
+    origin = {"model": NAME, "source": "experiments.small_pythia.train", "made_with": about}
     recorder = Recorder(
         out,
         config,

@@ -1,7 +1,7 @@
 """The tasks that `train_small` grows a model on, its vocabulary, and its training rows.
 
     python -m experiments.layer_sweep --model=pythia-icl-small \\
-        --task_file=experiments/mixture.py --tasks=bijection_1,algorithmic_next_letter
+        --task_file=experiments/small_pythia/mixture.py --tasks=bijection_1,algorithmic_next_letter
 
 A model of a million parameters can know a task only by having seen it, so the mixture is of fixed
 tasks that share their inputs: what is asked for must be read off the demonstrations. No two of
@@ -25,12 +25,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tokenizers
 
+from experiments.small_pythia.training import Batch
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, render_query
 from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.prompting.tokenizer import ARROW, Tokenizer
 from taskvec_jax.tasks import TASKS as HOUSE_TASKS
 from taskvec_jax.tasks import Pair, Task
-from taskvec_jax.training import Batch
 
 TWENTY = 20  # numbers of one kind
 NUM_BIJECTIONS = 4
