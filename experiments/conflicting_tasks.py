@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from experiments.page.section import Section, Table, number, score, text
+from experiments.published import published
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.evaluation.protocol import (
@@ -38,7 +39,6 @@ from taskvec_jax.evaluation.protocol import (
 from taskvec_jax.models.loading import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.prompting.sampling import draw, seeded
-from taskvec_jax.published import published
 from taskvec_jax.tasks import Pair
 from taskvec_jax.vectors.sweep import inject_vectors
 

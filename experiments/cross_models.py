@@ -25,11 +25,11 @@ import numpy as np
 from absl import flags
 
 from experiments.page.section import Section, Table, number, show, text
+from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.published import published
 
 NAME = "cross_models"
 MEASURES = ("baseline", "task_vector", "icl")

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from experiments.page.section import Cell, Section, Table, number, score, text
+from experiments.published import published, published_means, published_name, published_scores
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.evaluation.controls import CONTROLS, judge_controls
 from taskvec_jax.evaluation.protocol import accuracy, best_layer, is_correct
-from taskvec_jax.published import published, published_means, published_name, published_scores
 from taskvec_jax.tasks import Pair
 
 NAME = "main_results"

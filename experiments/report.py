@@ -31,12 +31,12 @@ from absl import flags
 from markupsafe import Markup
 
 from experiments.page.section import Cell, Section, Table
+from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import console
 from experiments.run.writing import write_whole
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.published import published
 from taskvec_jax.transformer.config import DEFAULT_MODEL
 
 EXPERIMENTS = (

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from experiments.page.section import Section, Table, number, text
+from experiments.published import published, published_name
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.evaluation.protocol import Judge, draw_prompts
 from taskvec_jax.evaluation.vocabulary import gold_ranks, top_words
 from taskvec_jax.prompting.prompts import fit, render_query
-from taskvec_jax.published import published, published_name
 from taskvec_jax.tasks import Pair, Task
 
 NAME = "vocabulary_projection"

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import modules that stand in an earlier line only.
 RANKS = [
-    ["taskvec_jax.errors", "taskvec_jax.published", "taskvec_jax.wording"],
+    ["taskvec_jax.errors", "experiments.published", "taskvec_jax.wording"],
     [
         "taskvec_jax.distributed.backend",
         "taskvec_jax.transformer.config",

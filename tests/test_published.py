@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from taskvec_jax.published import published, published_means, published_name, published_scores
+from experiments.published import published, published_means, published_name, published_scores
 from taskvec_jax.tasks import TASKS
 
 
