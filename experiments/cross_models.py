@@ -160,53 +160,6 @@ def _recovered(model: dict[str, Any]) -> float | None:
     return None if icl is None or icl == zero else (vector - zero) / (icl - zero)
 
 
-def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Curves over depth, and bars of averages."""
-    from experiments.page import figures
-
-    models = result["models"]
-    depth, (axes,) = figures.canvas(8.5, 4.6)
-    for i, (name, model) in enumerate(models.items()):
-        curve = np.array([np.nan if v is None else v for v in model["curve"]], float)
-        axes.plot(
-            np.arange(1, len(curve) + 1) / len(curve),
-            curve,
-            color=figures.COLOURS[i % len(figures.COLOURS)],
-            linewidth=2.6 if model["ours"] else 1.0,
-            marker="o" if model["ours"] else None,
-            markersize=3,
-            alpha=1.0 if model["ours"] else 0.8,
-            label=name,
-        )
-    axes.set(
-        xlabel="depth (layer / number of layers)",
-        ylabel="mean dev accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1.02),
-    )
-    axes.set_title("Where in its depth each model takes a task vector")
-    axes.legend()
-    bars, (axes,) = figures.canvas(max(7.0, 1.15 * len(models)), 4.2)
-    colours = {"baseline": "#b9bec6", "task_vector": "#4269d0", "icl": "#3ca951"}
-    titles = {"baseline": "zero-shot", "task_vector": "task vector", "icl": "ICL"}
-    for k, (measure, colour) in enumerate(colours.items()):
-        heights = [model["averages"][measure] or 0.0 for model in models.values()]
-        places = np.arange(len(models)) + 0.27 * (k - 1)
-        axes.bar(places, heights, 0.25, color=colour, label=titles[measure])
-        for x, height in zip(places, heights, strict=True):
-            axes.text(x, height + 0.01, f"{height:.2f}", ha="center", fontsize=6)
-    labels = [
-        (name.replace(", ", "\n") if model["ours"] else name.replace(" (paper)", ""))
-        + f"\n{'' if model['ours'] else 'paper, '}{model['averages_tasks']} tasks"
-        for name, model in models.items()
-    ]
-    axes.set_xticks(range(len(models)), labels, fontsize=7)
-    axes.set(ylim=(0, 1.05), ylabel="mean accuracy")
-    axes.set_title("Averages over tasks where ICL gains 0.20 or more")
-    bars.legend(loc="outside lower center", ncols=3)
-    return {"cross_models_depth": depth, "cross_models_averages": bars}
-
-
 def write(directories: Sequence[Path], out: Path) -> dict[str, Any]:
     """Writes the comparison and its figures."""
     result = compare(directories)

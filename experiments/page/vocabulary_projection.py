@@ -1,0 +1,89 @@
+"""How `experiments.vocabulary_projection` is shown: its words, tables and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments.page.section import Section, Table, number, text
+from experiments.vocabulary_projection import NAME
+
+PAPER_OFFSET = 2
+
+
+def section(result: dict[str, Any]) -> Section:
+    """The words, task by task."""
+    tasks = result["tasks"]
+    last = np.array([task["dummy_answer_rank"][-1] for task in tasks.values()])
+    best = np.array([t["dummy_answer_rank"][t["best_layer"]] for t in tasks.values()])
+    words = [
+        f"Read as a prediction at its best layer, theta puts the answer of its own dummy query at"
+        f" rank {np.median(best):.0f} of {result['vocab_size']} (median over {len(tasks)} tasks);"
+        f" by the last layer at rank {np.median(last):.0f}.",
+        "A dummy answer that is high already at the best layer means that theta carries answers"
+        " beside the task: compare the last-layer replay among the controls.",
+    ]
+    rows = []
+    for name, task in tasks.items():
+        for layer, found in zip(task["layers"], task["words"], strict=True):
+            offset = layer - task["best_layer"]
+            rows.append(
+                [
+                    text(name),
+                    number(layer, 0, "good" if offset == PAPER_OFFSET else ""),
+                    number(offset, 0),
+                    text(", ".join(found)),
+                ]
+            )
+    theirs = [
+        [text(model), text(task), text(", ".join(found))]
+        for model, table in result["published"].items()
+        for task, found in table.items()
+    ]
+    return Section(
+        "What does theta say in words?",
+        words,
+        [
+            Table(
+                "Top words of the mean theta at the best layer + 0..4 (the paper shows + 2)",
+                ["task", "layer", "best +", "top words"],
+                rows,
+            ),
+            Table("The paper's Table 5", ["model", "task", "top words"], theirs),
+        ],
+        {
+            NAME: "Median rank of a gold word when each prompt's theta is read as a prediction, on"
+            " a logarithmic scale: the answer of a dummy query (left) and of the test query"
+            " (right). White rings mark the best layer."
+        },
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Two heat maps of gold-word rank: task x layer."""
+    from experiments.page import figures
+
+    tasks, layers = result["tasks"], result["num_layers"]
+    figure, axes = figures.canvas(14, 0.27 * len(tasks) + 1.8, 1, 2)
+    names = [figures.short(name, result["categories"][name]) for name in tasks]
+    high = float(np.log10(result["vocab_size"]))
+    for axis, key, title in (
+        (axes[0], "dummy_answer_rank", "answer of a dummy query"),
+        (axes[1], "query_answer_rank", "answer of the test query"),
+    ):
+        grid = [np.log10(np.array(task[key]) + 1).tolist() for task in tasks.values()]
+        figures.heat_map(
+            axis,
+            grid,
+            names,
+            [str(layer) for layer in range(layers)],
+            high=high,
+            label="log10 (rank + 1)",
+            colours="viridis_r",
+        )
+        for row, task in enumerate(tasks.values()):
+            axis.plot(task["best_layer"], row, "o", fillstyle="none", color="white", markersize=7)
+        axis.set(xlabel="layer")
+        axis.set_title(title)
+    return {NAME: figure}
