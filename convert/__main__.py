@@ -19,9 +19,10 @@ import jax
 from absl import flags
 
 import taskvec_jax.models.checkpoint as checkpoint
-from taskvec_jax.distributed.plan import PLANNED_BATCH, describe, plan_lines
+from taskvec_jax.distributed.plan import PLANNED_BATCH, plan_lines
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import checkpoint_path, convert_model, from_hub_or_wheel
+from taskvec_jax.models.names import describe
 
 from . import cli as command
 from .cli import FLAGS, console

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
-from taskvec_jax.evaluation.protocol import TaskResult, accuracy, evaluate_task, is_correct
+from taskvec_jax.evaluation.judging import accuracy, is_correct
+from taskvec_jax.evaluation.protocol import TaskResult, evaluate_task
 from taskvec_jax.tasks import Pair, Task
 
 NAME = "bijections"
@@ -136,4 +138,4 @@ def split_by_direction(value: dict[str, Any], forward: set[str]) -> dict[str, An
 
 if __name__ == "__main__":
     studies.define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

@@ -26,16 +26,11 @@ from absl import flags
 
 from experiments.published import published
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
-from taskvec_jax.evaluation.protocol import (
-    Judge,
-    Settings,
-    accuracy,
-    is_correct,
-    random_like,
-    read_theta,
-)
-from taskvec_jax.models.loading import Model
+from taskvec_jax.evaluation.judging import Judge, accuracy, is_correct
+from taskvec_jax.evaluation.protocol import Settings, random_like, read_theta
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.tasks import Pair
@@ -205,4 +200,4 @@ def rates(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
 if __name__ == "__main__":
     studies.define_flags()
     define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

@@ -28,7 +28,7 @@ from experiments.page.section import Section, Table, number, show, text
 from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
-from experiments.run import study as studies
+from experiments.run.runner import draw_all
 from taskvec_jax.errors import TaskVecError
 
 NAME = "cross_models"
@@ -164,7 +164,7 @@ def write(directories: Sequence[Path], out: Path) -> dict[str, Any]:
     """Writes the comparison and its figures."""
     result = compare(directories)
     command.write_json(out / f"{NAME}.json", result)
-    studies.draw_all(sys.modules[__name__], result, out)
+    draw_all(sys.modules[__name__], result, out)
     return result
 
 

@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Judge, Settings, accuracy, draw_prompts
+from taskvec_jax.evaluation.judging import Judge, accuracy
+from taskvec_jax.evaluation.protocol import Settings, draw_prompts
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts
@@ -161,4 +163,4 @@ def _scores(
 
 if __name__ == "__main__":
     studies.define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

@@ -23,8 +23,9 @@ from experiments.run import study as studies
 from experiments.run.flags import console
 from experiments.run.study import Study
 from taskvec_jax.distributed.plan import parameter_count, weight_bytes
-from taskvec_jax.evaluation.protocol import Accuracy, Settings, TaskResult, evaluate_task
-from taskvec_jax.models.loading import Model
+from taskvec_jax.evaluation.judging import Accuracy
+from taskvec_jax.evaluation.protocol import Settings, TaskResult, evaluate_task
+from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Task
 
 NAME = "layer_sweep"

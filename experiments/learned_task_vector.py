@@ -35,13 +35,13 @@ from absl import flags
 
 from experiments.dose import TASKS
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import log_softmax
+from taskvec_jax.evaluation.judging import Judge, accuracy
 from taskvec_jax.evaluation.protocol import (
-    Judge,
     Settings,
-    accuracy,
     best_layer,
     draw_prompts,
     random_like,
@@ -460,4 +460,4 @@ def score_test(
 if __name__ == "__main__":
     studies.define_flags()
     define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

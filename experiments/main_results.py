@@ -22,9 +22,11 @@ import numpy as np
 
 from experiments.published import published, published_means, published_name, published_scores
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.evaluation.controls import CONTROLS, judge_controls
-from taskvec_jax.evaluation.protocol import accuracy, best_layer
+from taskvec_jax.evaluation.judging import accuracy
+from taskvec_jax.evaluation.protocol import best_layer
 
 NAME = "main_results"
 GOOD_TASK = 0.75  # tasks whose best dev accuracy exceeds this make the paper's curve by layer
@@ -141,4 +143,4 @@ def curve_of_good_tasks(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     studies.define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

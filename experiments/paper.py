@@ -37,6 +37,7 @@ from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
+from experiments.run.runner import finish
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 
@@ -106,7 +107,7 @@ def run_or_leave_out(study: studies.Study, module: Any) -> None:
       TaskVecError: the main results cannot be had, so nothing can.
     """
     try:
-        studies.finish(study, module)
+        finish(study, module)
     except WriteError:
         raise
     except TaskVecError as error:

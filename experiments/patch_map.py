@@ -28,9 +28,11 @@ from absl import flags
 from experiments.dose import TASKS
 from experiments.run import flags as command
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Judge, Settings, draw_prompts, read_theta
+from taskvec_jax.evaluation.judging import Judge
+from taskvec_jax.evaluation.protocol import Settings, draw_prompts, read_theta
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, fit
 from taskvec_jax.prompting.tokenizer import ARROW, PAD, Tokenizer
 from taskvec_jax.tasks import Task
@@ -193,4 +195,4 @@ def map_layers(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
 if __name__ == "__main__":
     studies.define_flags()
     define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

@@ -22,9 +22,11 @@ import numpy as np
 
 from experiments.dose import TASKS
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
-from taskvec_jax.evaluation.protocol import Judge, accuracy, draw_prompts
-from taskvec_jax.models.loading import Model
+from taskvec_jax.evaluation.judging import Judge, accuracy
+from taskvec_jax.evaluation.protocol import draw_prompts
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts
@@ -145,4 +147,4 @@ def carry(study: Study, task: Task, layer: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     studies.define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

@@ -37,7 +37,7 @@ from experiments.run import identity
 from experiments.run.flags import console
 from experiments.run.writing import write_whole
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.transformer.config import DEFAULT_MODEL
+from taskvec_jax.models.registry import DEFAULT_MODEL
 
 EXPERIMENTS = (
     "main_results",

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
-from taskvec_jax.distributed.plan import describe
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Judge
-from taskvec_jax.models.loading import Model
+from taskvec_jax.evaluation.judging import Judge
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.prompts import Prompt, fit, sample
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers

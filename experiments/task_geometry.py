@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import (
@@ -167,4 +168,4 @@ def _block_mean(block: np.ndarray, own: bool) -> float | None:
 if __name__ == "__main__":
     studies.define_flags()
     define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

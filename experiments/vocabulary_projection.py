@@ -24,8 +24,10 @@ import numpy as np
 
 from experiments.published import published, published_name
 from experiments.run import study as studies
+from experiments.run.runner import run_main
 from experiments.run.study import Study
-from taskvec_jax.evaluation.protocol import Judge, draw_prompts
+from taskvec_jax.evaluation.judging import Judge
+from taskvec_jax.evaluation.protocol import draw_prompts
 from taskvec_jax.evaluation.vocabulary import gold_ranks, top_words
 from taskvec_jax.prompting.prompts import fit, render_query
 from taskvec_jax.tasks import Pair, Task
@@ -102,4 +104,4 @@ def median_ranks(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 if __name__ == "__main__":
     studies.define_flags()
-    studies.run_main(__name__)
+    run_main(__name__)

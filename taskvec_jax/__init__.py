@@ -12,9 +12,11 @@ decoder) know nothing of each other and meet in `evaluation`.
 from taskvec_jax.distributed import backend as _backend  # first: it sets up the compiler  # noqa: F401
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, evaluate_task
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS
 from taskvec_jax.tasks import TASKS
-from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig
+from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override
 from taskvec_jax.vectors.task_vectors import extract_theta, inject_theta, layer_sweep
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, DecoderConfig, WheelFile
+from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
 
 LLAMA = DecoderConfig(

@@ -12,7 +12,7 @@ import tokenizers
 import torch
 import transformers
 
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 
 
 def llama(**changes: Any) -> transformers.PreTrainedConfig:

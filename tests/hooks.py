@@ -13,7 +13,8 @@ import hf
 import numpy as np
 import torch
 
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
 
 FAMILIES = {"llama": "llama", "mistral": "mistral-window", "neox": "neox", "gptj": "gptj"}
 BLOCKS = ("llama", "neox", "gptj")  # Mistral's block is LLaMA's

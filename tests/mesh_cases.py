@@ -34,9 +34,10 @@ from convert import export
 from experiments.bench.mesh_plan import compile_sweep
 from experiments.small_pythia import training
 from taskvec_jax.distributed import plan, sharding
+from taskvec_jax.distributed.processes import fetch
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.models import checkpoint, loading
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer import edits, generation
 from taskvec_jax.transformer.config import DecoderConfig
@@ -97,7 +98,7 @@ def measured(config: DecoderConfig, params: Any, mesh: Any) -> dict[str, np.ndar
 def full_logits(model: Model, tokens: np.ndarray) -> np.ndarray:
     """[B, T, V], from the decoder itself."""
     placed = sharding.put_rows(model.mesh, tokens)
-    return sharding.fetch(logits_of(model.decoder, model.params, placed))
+    return fetch(logits_of(model.decoder, model.params, placed))
 
 
 def int8() -> dict[str, float]:

@@ -26,11 +26,14 @@ import numpy as np
 
 from experiments.run import preemption
 from taskvec_jax.distributed import plan, sharding
+from taskvec_jax.distributed.processes import least
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import loading
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors.programs import read_rows
+from taskvec_jax.vectors.rows import Rows
 
 INDEX, SECOND = int(sys.argv[3]), 1
 
@@ -68,15 +71,15 @@ def halving(model: Model) -> dict[str, Any]:
     rng = np.random.RandomState(1)
     texts = [[rng.randint(0, model.config.vocab_size, n).tolist()] for n in (7, 9, 3, 5, 8, 2)]
     want, _ = sweep.read_texts(model, texts, 6)
-    program, calls = sweep.read_rows, []
+    program, calls = read_rows, []
 
-    def refusing(config: Any, params: Any, rows: sweep.Rows) -> Any:
+    def refusing(config: Any, params: Any, rows: Rows) -> Any:
         calls.append(len(rows.tokens))
         if INDEX == SECOND and calls[-1] > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return program(config, params, rows)
 
-    sweep.read_rows = refusing
+    read_rows = refusing
     got, _ = sweep.read_texts(model, texts, 6)
     return {"calls": calls, "moved": float(np.max(np.abs(got - want)) / np.max(np.abs(want)))}
 
@@ -108,7 +111,7 @@ def main() -> None:
         # Prompts on data: with parameters split, the others would wait inside the program.
         "halving": halving(loading.load_model("some/model", mesh=data)),
         "stopping": stopping(),
-        "least": sharding.least(7 - INDEX),
+        "least": least(7 - INDEX),
     }
     print(json.dumps(found))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from zygote import QUICK, Zygote
 
-from taskvec_jax.transformer.config import SMALL_MODEL
+from taskvec_jax.models.registry import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 GROWN = f"--model={SMALL_MODEL}"

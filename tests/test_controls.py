@@ -17,7 +17,8 @@ from taskvec_jax.evaluation.controls import (
     other_prompts,
     shuffle_labels,
 )
-from taskvec_jax.evaluation.protocol import Settings, accuracy, evaluate_task
+from taskvec_jax.evaluation.judging import accuracy
+from taskvec_jax.evaluation.protocol import Settings, evaluate_task
 from taskvec_jax.prompting.prompts import FittedTask, Prompt
 from taskvec_jax.tasks import TASKS, Pair, Task
 

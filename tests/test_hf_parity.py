@@ -21,7 +21,8 @@ import torch
 import transformers
 from conftest import logits_of, read_of
 
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import fit, sample
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS

@@ -21,7 +21,7 @@ from zygote import QUICK
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, foreign, loading
-from taskvec_jax.transformer.config import SMALL_MODEL
+from taskvec_jax.models.registry import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("taskvec_jax", "convert", "experiments")

@@ -17,14 +17,15 @@ from experiments.run.journal import Journal
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.transformer.decoder import FAMILY_MODULES
 from taskvec_jax.transformer.layers import look, plain_layout
 from taskvec_jax.vectors import learning
-from taskvec_jax.vectors.sweep import births_of, inject_vectors, wavefront_births
+from taskvec_jax.vectors.programs import births_of, wavefront_births
+from taskvec_jax.vectors.sweep import inject_vectors
 
 RECIPE = learning.Recipe(steps=12, batch_size=3, learning_rate=0.3, check_every=4)
 

@@ -16,7 +16,7 @@ from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, loading
 from taskvec_jax.models.loading import load_model
-from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, WheelFile
+from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 
 
 @pytest.fixture

@@ -12,12 +12,15 @@ from conftest import LLAMA, model_of
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, draw_prompts, longest_rows
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.registry import SMALL_MODEL
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
-from taskvec_jax.transformer.config import SMALL_MODEL
 from taskvec_jax.transformer.decoder import Decoder
 from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors.programs import inject_rows, read_rows
+from taskvec_jax.vectors.rows import Rows, tree_length
 
 MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
 
@@ -33,7 +36,7 @@ def refusing(program, most: int, calls: list[int]):
     """A program whose device has no memory for more than `most` rows."""
 
     def run(config, params, rows, *rest):
-        count = len(rows.tokens if isinstance(rows, sweep.Rows) else rows)
+        count = len(rows.tokens if isinstance(rows, Rows) else rows)
         calls.append(count)
         if count > most:
             raise jax.errors.JaxRuntimeError(MESSAGE)
@@ -54,8 +57,8 @@ def work(model: Model, batch_size: int) -> tuple[np.ndarray, ...]:
 def test_out_of_memory_halves_the_rows_and_changes_no_result(model, monkeypatch, caplog):
     want = work(model, 6)
     read, injected = [], []
-    monkeypatch.setattr(sweep, "read_rows", refusing(sweep.read_rows, 2, read))
-    monkeypatch.setattr(sweep, "inject_rows", refusing(sweep.inject_rows, 4, injected))
+    monkeypatch.setattr(sweep, "read_rows", refusing(read_rows, 2, read))
+    monkeypatch.setattr(sweep, "inject_rows", refusing(inject_rows, 4, injected))
     with caplog.at_level(logging.WARNING):
         got = work(model, 6)
     assert read == [6, 3, *[1] * 7]
@@ -73,7 +76,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_result(model, monkeypatch,
 
 
 def test_one_row_that_does_not_fit_is_refused_and_other_errors_pass(model, monkeypatch):
-    monkeypatch.setattr(sweep, "read_rows", refusing(sweep.read_rows, 0, []))
+    monkeypatch.setattr(sweep, "read_rows", refusing(read_rows, 0, []))
     with pytest.raises(TaskVecError, match="one prompt at a time does not fit"):
         sweep.read_texts(model, [[[1, 2]]], 4)
 
@@ -109,7 +112,7 @@ def test_the_longest_rows_are_those_of_the_prompts_that_are_drawn():
     prompts = [p for split in ("dev", "test") for p in draw_prompts(fitted, settings, split)]
     rows = [encode([*p.dummies(), p.icl()]) for p in prompts]
     longest, query, reads = longest_rows(model, [task], settings)
-    assert longest == max(map(sweep.tree_length, rows))
+    assert longest == max(map(tree_length, rows))
     assert query == max(len(encode([p.zero_shot()])[0]) for p in prompts)
     assert reads == 4
 
@@ -137,7 +140,7 @@ def test_the_count_is_an_upper_bound_of_what_the_compiler_takes_for_long_rows():
     )
     token = jax.ShapeDtypeStruct((rows, length), np.int32)
     ends = jax.ShapeDtypeStruct((rows, reads), np.int32)
-    lowered = sweep.read_rows.lower(LLAMA, params, sweep.Rows(token, token, token, ends))
+    lowered = read_rows.lower(LLAMA, params, Rows(token, token, token, ends))
     needs = lowered.compile().memory_analysis()
     taken = needs.temp_size_in_bytes + needs.output_size_in_bytes
     counted = plan.sweep_bytes(LLAMA, rows, None, plan.RowSizes(length, 8, reads))

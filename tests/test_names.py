@@ -18,7 +18,6 @@ import convert
 from convert.export import FAMILIES
 from convert.fetch import hub
 from taskvec_jax.distributed.plan import (
-    describe,
     parameter_count,
     plan_lines,
     share_bytes,
@@ -28,7 +27,8 @@ from taskvec_jax.distributed.plan import (
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, loading
 from taskvec_jax.models.loading import load_model
-from taskvec_jax.transformer.config import DEFAULT_MODEL, NAMED_MODELS, SMALL_MODEL, NamedModel
+from taskvec_jax.models.names import describe
+from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, SMALL_MODEL, NamedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = {  # parameters, from the models' own pages

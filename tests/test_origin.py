@@ -19,7 +19,7 @@ from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, loading, origin
 from taskvec_jax.models.loading import checkpoint_path, convert_model, load_model
-from taskvec_jax.transformer.config import NAMED_MODELS, NamedModel, WheelFile
+from taskvec_jax.models.registry import NAMED_MODELS, NamedModel, WheelFile
 
 NAME = "SomeOrg/tiny"
 

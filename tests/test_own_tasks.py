@@ -14,8 +14,8 @@ from experiments.run.own_tasks import own_tasks, tokenizer_of
 from experiments.small_pythia.mixture import HELD_OUT, TRAINING_TASKS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.models.registry import DEFAULT_MODEL, SMALL_MODEL
 from taskvec_jax.tasks import TASKS, Pair, Task
-from taskvec_jax.transformer.config import DEFAULT_MODEL, SMALL_MODEL
 
 TRAINED = [task.name for task in TRAINING_TASKS]
 

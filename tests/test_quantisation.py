@@ -12,11 +12,14 @@ import pytest
 from conftest import LLAMA, PYTHIA, TINY, logits_of, model_of, random_params, read_of
 from tiny_checkpoint import save_tiny
 
-from taskvec_jax.distributed.plan import describe, plan_lines, sweep_bytes, weight_bytes
+from taskvec_jax.distributed.plan import plan_lines, sweep_bytes, weight_bytes
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
-from taskvec_jax.models.loading import Model, load_model
-from taskvec_jax.transformer.config import NAMED_MODELS, DecoderConfig
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import describe
+from taskvec_jax.models.registry import NAMED_MODELS
+from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override, flatten, leaf_types, unflatten
 from taskvec_jax.transformer.quantization import input_axes, quantise, quantise_kernel, quantised
 from taskvec_jax.vectors import sweep

@@ -24,6 +24,8 @@ from taskvec_jax.evaluation.protocol import Settings, check_injection, evaluate_
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
 from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_births
+from taskvec_jax.vectors.rows import Rows
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIMISED = True  # what the compiler makes is looked at here
@@ -163,10 +165,10 @@ def test_a_sweep_makes_no_copy_of_the_layers(dtype):
     types = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaf_types(config).items()}
     held = sum(x.size * x.dtype.itemsize for x in types.values())
     params, tokens, one = unflatten(types), np.zeros((1, 3), np.int32), np.zeros(1, np.int32)
-    copies = (jnp.zeros((1, 16, 42)), jnp.arange(16)[None], sweep.wavefront_births(16))
+    copies = (jnp.zeros((1, 16, 42)), jnp.arange(16)[None], wavefront_births(16))
     for program in (
-        sweep.read_rows.lower(config, params, sweep.Rows(tokens, tokens, tokens, one[None])),
-        sweep.inject_rows.lower(config, params, jnp.array(tokens), jnp.array(one), *copies),
+        read_rows.lower(config, params, Rows(tokens, tokens, tokens, one[None])),
+        inject_rows.lower(config, params, jnp.array(tokens), jnp.array(one), *copies),
     ):
         memory = program.compile().memory_analysis()
         assert memory is not None
@@ -198,7 +200,7 @@ def test_counted_work_equals_counting_by_hand():
 
 def test_copies_run_through_little_more_than_half_of_all_layers():
     for depth in (10, 30, 60):
-        births = sweep.wavefront_births(depth)
+        births = wavefront_births(depth)
         starts = [0, *(end for end, _ in births)]
         steps = sum(alive * (end - a) for a, (end, alive) in zip(starts, births, strict=False))
         assert steps <= 0.62 * depth * depth

@@ -16,7 +16,7 @@ from experiments.run.journal import unit_name
 from experiments.run.study import Study
 from experiments.small_pythia.mixture import build_tokenizer
 from taskvec_jax.evaluation.protocol import Settings, evaluate_task
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.transformer.config import RopeScaling

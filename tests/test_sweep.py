@@ -11,10 +11,13 @@ import pytest
 from conftest import TINY, model_of, read_of
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
 from taskvec_jax.vectors import sweep, task_vectors
+from taskvec_jax.vectors.batching import _round_up
+from taskvec_jax.vectors.programs import copy_states, top, wavefront_births
+from taskvec_jax.vectors.rows import shared_prefix, tree_length
 
 LENGTH = 32  # all reference rows are padded to this, so that they compile once
 
@@ -165,30 +168,30 @@ def test_injecting_own_residuals_changes_nothing_at_any_layer(model):
 
 
 def test_shared_prefix_leaves_every_text_its_last_token():
-    assert sweep.shared_prefix([[1, 2, 3]]) == 2
-    assert sweep.shared_prefix([[1, 2, 3], [1, 2, 3]]) == 2
-    assert sweep.shared_prefix([[1, 2, 3], [1, 2]]) == 1
-    assert sweep.shared_prefix([[1, 2, 3], [4, 2, 3]]) == 0
-    assert sweep.tree_length([[1, 2, 3], [1, 2, 4, 5]]) == 2 + 1 + 2
+    assert shared_prefix([[1, 2, 3]]) == 2
+    assert shared_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert shared_prefix([[1, 2, 3], [1, 2]]) == 1
+    assert shared_prefix([[1, 2, 3], [4, 2, 3]]) == 0
+    assert tree_length([[1, 2, 3], [1, 2, 4, 5]]) == 2 + 1 + 2
 
 
 def test_row_lengths_are_rounded_up_to_few_shapes():
-    assert [sweep._round_up(n, 8) for n in (1, 8, 9, 40)] == [8, 8, 16, 40]
-    assert [sweep._round_up(n, 8, 4) for n in (1, 4, 5, 12, 13)] == [4, 4, 12, 12, 20]
+    assert [_round_up(n, 8) for n in (1, 8, 9, 40)] == [8, 8, 16, 40]
+    assert [_round_up(n, 8, 4) for n in (1, 4, 5, 12, 13)] == [4, 4, 12, 12, 20]
 
 
 def test_the_two_step_maximum_takes_the_lowest_of_equals():
     logits = np.random.RandomState(0).randint(0, 5, (7, 3, 96)).astype(np.float32)
-    tokens, values = sweep.top(jnp.asarray(logits))
+    tokens, values = top(jnp.asarray(logits))
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
     np.testing.assert_array_equal(values, logits.max(-1))
     odd = np.random.RandomState(0).standard_normal((5, 101)).astype(np.float32)
-    np.testing.assert_array_equal(sweep.top(jnp.asarray(odd))[0], odd.argmax(-1))
+    np.testing.assert_array_equal(top(jnp.asarray(odd))[0], odd.argmax(-1))
 
 
 def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():
     for num_layers in (1, 2, 5, 30, 60):
-        births = sweep.wavefront_births(num_layers)
+        births = wavefront_births(num_layers)
         ends = [end for end, _ in births]
         assert ends == sorted(set(ends))
         assert ends[-1] == num_layers
@@ -203,7 +206,7 @@ def one(tokenizer: Tokenizer) -> Model:
 def copied(model: Model, last: int, layers: list[int], births) -> np.ndarray:
     """`copy_states` of one query of 4 tokens: [1 + C, D]."""
     run = jax.jit(
-        lambda last, layers: sweep.copy_states(
+        lambda last, layers: copy_states(
             model.config,
             model.params,
             jnp.array([[1, 2, 3, 4]]),

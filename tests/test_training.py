@@ -24,9 +24,9 @@ from experiments.small_pythia.train import Log, go_on_from, kept_steps, small_py
 from experiments.small_pythia.training import Batch, State, Training
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
+from taskvec_jax.models.registry import SMALL_MODEL
 from taskvec_jax.prompting.prompts import fit, render_query
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.transformer.config import SMALL_MODEL
 from taskvec_jax.transformer.decoder import flatten, unflatten
 
 TOKENIZER = build_tokenizer()

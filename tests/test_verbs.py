@@ -10,7 +10,7 @@ import tokenizers
 from conftest import LLAMA, model_of
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer import edits
 from taskvec_jax.transformer.decoder import Decoder

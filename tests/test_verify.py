@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert import verify
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
 from taskvec_jax.models.soundness import check_model
 from taskvec_jax.transformer.decoder import Params
 

@@ -10,7 +10,7 @@ from conftest import LLAMA, model_of
 
 from experiments.vocabulary_projection import median_ranks
 from taskvec_jax.evaluation.vocabulary import gold_ranks, keep_words, top_words
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.decoder import Decoder, unflatten
 
 

@@ -12,7 +12,8 @@ import torch
 from conftest import LLAMA, model_of
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.vectors import learning, sweep
 from taskvec_jax.vectors.patching import read_states, write_states

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.transformer.config import WheelFile
+from taskvec_jax.models.registry import WheelFile
 
 
 def sha256_of(path: Path) -> str:

@@ -26,9 +26,11 @@ from convert.cli import FLAGS, console
 from taskvec_jax.distributed import plan
 from taskvec_jax.distributed.plan import GB
 from taskvec_jax.distributed.sharding import DATA, MeshShape, make_mesh, placement, rows_for
+from taskvec_jax.models.names import describe
 from taskvec_jax.transformer.config import DTYPES, WEIGHTS, DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
-from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_births
+from taskvec_jax.vectors.rows import Rows
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
@@ -72,10 +74,10 @@ def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[st
         batch(c.num_layers, c.width, dtype="float32"),
         batch(c.num_layers),
     )
-    births = sweep.wavefront_births(c.num_layers)
+    births = wavefront_births(c.num_layers)
     lowered = {
-        "read": sweep.read_rows.lower(c, params, sweep.Rows(token, token, token, ends)),
-        "inject": sweep.inject_rows.lower(c, params, *inject, births),
+        "read": read_rows.lower(c, params, Rows(token, token, token, ends)),
+        "inject": inject_rows.lower(c, params, *inject, births),
     }
     return {name: _look(program.compile()) for name, program in lowered.items()}
 
@@ -108,7 +110,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     for name in FLAGS.models:
         for shape in meshes:
-            _, config = plan.describe(name)
+            _, config = describe(name)
             config = dataclasses.replace(config, dtype=FLAGS.dtype, weights=FLAGS.weights)
             started = time.monotonic()
             programs = compile_sweep(config, make_mesh(shape), FLAGS.batch_size)

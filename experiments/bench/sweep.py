@@ -55,16 +55,21 @@ from experiments.run import identity
 from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of
-from taskvec_jax.distributed.plan import describe, in_precision
+from taskvec_jax.distributed.plan import in_precision
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Judge, Settings, best_layer, draw_prompts
-from taskvec_jax.models.loading import Model, load_model
+from taskvec_jax.evaluation.judging import Judge
+from taskvec_jax.evaluation.protocol import Settings, best_layer, draw_prompts
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import describe
+from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS
 from taskvec_jax.prompting.prompts import Prompt, fit
 from taskvec_jax.tasks import Task
-from taskvec_jax.transformer.config import DEFAULT_MODEL, DTYPES, NAMED_MODELS
+from taskvec_jax.transformer.config import DTYPES
 from taskvec_jax.transformer.decoder import Decoder, leaf_shapes, unflatten
 from taskvec_jax.transformer.quantization import quantise_leaf
 from taskvec_jax.vectors import sweep, task_vectors
+from taskvec_jax.vectors.programs import NUM_GROUPS, top, wavefront_births
 
 TORCH_STAGES = {"torch_paper": 0, "torch_loop": 1}  # of how many last tokens logits are computed
 STAGES = (
@@ -151,20 +156,20 @@ def batches(rows: Sequence[Any], batch_size: int) -> list[list[Any]]:
 def full_read(decoder: Decoder, params: Any, tokens: jax.Array, last: jax.Array):
     """Residuals [B, L, D] and answers [B] by a full forward."""
     residuals, logits = decoder.apply(params, tokens, last, method="read")
-    return jnp.swapaxes(residuals, 0, 1), sweep.top(logits)[0]
+    return jnp.swapaxes(residuals, 0, 1), top(logits)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def full_inject(decoder: Decoder, params: Any, tokens, last, layer, theta) -> jax.Array:
     """Answers [B] by a full forward with one injection."""
     logits = task_vectors.inject_theta(decoder, params, tokens, last, layer, theta)
-    return sweep.top(logits)[0]
+    return top(logits)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def full_sweep(decoder: Decoder, params: Any, tokens, last, theta) -> jax.Array:
     """Answers [L, B] by the definition."""
-    return sweep.top(task_vectors.layer_sweep(decoder, params, tokens, last, theta))[0]
+    return top(task_vectors.layer_sweep(decoder, params, tokens, last, theta))[0]
 
 
 def read_full(model: Model, part: Part, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +233,7 @@ def by_rows(
         dummies = len(part.texts[0])
         theta, icl = residuals[:, :dummies].mean(axis=1), answers.tokens[half:, -1]
     num_layers = model.config.num_layers
-    births = sweep.wavefront_births(num_layers, groups)
+    births = wavefront_births(num_layers, groups)
     swept = sweep.inject_vectors(
         model, part.queries[:half], theta[:half], np.arange(num_layers), batch_size, births
     ).tokens[:, 1:]
@@ -243,11 +248,9 @@ JAX_STAGES: dict[str, Stage] = {
     "layer_loop": functools.partial(looped, vmapped=False),
     "naive": functools.partial(looped, vmapped=True),
     "prefix_cache": functools.partial(by_rows, groups=1, share=False, sort=False),
-    "wavefront": functools.partial(by_rows, groups=sweep.NUM_GROUPS, share=False, sort=False),
-    "shared_demonstrations": functools.partial(
-        by_rows, groups=sweep.NUM_GROUPS, share=True, sort=False
-    ),
-    "packed": functools.partial(by_rows, groups=sweep.NUM_GROUPS, share=True, sort=True),
+    "wavefront": functools.partial(by_rows, groups=NUM_GROUPS, share=False, sort=False),
+    "shared_demonstrations": functools.partial(by_rows, groups=NUM_GROUPS, share=True, sort=False),
+    "packed": functools.partial(by_rows, groups=NUM_GROUPS, share=True, sort=True),
 }
 
 
@@ -411,7 +414,7 @@ def depth_scaling(name: str, dtype: str, part: Part, batch_size: int) -> list[di
             start = time.perf_counter()
             sweep.sweep_layers(model, queries, theta.astype(np.float32), batch_size)
             seconds.append(time.perf_counter() - start)
-        births = sweep.wavefront_births(depth)
+        births = wavefront_births(depth)
         starts = [0, *(end for end, _ in births)]
         steps = sum(
             alive * (end - start) for start, (end, alive) in zip(starts, births, strict=False)

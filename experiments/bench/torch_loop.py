@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from convert import export
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 
 if TYPE_CHECKING:
     from experiments.bench.sweep import Part

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_shapes
-from taskvec_jax.vectors.sweep import shared_prefix
+from taskvec_jax.vectors.rows import shared_prefix
 
 
 def layer_flops(config: DecoderConfig) -> int:

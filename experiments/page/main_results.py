@@ -10,7 +10,7 @@ import numpy as np
 from experiments.main_results import GOOD_TASK, MEASURES
 from experiments.page.section import Cell, Section, Table, number, score, text
 from taskvec_jax.evaluation.controls import CONTROLS
-from taskvec_jax.evaluation.protocol import is_correct
+from taskvec_jax.evaluation.judging import is_correct
 from taskvec_jax.tasks import Pair
 
 CONTROL_TITLES = {

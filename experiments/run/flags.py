@@ -27,22 +27,18 @@ from taskvec_jax.distributed.plan import (
     GB,
     PLANNED_BATCH,
     RowSizes,
-    describe,
     largest_batch,
     memory_to_use,
     plan_lines,
     share_bytes,
 )
-from taskvec_jax.distributed.sharding import is_first_process, least, shape_of, together
+from taskvec_jax.distributed.processes import is_first_process, least, together
+from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, longest_rows
-from taskvec_jax.models.loading import (
-    Model,
-    cache_directory,
-    from_hub_or_wheel,
-    load_model,
-    model_key,
-)
+from taskvec_jax.models.loading import cache_directory, from_hub_or_wheel, load_model, model_key
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import describe
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import WEIGHTS
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
-from taskvec_jax.models.loading import Model, model_key
+from taskvec_jax.models.loading import model_key
+from taskvec_jax.models.model import Model
 from taskvec_jax.models.origin import path_key
 
 Identity = dict[str, Any]

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 from experiments.run.writing import told, write_whole
-from taskvec_jax.distributed.sharding import from_first_process, is_first_process, together
+from taskvec_jax.distributed.processes import from_first_process, is_first_process, together
 from taskvec_jax.errors import TaskVecError
 
 What = Mapping[str, Any]

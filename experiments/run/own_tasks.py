@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from taskvec_jax.distributed.sharding import from_first_process, is_first_process, together
+from taskvec_jax.distributed.processes import from_first_process, is_first_process, together
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import checkpoint_path, from_hub_or_wheel
 from taskvec_jax.prompting.tokenizer import Tokenizer

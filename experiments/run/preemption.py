@@ -11,7 +11,7 @@ import signal
 from typing import Any
 
 from experiments.run.flags import console
-from taskvec_jax.distributed.sharding import anywhere
+from taskvec_jax.distributed.processes import anywhere
 
 _asked = False
 

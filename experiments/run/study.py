@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,15 +21,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.page.section import show
 from experiments.run import flags as command
 from experiments.run import identity, own_tasks, preemption
 from experiments.run.fingerprint import fingerprint
 from experiments.run.flags import FLAGS, console
 from experiments.run.journal import Journal
 from experiments.run.writing import WriteError
-from taskvec_jax.distributed.plan import describe
-from taskvec_jax.distributed.sharding import MeshShape, is_first_process, together
+from taskvec_jax.distributed.processes import is_first_process, together
+from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controls import evaluate_with_controls
 from taskvec_jax.evaluation.protocol import (
@@ -41,7 +39,9 @@ from taskvec_jax.evaluation.protocol import (
     draw_prompts,
     read_test_theta,
 )
-from taskvec_jax.models.loading import Model, check_dtype
+from taskvec_jax.models.loading import check_dtype
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
@@ -407,45 +407,3 @@ def tell_left_out(left_out: Mapping[str, str]) -> None:
     """A line for each task that is left out."""
     for reason in left_out.values():
         console.print(f"left out: {reason}", markup=False)
-
-
-def run_experiment(module: Any) -> None:
-    """The command line of one experiment.
-
-    Args:
-      module: has NAME, `run(study)` -> result, `draw_figures(result)` -> figures by file stem, and
-        `section(result)` -> `Section`; perhaps `check_flags(config)`, which raises TaskVecError.
-    """
-    study = study_from_flags(modules=[module])
-    try:
-        finish(study, module)
-    finally:
-        study.journal.close()
-
-
-def run_main(name: str) -> None:
-    """Runs the experiment whose module name (`__name__`) is given, as a command."""
-    command.run(lambda: run_experiment(sys.modules[name]))
-
-
-def finish(study: Study, module: Any) -> dict[str, Any]:
-    """Runs one experiment, writes its JSON and the figures drawn from it."""
-    study.started = time.monotonic()
-    result = module.run(study)
-    path = study.out / f"{module.NAME}.json"
-    command.write_json(path, result)
-    written = draw_all(module, result, study.out)
-    show(module.section(result))
-    console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)
-    return result
-
-
-def draw_all(module: Any, result: dict[str, Any], out: Path) -> list[Path]:
-    """Draws an experiment's figures from its result as PNG and SVG."""
-    from experiments.page import figures  # matplotlib is slow to import
-
-    written = []
-    with figures.theme("light"):
-        for stem, figure in module.draw_figures(result).items():
-            written += figures.save(figure, out / stem)
-    return written

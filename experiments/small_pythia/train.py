@@ -51,13 +51,17 @@ from experiments.small_pythia.mixture import (
 from experiments.small_pythia.training import Measures, State, Training
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Judge, Settings, draw_prompts
+from taskvec_jax.evaluation.judging import Judge
+from taskvec_jax.evaluation.protocol import Settings, draw_prompts
 from taskvec_jax.models import checkpoint
-from taskvec_jax.models.loading import Model, hashes
+from taskvec_jax.models.atomic import writing
+from taskvec_jax.models.loading import hashes
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.registry import pythia
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
-from taskvec_jax.transformer.config import DecoderConfig, pythia
+from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
 from taskvec_jax.vectors.sweep import read_texts
 
@@ -189,7 +193,7 @@ def save_model(
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.dtype)), params)
     leaves, whole = hashes(params)
     manifest = {**about, "leaves_sha256": leaves, "weights_sha256": whole}
-    with checkpoint.writing(path):
+    with writing(path):
         checkpoint.save(path, config, params, tokenizer, manifest)
 
 
@@ -223,7 +227,7 @@ def go_on_from(out: Path, config: DecoderConfig, settings: Training, about: Any)
             )
     else:
         command.write_json(record, about)
-    with checkpoint.writing(out / "state"):
+    with writing(out / "state"):
         pass  # a run killed while it replaced the state has left it beside its place
     if not (out / "state").exists():
         return fresh

@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from taskvec_jax.distributed.sharding import fetch, placement, put_rows, shape_of
+from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.sharding import placement, put_rows, shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
 from taskvec_jax.transformer.checks import check_ids, check_range, check_tokens

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import jax
 
-from taskvec_jax.distributed.sharding import MeshShape, anywhere, axes_of, head_axes, split_of
+from taskvec_jax.distributed.processes import anywhere
+from taskvec_jax.distributed.sharding import MeshShape, axes_of, head_axes, split_of
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models import checkpoint, foreign
-from taskvec_jax.models.loading import checkpoint_path, from_hub_or_wheel
-from taskvec_jax.transformer.config import NAMED_MODELS, DecoderConfig
+from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_shapes, leaf_types
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -230,32 +229,6 @@ def this_machine() -> Mesh:
     if devices[0].platform == "cpu":  # simulated devices share one memory
         memory /= len(devices)
     return Mesh(f"this machine ({devices[0].device_kind})", len(devices), float(memory))
-
-
-def describe(name_or_path: str, revision: str | None = None) -> tuple[str, DecoderConfig]:
-    """Name and shapes of a model, without reading its weights.
-
-    What the registry names, under its name or its repository's, needs no network; of another model
-    of the hub the config alone is fetched.
-
-    Args:
-      name_or_path, revision: as for `loading.load_model`.
-
-    Raises:
-      TaskVecError: no such model, or its config is not here and cannot be fetched.
-    """
-    fetched = from_hub_or_wheel(name_or_path, revision)
-    if fetched:
-        for name, known in NAMED_MODELS.items():
-            if name_or_path in (name, known.source):
-                return name_or_path, known.config
-        name, path = name_or_path, checkpoint_path(name_or_path, revision)
-    else:
-        name, path = Path(name_or_path).name, Path(name_or_path)
-    if checkpoint.is_checkpoint(path):
-        return name, checkpoint.read_config(path)
-    source = foreign.fetch_config(name_or_path, revision) if fetched else path
-    return name, foreign.read_config(source)
 
 
 def plan_lines(name: str, config: DecoderConfig, batch_size: int = PLANNED_BATCH) -> list[str]:

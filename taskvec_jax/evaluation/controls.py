@@ -25,19 +25,16 @@ from typing import Any
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.judging import Accuracy, Judge, accuracy, is_correct
 from taskvec_jax.evaluation.protocol import (
-    Accuracy,
-    Judge,
     Measured,
     Settings,
     TaskResult,
-    accuracy,
-    is_correct,
     measure,
     random_control,
     score_task,
 )
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
 from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.tasks.task import Task

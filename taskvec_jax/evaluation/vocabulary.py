@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.distributed.sharding import fetch
-from taskvec_jax.models.loading import Model
+from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.decoder import Decoder, Params
 
 NUM_TOKENS = 100  # the most likely tokens that words are picked from

@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.transformer.config import DecoderConfig, WheelFile
+from taskvec_jax.models.registry import WheelFile
+from taskvec_jax.transformer.config import DecoderConfig
 
 if TYPE_CHECKING:
     from convert import Opened

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,34 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.distributed.sharding import (
-    fetch,
-    from_first_process,
-    is_first_process,
-    placement,
-    put_share,
-    share,
-    together,
-)
+from taskvec_jax.distributed.processes import fetch, from_first_process, is_first_process, together
+from taskvec_jax.distributed.sharding import placement, put_share, share
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.models import checkpoint, foreign, origin
+from taskvec_jax.models.atomic import scratch, writing
+from taskvec_jax.models.model import Model
+from taskvec_jax.models.registry import NAMED_MODELS, Shipped, WheelFile
 from taskvec_jax.models.soundness import check_model
-from taskvec_jax.models.verbs import Verbs
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.transformer.config import (
-    DTYPES,
-    NAMED_MODELS,
-    WEIGHTS,
-    DecoderConfig,
-    Shipped,
-    WheelFile,
-)
+from taskvec_jax.transformer.config import DTYPES, WEIGHTS, DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.transformer.quantization import quantise_leaf
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
-
 HASHED_BYTES = 2_000_000  # of a parameter that are brought to the host together
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
@@ -57,33 +44,6 @@ _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 def _silent(what: str, done: int, total: int) -> None:
     del what, done, total
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Model(Verbs):
-    """A model in memory; what one does with it (`read`, `generate` ...) stands in verbs.py.
-
-    Attributes:
-      name: as it was asked for.
-      decoder: `decoder.apply(params, tokens, override)` gives logits.
-      params: {"params": ...}, what `apply` takes first.
-      tokenizer: the model's own.
-      config: shapes and dtype; the same as `decoder.config`.
-      weights_sha256: hash over all parameters in the dtype they were converted to.
-      mesh: what parameters and prompts are split over; None: all is on one device.
-      revision: of the hub, as it was asked for; None: the default one, or not of the hub.
-      source: where the weights come from, as far as it is known: "source", "revision", "commit".
-    """
-
-    name: str
-    decoder: Decoder
-    params: Params
-    tokenizer: Tokenizer
-    config: DecoderConfig
-    weights_sha256: str
-    mesh: Mesh | None = None
-    revision: str | None = None
-    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def cache_directory() -> Path:
@@ -521,13 +481,13 @@ def convert_model(
     if _by_first(is_complete):
         return
     with contextlib.ExitStack() as stack:
-        stack.enter_context(checkpoint.writing(out))
+        stack.enter_context(writing(out))
         if _by_first(is_complete):
             return
         manifest: dict[str, Any] = {"model": Path(name).name if not fetched else name}
         source = Path(name)
         if fetched:
-            scratch = stack.enter_context(checkpoint.scratch(out))
+            scratch = stack.enter_context(scratch(out))
             with together():
                 if is_first_process():
                     source, fetched_from = _fetch(name, revision, scratch, progress)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.distributed.backend import check_sums
-from taskvec_jax.distributed.sharding import fetch
+from taskvec_jax.distributed.processes import fetch
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override, Params

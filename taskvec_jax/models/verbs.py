@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.distributed.sharding import fetch
+from taskvec_jax.distributed.processes import fetch
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.batches import Batch, batches
 from taskvec_jax.prompting.tokenizer import Tokenizer

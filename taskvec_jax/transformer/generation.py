@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.distributed.sharding import fetch
+from taskvec_jax.distributed.processes import fetch
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.batches import batches
 from taskvec_jax.transformer.checks import DAMAGED, check_texts

@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from taskvec_jax.distributed.sharding import fetch, put_rows, rows_for
+from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.sharding import put_rows, rows_for
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import Model
+from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.transformer.checks import (
     check_answers,
@@ -41,7 +42,8 @@ from taskvec_jax.transformer.checks import (
 )
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
-from taskvec_jax.vectors.sweep import births_of, check_positions, copy_states, top
+from taskvec_jax.vectors.programs import births_of, copy_states, top
+from taskvec_jax.vectors.sweep import check_positions
 
 NO_ANSWER = -1  # fills up the answers of an example that has fewer than others
 Births = tuple[tuple[int, int], ...]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.distributed.sharding import fetch
+from taskvec_jax.distributed.processes import fetch
 from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,

@@ -1,0 +1,91 @@
+"""taskvec_jax.vectors.batching"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from taskvec_jax.distributed.processes import anywhere, fetch
+from taskvec_jax.distributed.sharding import rows_for, shape_of
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
+from taskvec_jax.models.model import Model
+from taskvec_jax.transformer.config import DecoderConfig
+
+_log = logging.getLogger(__name__)
+
+
+def _round_up(n: int, step: int, first: int = 0) -> int:
+    """The smallest of first, first + step, first + 2 step ... that is at least n."""
+    return first + max(0, -(-(n - first) // step)) * step
+
+
+def _chunks(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Row numbers, sorted by length, in chunks; so that rows are padded to similar lengths."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _fill(chunk: list[int], batch_size: int) -> list[int]:
+    """A chunk of exactly `batch_size` rows, its last row repeated: one compiled shape."""
+    return chunk + chunk[-1:] * (batch_size - len(chunk))
+
+
+# Program, model and mesh -> the most rows a call that fitted, once one did not.
+_fitting: dict[tuple[str, DecoderConfig, str], int] = {}
+
+
+def _in_chunks(
+    program: str,
+    model: Model,
+    lengths: Sequence[int],
+    batch_size: int,
+    call: Callable[[list[int], int], Any],
+    keep: Callable[[list[int], Any], None],
+) -> None:
+    """Calls a program on all rows, chunk by chunk; one that does not fit in memory is halved.
+
+    Halving is logged, once a halving, and remembered for later calls. It changes no result: rows
+    know nothing of each other. Several processes halve together: what one cannot compile or place
+    all do again. A process that fails while others already sum over `model` with it cannot tell
+    them; that takes devices of unequal memory, for shards are equal.
+
+    Args:
+      call: (row numbers, rows the program is to work on) -> arrays on the devices.
+      keep: (row numbers, the same arrays on the host), which may have more rows -> None.
+
+    Raises:
+      TaskVecError: one row at a time does not fit.
+    """
+    key = (program, model.config, str(shape_of(model.mesh)))
+    least = shape_of(model.mesh).data  # a row a device
+    rows = rows_for(model.mesh, min(batch_size, _fitting.get(key, batch_size)))
+    chunks = _chunks(lengths, rows)
+    while chunks:
+        refused = None
+        made = None
+        try:
+            made = jax.block_until_ready(call(chunks[0], rows))
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            refused = first_line(error)
+        if not anywhere(refused is not None):
+            keep(chunks[0], jax.tree.map(fetch, made))
+            chunks = chunks[1:]
+            continue
+        made = None
+        refused = refused or "in another process"
+        if rows == least:
+            raise TaskVecError(
+                f"{program}: one prompt at a time does not fit in the device's memory ({refused});"
+                " use more devices, --weights=int8, --dtype=bfloat16, or shorter prompts"
+            )
+        # Only here, with the error and the arrays its frames held gone, is their memory free.
+        left = [i for chunk in chunks for i in chunk]
+        rows = rows_for(model.mesh, rows // 2)
+        _fitting[key] = rows
+        _log.warning("out of memory: %s goes on with %d prompts a call", program, rows)
+        chunks = [left[i : i + rows] for i in range(0, len(left), rows)]

@@ -1,0 +1,72 @@
+"""taskvec_jax.vectors.rows"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from taskvec_jax.prompting.tokenizer import PAD
+from taskvec_jax.transformer.layers import PADDING, TRUNK
+
+
+class Rows(NamedTuple):
+    """Token rows on the host.
+
+    Attributes:
+      tokens, positions, branches: int32 [B, T]; see `layers.Layout`.
+      ends: int32 [B, R], index in the row of each branch's last token.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+    ends: np.ndarray
+
+
+def shared_prefix(texts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all texts share, leaving every text at least its last token.
+
+    Token by token, so that texts which tokenise differently once a query is attached are right.
+    """
+    limit = min(map(len, texts)) - 1
+    for i in range(limit):
+        if any(text[i] != texts[0][i] for text in texts):
+            return i
+    return limit
+
+
+def tree_length(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens of a row that holds these texts."""
+    shared = shared_prefix(texts)
+    return shared + sum(len(text) - shared for text in texts)
+
+
+def plant(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: int) -> Rows:
+    """Lays texts out as trees.
+
+    Args:
+      rows: for each row, the token ids of 1 to `reads` texts; what they share is the trunk.
+      length: T, at least the longest tree.
+      reads: R; a row of fewer texts repeats its last one.
+    """
+    shape = (len(rows), length)
+    tokens = np.full(shape, PAD, np.int32)
+    positions = np.zeros(shape, np.int32)
+    branches = np.full(shape, PADDING, np.int32)
+    ends = np.zeros((len(rows), reads), np.int32)
+    for i, texts in enumerate(rows):
+        shared = shared_prefix(texts)
+        tokens[i, :shared] = texts[0][:shared]
+        positions[i, :shared] = np.arange(shared)
+        branches[i, :shared] = TRUNK
+        start = shared
+        for branch, text in enumerate(texts, start=1):
+            stop = start + len(text) - shared
+            tokens[i, start:stop] = text[shared:]
+            positions[i, start:stop] = np.arange(shared, len(text))
+            branches[i, start:stop] = branch
+            ends[i, branch - 1 :] = stop - 1
+            start = stop
+    return Rows(tokens, positions, branches, ends)
