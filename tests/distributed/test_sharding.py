@@ -34,7 +34,7 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import NAMED_MODELS
 from taskvec_jax.transformer.decoder import leaf_shapes
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = ("--num_prompts=2", "--batch_size=3", "--tasks=algorithmic_to_upper")
 
 

@@ -14,7 +14,7 @@ from taskvec_jax.distributed import backend
 from taskvec_jax.distributed.backend import FLAG, check_sums, turn_off_wrong_fusion
 from taskvec_jax.errors import TaskVecError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.parametrize(

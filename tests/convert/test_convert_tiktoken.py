@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from convert.tokenizers import from_meta_directory
 from taskvec_jax.errors import TaskVecError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PATTERN = (  # of llama3/tokenizer.py
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -27,7 +27,7 @@ from taskvec_jax.vectors import sweep
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_births
 from taskvec_jax.vectors.rows import Rows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIMISED = True  # what the compiler makes is looked at here
 
 

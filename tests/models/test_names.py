@@ -30,7 +30,7 @@ from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.names import describe
 from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, SMALL_MODEL, NamedModel
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PUBLISHED = {  # parameters, from the models' own pages
     "smollm2-135m-instruct": 134_515_008,
     "llama-7b": 6_738_415_616,

@@ -15,7 +15,7 @@ from zygote import QUICK, Zygote
 
 from taskvec_jax.models.registry import SMALL_MODEL
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 GROWN = f"--model={SMALL_MODEL}"
 SMALL = ["--num_prompts=3", "--batch_size=6", "--tasks=algorithmic_to_upper,linguistic_antonyms"]
 

@@ -26,7 +26,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import convert_model, hash_leaves, hash_params, load_model
 from taskvec_jax.transformer.decoder import flatten
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TOKENS = np.array([5, 71, 2, 33, 99, 14])
 KILLS = 20
 
