@@ -184,7 +184,7 @@ def _read_hf(path: Path) -> tuple[Family, dict[str, Any]]:
 
     Raises:
       TaskVecError: an architecture that is not supported, perhaps one whose code lies in its own
-        repository, quantised weights, or an adapter.
+        repository, quantized weights, or an adapter.
     """
     where = path / "config.json"
     beside.refuse_adapter(path)

@@ -100,8 +100,8 @@ def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:
             return None
         mesh = make_mesh(asked or choose_mesh(config, batch_size))
         line = mesh_line(config, shape_of(mesh), batch_size)
-        run = FLAGS.dtype or config.dtype, FLAGS.weights if "weights" in FLAGS else "whole"
-        if (config.dtype, config.weights) == run and line not in said:
+        run = FLAGS.dtype or config.dtype, FLAGS.quantization if "quantization" in FLAGS else "none"
+        if (config.dtype, config.quantization) == run and line not in said:
             said.add(line)
             console.print(line, markup=False)
         return mesh

@@ -195,7 +195,7 @@ def main() -> None:
         for moment in moments:
             model = reporting(
                 lambda report, moment=moment: load_model(
-                    moment.model, FLAGS.dtype, report, moment.revision, mesh, FLAGS.weights
+                    moment.model, FLAGS.dtype, report, moment.revision, mesh, FLAGS.quantization
                 ),
                 f"step {moment.step}",
             )
@@ -220,7 +220,7 @@ def main() -> None:
         "model": FLAGS.run or FLAGS.model,
         "revision": None if FLAGS.run else FLAGS.revision,
         "dtype": FLAGS.dtype,
-        "quantization": identity.quantization(FLAGS.weights),
+        "quantization": identity.quantization(FLAGS.quantization),
         "weights_sha256": hashes,
         "run": {
             "model_key": model_key(FLAGS.run or FLAGS.model),

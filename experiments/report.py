@@ -50,7 +50,7 @@ EXPERIMENTS = (
     "portability",
 )
 CROSS = "cross_models"
-TEMPLATE = Path(__file__).parent / "report.html.j2"
+TEMPLATE = Path(__file__).parent / "page" / "report.html.j2"
 LONG_TEXT = 40
 MANY_ROWS = 40  # a longer table scrolls in its own frame
 LEAD = 2  # sentences of the first section that open the page

@@ -34,7 +34,7 @@ from convert import export
 from experiments.bench.mesh_plan import compile_sweep
 from experiments.small_pythia import training
 from taskvec_jax.distributed import plan, sharding
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.models import checkpoint, loading
 from taskvec_jax.models.model import Model
@@ -42,7 +42,7 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer import edits, generation
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
-from taskvec_jax.transformer.quantization import quantise
+from taskvec_jax.transformer.quantization import quantize
 from taskvec_jax.vectors import learning, sweep
 
 MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
@@ -98,7 +98,7 @@ def measured(config: DecoderConfig, params: Any, mesh: Any) -> dict[str, np.ndar
 def full_logits(model: Model, tokens: np.ndarray) -> np.ndarray:
     """[B, T, V], from the decoder itself."""
     placed = sharding.put_rows(model.mesh, tokens)
-    return fetch(logits_of(model.decoder, model.params, placed))
+    return to_host(logits_of(model.decoder, model.params, placed))
 
 
 def int8() -> dict[str, float]:
@@ -106,7 +106,7 @@ def int8() -> dict[str, float]:
     out = {}
     tokens = np.random.RandomState(2).randint(0, 131, (ROWS, TOKENS)).astype(np.int32)
     for name, shape in (("llama halved", MeshShape(1, 8)), ("pythia", MeshShape(2, 4))):
-        config, params = quantise(CONFIGS[name], random_params(CONFIGS[name]))
+        config, params = quantize(CONFIGS[name], random_params(CONFIGS[name]))
         logits = {}
         for mesh in (None, sharding.make_mesh(shape)):
             placed = place(config, params, mesh)
@@ -192,9 +192,9 @@ def shards() -> dict[str, Any]:
                     for name, leaf in leaves.items()
                 ),
             }
-            small = loading.load_model(path, mesh=mesh, weights="int8")
+            small = loading.load_model(path, mesh=mesh, quantization="int8")
             out[path.name]["int8"] = loading.hash_params(small.params)
-    out["int8"] = loading.hash_params(quantise(config, params)[1])
+    out["int8"] = loading.hash_params(quantize(config, params)[1])
     return out
 
 

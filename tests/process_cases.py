@@ -32,7 +32,6 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import loading
 from taskvec_jax.models.model import Model
 from taskvec_jax.vectors import sweep
-from taskvec_jax.vectors.programs import read_rows
 from taskvec_jax.vectors.rows import Rows
 
 INDEX, SECOND = int(sys.argv[3]), 1
@@ -50,13 +49,13 @@ def conversion() -> dict[str, Any]:
 def refusals() -> list[str]:
     """What is said of a source that only the second process can see is damaged.
 
-    When it is converted, and when it is quantised, for which the first process needs the second.
+    When it is converted, and when it is quantized, for which the first process needs the second.
     """
     mesh = sharding.make_mesh(MeshShape(model=jax.process_count()))
     damaged, said = SCRATCH / "damaged", []
     for read in (
         lambda: loading.convert_model(damaged, SCRATCH / "checkpoints" / "no", mesh=mesh),
-        lambda: loading.load_model(damaged, mesh=mesh, weights="int8"),
+        lambda: loading.load_model(damaged, mesh=mesh, quantization="int8"),
     ):
         try:
             read()
@@ -71,7 +70,7 @@ def halving(model: Model) -> dict[str, Any]:
     rng = np.random.RandomState(1)
     texts = [[rng.randint(0, model.config.vocab_size, n).tolist()] for n in (7, 9, 3, 5, 8, 2)]
     want, _ = sweep.read_texts(model, texts, 6)
-    program, calls = read_rows, []
+    program, calls = sweep.read_rows, []
 
     def refusing(config: Any, params: Any, rows: Rows) -> Any:
         calls.append(len(rows.tokens))
@@ -79,7 +78,7 @@ def halving(model: Model) -> dict[str, Any]:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return program(config, params, rows)
 
-    read_rows = refusing
+    sweep.read_rows = refusing
     got, _ = sweep.read_texts(model, texts, 6)
     return {"calls": calls, "moved": float(np.max(np.abs(got - want)) / np.max(np.abs(want)))}
 

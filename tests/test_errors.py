@@ -112,9 +112,9 @@ def test_too_little_memory_is_never_told_as_damage(saved, monkeypatch, error, st
 
 
 def test_too_little_memory_to_quantise_is_not_damage_either(saved, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint, "quantise_leaf", failing(OUT_OF_MEMORY[3]))
+    monkeypatch.setattr(checkpoint, "quantize_leaf", failing(OUT_OF_MEMORY[3]))
     with pytest.raises(TaskVecError, match="out of memory"):
-        checkpoint.restore(saved, weights="int8")
+        checkpoint.restore(saved, quantization="int8")
 
 
 def test_files_that_cannot_be_opened_now_are_not_damaged(saved, monkeypatch) -> None:
@@ -158,7 +158,7 @@ def test_training_state_and_torch_files_tell_memory_from_damage(tmp_path, monkey
 
 
 def test_weights_that_do_not_fit_a_device_are_refused_in_one_line() -> None:
-    said = pytest.raises(TaskVecError, match=r"llama-65b: out of memory .*--weights=int8")
+    said = pytest.raises(TaskVecError, match=r"llama-65b: out of memory .*--quantization=int8")
     with said, loading._memory("llama-65b"):
         raise OUT_OF_MEMORY[3]
     with pytest.raises(jax.errors.JaxRuntimeError), loading._memory("llama-65b"):

@@ -306,7 +306,7 @@ class KeyReader:
             settings = rest["quantization_config"]
             method = settings.get("quant_method") if isinstance(settings, dict) else settings
             raise TaskVecError(
-                f"{self.where}: its weights are quantised ({str(method)[:40]}), which is not"
+                f"{self.where}: its weights are quantized ({str(method)[:40]}), which is not"
                 " supported in a Hugging Face directory; use the original weights, or a GGUF file"
             )
         if refused:

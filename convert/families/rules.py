@@ -70,7 +70,7 @@ class Source(Protocol):
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, dequantised where it is quantised."""
+        """One tensor, dequantized where it is quantized."""
         ...
 
 
@@ -367,7 +367,7 @@ def _check_kind(source: Source, name: str, tensor: np.ndarray) -> None:
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise TaskVecError(
             f"{source.where}: tensor {name} is of type {tensor.dtype}; allowed: floating point"
-            " numbers. Quantised Hugging Face weights are not supported: use the original ones"
+            " numbers. Quantized Hugging Face weights are not supported: use the original ones"
         )
 
 

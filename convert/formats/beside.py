@@ -1,4 +1,4 @@
-"""What makes a model another one than its tensors say: adapters beside it, quantised weights in it.
+"""What makes a model another one than its tensors say: adapters beside it, quantized weights in it.
 
 Nothing here is applied. Each is refused by its own name, with what to do instead.
 """
@@ -19,7 +19,7 @@ MERGE = (
     ".merge_and_unload().save_pretrained(MERGED), with the tokenizer's files copied there"
 )
 _ORIGINAL = (
-    "quantised Hugging Face weights are not supported. Use the original weights of this model, in"
+    "quantized Hugging Face weights are not supported. Use the original weights of this model, in"
     " 16 or 32 bits, or a GGUF file of it"
 )
 _QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
@@ -38,7 +38,7 @@ _NO_MODEL = {
     "adapter": "a LoRA adapter; merge it into its model with llama.cpp's llama-export-lora, and"
     " give the merged file",
     "controlvector": "a control vector, which llama.cpp adds to a model; give the model's own file",
-    "imatrix": "an importance matrix, which llama.cpp quantises models with; give the model's own"
+    "imatrix": "an importance matrix, which llama.cpp quantizes models with; give the model's own"
     " file",
     "mmproj": _ENCODER,
     "clip": _ENCODER,
@@ -71,7 +71,7 @@ def refuse_adapter_files(names: Iterable[str], where: str) -> None:
 
 
 def refuse_quantised_config(raw: Mapping[str, Any], where: str) -> None:
-    """Refuses a config.json that says that the weights are quantised.
+    """Refuses a config.json that says that the weights are quantized.
 
     Raises:
       TaskVecError: it names the method.
@@ -90,14 +90,14 @@ def refuse_quantised_config(raw: Mapping[str, Any], where: str) -> None:
             method if isinstance(method, str) else "bitsandbytes" if bits else "an unnamed method"
         )
         said = " ".join([_SPELT.get(named, named)[:80], *bits])
-        raise TaskVecError(f"{where}: the weights are quantised by {said} ({key}); {_ORIGINAL}")
+        raise TaskVecError(f"{where}: the weights are quantized by {said} ({key}); {_ORIGINAL}")
 
 
 _SPELT = {"fp8": "FP8", "gptq": "GPTQ", "awq": "AWQ", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}
 
 
 def refuse_quantised_tensors(names: Iterable[str], where: str) -> None:
-    """Refuses tensors that only quantised weights have, where config.json says nothing of it.
+    """Refuses tensors that only quantized weights have, where config.json says nothing of it.
 
     Raises:
       TaskVecError: it names the method and a tensor.
@@ -106,7 +106,7 @@ def refuse_quantised_tensors(names: Iterable[str], where: str) -> None:
         for pattern, method in _QUANTISED_NAMES.items():
             if re.search(pattern, name):
                 raise TaskVecError(
-                    f"{where}: the weights are quantised by {method} (tensor {name}); {_ORIGINAL}"
+                    f"{where}: the weights are quantized by {method} (tensor {name}); {_ORIGINAL}"
                 )
 
 

@@ -1,7 +1,7 @@
-"""The GGUF format: metadata, a list of tensors, their (mostly quantised) bytes.
+"""The GGUF format: metadata, a list of tensors, their (mostly quantized) bytes.
 
 The header is parsed here rather than by `gguf.GGUFReader`, which believes every length it reads
-(a hostile one keeps it busy for ever) and maps the file into memory. Dequantising is the `gguf`
+(a hostile one keeps it busy for ever) and maps the file into memory. Dequantizing is the `gguf`
 package's own.
 """
 
@@ -35,13 +35,13 @@ _SCALARS = {  # value type -> struct format
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-CHUNK_BYTES = 4_000_000  # of a tensor that are dequantised together
+CHUNK_BYTES = 4_000_000  # of a tensor that are dequantized together
 PLAIN: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-}  # everything else is quantised
+}  # everything else is quantized
 
 
 class Entry(NamedTuple):
@@ -161,10 +161,10 @@ def _header(cursor: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, Entry
 
 
 def read_tensor(path: Path, name: str, entry: Entry) -> np.ndarray:
-    """One tensor: plain types as stored, everything else dequantised to float32.
+    """One tensor: plain types as stored, everything else dequantized to float32.
 
     Raises:
-      TaskVecError: a type that the gguf package does not dequantise, or a file cut short.
+      TaskVecError: a type that the gguf package does not dequantize, or a file cut short.
     """
     if entry.kind.name in PLAIN:
         data = read_numbers(path, np.dtype(np.uint8), entry.size, entry.start)
@@ -174,7 +174,7 @@ def read_tensor(path: Path, name: str, entry: Entry) -> np.ndarray:
     except NotImplementedError:
         raise TaskVecError(
             f"{path}: tensor {name} is of type {entry.kind.name}, which the gguf package does not"
-            " dequantise; use another quantisation of this model"
+            " dequantize; use another quantization of this model"
         ) from None
 
 

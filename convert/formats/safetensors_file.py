@@ -37,7 +37,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_OTHER = {  # types of the format that hold quantised weights, or no weights of a language model
+_OTHER = {  # types of the format that hold quantized weights, or no weights of a language model
     "F8_E4M3": "FP8",
     "F8_E5M2": "FP8",
     "F8_E4M3FNUZ": "FP8",
@@ -111,13 +111,13 @@ class SafetensorsFile:
 
 
 def _refuse_other_types(path: Path, header: Any) -> None:
-    """Quantised weights are named as such: the file is whole, only not one for this reader."""
+    """Quantized weights are named as such: the file is whole, only not one for this reader."""
     for name, value in header.items() if isinstance(header, dict) else ():
         kind = value.get("dtype") if isinstance(value, dict) else None
         if isinstance(kind, str) and kind in _OTHER:
             raise TaskVecError(
                 f"{path}: tensor {name!r} has dtype {kind!r} ({_OTHER[kind]}), which is not"
-                f" supported; allowed: {', '.join(_DTYPES)}. Quantised weights are not read: use"
+                f" supported; allowed: {', '.join(_DTYPES)}. Quantized weights are not read: use"
                 " the original weights of this model, in 16 or 32 bits"
             )
 

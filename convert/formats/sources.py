@@ -22,7 +22,7 @@ from .safetensors_file import SafetensorsFile
 from .torch_file import TorchFile
 
 INDEX = ".index.json"
-WEIGHTS = (  # the order in which transformers looks for them
+QUANTIZATIONS = (  # the order in which transformers looks for them
     "model.safetensors",
     f"model.safetensors{INDEX}",
     "pytorch_model.bin",
@@ -138,7 +138,7 @@ class DirectorySource:
 
 
 class GGUFSource:
-    """A GGUF file, or all parts of a split one, dequantised tensor by tensor by the `gguf` package.
+    """A GGUF file, or all parts of a split one, dequantized tensor by tensor by the `gguf` package.
 
     Attributes:
       meta: metadata key -> plain value.
@@ -271,7 +271,7 @@ def open_weights(directory: Path, named: str | None = None) -> DirectorySource:
                 " allowed: a .safetensors file, or an index of such files, of its own directory"
             )
         return DirectorySource(directory, named)
-    for name in WEIGHTS:
+    for name in QUANTIZATIONS:
         if (directory / name).is_file():
             return DirectorySource(directory, name)
     raise TaskVecError(

@@ -296,7 +296,7 @@ class _Names(pickle.Unpickler):
         if _OTHER_TYPE.search(f"{module}.{name}"):
             raise TaskVecError(
                 f"{self._archive.filename}: holds tensors of a type that is not supported"
-                f" ({module}.{name}; FP8 or otherwise quantised); use the original weights of this"
+                f" ({module}.{name}; FP8 or otherwise quantized); use the original weights of this"
                 " model, in 16 or 32 bits"
             )
         known = {

@@ -27,9 +27,9 @@ from taskvec_jax.distributed import plan
 from taskvec_jax.distributed.plan import GB
 from taskvec_jax.distributed.sharding import DATA, MeshShape, make_mesh, placement, rows_for
 from taskvec_jax.models.names import describe
-from taskvec_jax.transformer.config import DTYPES, WEIGHTS, DecoderConfig
+from taskvec_jax.transformer.config import DTYPES, QUANTIZATIONS, DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
-from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_births
+from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import Rows
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -74,10 +74,10 @@ def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[st
         batch(c.num_layers, c.width, dtype="float32"),
         batch(c.num_layers),
     )
-    births = wavefront_births(c.num_layers)
+    schedule = wavefront_schedule(c.num_layers)
     lowered = {
         "read": read_rows.lower(c, params, Rows(token, token, token, ends)),
-        "inject": inject_rows.lower(c, params, *inject, births),
+        "inject": inject_rows.lower(c, params, *inject, schedule),
     }
     return {name: _look(program.compile()) for name, program in lowered.items()}
 
@@ -111,13 +111,15 @@ def main() -> None:
     for name in FLAGS.models:
         for shape in meshes:
             _, config = describe(name)
-            config = dataclasses.replace(config, dtype=FLAGS.dtype, weights=FLAGS.weights)
+            config = dataclasses.replace(config, dtype=FLAGS.dtype, quantization=FLAGS.quantization)
             started = time.monotonic()
             programs = compile_sweep(config, make_mesh(shape), FLAGS.batch_size)
             planned = plan.device_bytes(config, config.dtype, FLAGS.batch_size, shape)
             needed = max(program.bytes for program in programs.values())
             kind = (
-                config.dtype if config.weights == "whole" else f"{config.weights}, {config.dtype}"
+                config.dtype
+                if config.quantization == "none"
+                else f"{config.quantization}, {config.dtype}"
             )
             layer = max((max(p.loops, key=len) for p in programs.values()), key=len)
             cells = ", ".join(f"{layer.count(each)} {each}" for each in sorted(set(layer)))
@@ -136,6 +138,6 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("meshes", "data:1,model:8;data:2,model:4", "meshes, with ; between")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
-    flags.DEFINE_enum("weights", "whole", list(WEIGHTS), "how kernels are kept")
+    flags.DEFINE_enum("quantization", "none", list(QUANTIZATIONS), "how kernels are kept")
     flags.DEFINE_integer("batch_size", plan.PLANNED_BATCH, "prompts a call", lower_bound=1)
     command.run(main)

@@ -67,9 +67,9 @@ from taskvec_jax.prompting.prompts import Prompt, fit
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DTYPES
 from taskvec_jax.transformer.decoder import Decoder, leaf_shapes, unflatten
-from taskvec_jax.transformer.quantization import quantise_leaf
+from taskvec_jax.transformer.quantization import quantize_leaf
 from taskvec_jax.vectors import sweep, task_vectors
-from taskvec_jax.vectors.programs import NUM_GROUPS, top, wavefront_births
+from taskvec_jax.vectors.programs import NUM_GROUPS, top, wavefront_schedule
 
 TORCH_STAGES = {"torch_paper": 0, "torch_loop": 1}  # of how many last tokens logits are computed
 STAGES = (
@@ -233,9 +233,9 @@ def by_rows(
         dummies = len(part.texts[0])
         theta, icl = residuals[:, :dummies].mean(axis=1), answers.tokens[half:, -1]
     num_layers = model.config.num_layers
-    births = wavefront_births(num_layers, groups)
+    schedule = wavefront_schedule(num_layers, groups)
     swept = sweep.inject_vectors(
-        model, part.queries[:half], theta[:half], np.arange(num_layers), batch_size, births
+        model, part.queries[:half], theta[:half], np.arange(num_layers), batch_size, schedule
     ).tokens[:, 1:]
     layer = part.choose_layer(swept)
     test = sweep.inject_vectors(
@@ -326,7 +326,7 @@ def random_model(name: str, dtype: str, num_layers: int | None = None) -> Model:
     final = in_precision(known, dtype)
     config = dataclasses.replace(
         final,
-        weights="whole",
+        quantization="none",
         vocab_size=max(known.vocab_size, tokenizer.vocab_size),
         num_layers=num_layers or known.num_layers,
     )
@@ -340,8 +340,8 @@ def random_model(name: str, dtype: str, num_layers: int | None = None) -> Model:
     leaves: dict[str, jax.Array] = {}
     for key, (path, shape) in zip(keys, shapes.items(), strict=True):
         whole = jnp.ones(shape, config.dtype) if path.endswith("scale") else leaf(key, shape)
-        leaves |= quantise_leaf(path, whole) if final.weights == "int8" else {path: whole}
-    config = dataclasses.replace(config, weights=final.weights)
+        leaves |= quantize_leaf(path, whole) if final.quantization == "int8" else {path: whole}
+    config = dataclasses.replace(config, quantization=final.quantization)
     return Model(f"random {name}", Decoder(config), unflatten(leaves), tokenizer, config, "random")
 
 
@@ -414,10 +414,10 @@ def depth_scaling(name: str, dtype: str, part: Part, batch_size: int) -> list[di
             start = time.perf_counter()
             sweep.sweep_layers(model, queries, theta.astype(np.float32), batch_size)
             seconds.append(time.perf_counter() - start)
-        births = wavefront_births(depth)
-        starts = [0, *(end for end, _ in births)]
+        schedule = wavefront_schedule(depth)
+        starts = [0, *(end for end, _ in schedule)]
         steps = sum(
-            alive * (end - start) for start, (end, alive) in zip(starts, births, strict=False)
+            alive * (end - start) for start, (end, alive) in zip(starts, schedule, strict=False)
         )
         rows.append(
             {
@@ -435,7 +435,7 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
     if FLAGS.shape:
         model = random_model(FLAGS.shape, dtype)
     elif dtype == "int8":
-        model = load_model(FLAGS.model, "bfloat16", weights="int8")
+        model = load_model(FLAGS.model, "bfloat16", quantization="int8")
     else:
         model = load_model(FLAGS.model, dtype)
     settings = command.within_memory(settings, model, tasks)

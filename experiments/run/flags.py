@@ -32,7 +32,7 @@ from taskvec_jax.distributed.plan import (
     plan_lines,
     share_bytes,
 )
-from taskvec_jax.distributed.processes import is_first_process, least, together
+from taskvec_jax.distributed.processes import all_or_none, is_first_process, least
 from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, longest_rows
@@ -40,7 +40,7 @@ from taskvec_jax.models.loading import cache_directory, from_hub_or_wheel, load_
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
-from taskvec_jax.transformer.config import WEIGHTS
+from taskvec_jax.transformer.config import QUANTIZATIONS
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # lives as long as the process
@@ -48,13 +48,13 @@ __all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
 
 
 def define_model_flags() -> None:
-    """--model, --revision, --dtype, --weights, --plan, --mesh and those of several processes."""
+    """--model, --revision, --dtype, --quantization, --plan, --mesh and those of several processes."""
     command.define_model_flags("float32")
     command.define_mesh_flags()
     flags.DEFINE_enum(
-        "weights",
-        "whole",
-        list(WEIGHTS),
+        "quantization",
+        "none",
+        list(QUANTIZATIONS),
         "int8 keeps the kernels of linear maps in one byte a number; --dtype is then that of all"
         " else and of products",
     )
@@ -185,7 +185,7 @@ def model_from_flags() -> Model:
             report,
             FLAGS.revision,
             command.mesh_from_flags(FLAGS.batch_size if "batch_size" in FLAGS else PLANNED_BATCH),
-            FLAGS.weights,
+            FLAGS.quantization,
         )
     )
 
@@ -244,7 +244,7 @@ def run_from_flags(model: str | None = None) -> identity.Identity:
         "model_key": model_key(model or FLAGS.model, revision),
         "revision": revision,
         "dtype": FLAGS.dtype,
-        "quantization": identity.quantization(FLAGS.weights),
+        "quantization": identity.quantization(FLAGS.quantization),
         **identity.of_settings(
             settings_from_flags(), short_demonstrations(), FLAGS.task_data, FLAGS.task_file
         ),
@@ -274,7 +274,7 @@ def check_results(out: Path, model: Model) -> None:
     Raises:
       TaskVecError: it says which file they are in.
     """
-    with together():  # of several processes only the first one has the directory
+    with all_or_none():  # of several processes only the first one has the directory
         loaded = {**identity.of_model(model), "tokenizer_sha256": model.tokenizer.sha256}
         key = {"model_key": model_key(model.name, model.revision)}
         identity.check_directory(out, loaded | key)
@@ -292,7 +292,7 @@ def prepare_out(path: str, run: identity.Identity | None = None) -> Path:
     Raises:
       TaskVecError: it cannot be written, or it holds results of another run.
     """
-    with together():
+    with all_or_none():
         if not is_first_process():
             _scratch.append(tempfile.TemporaryDirectory())
             return Path(_scratch[-1].name)
@@ -359,7 +359,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
         "source": dict(model.source),
         "revision": model.revision,
         "dtype": model.config.dtype,
-        "quantization": identity.quantization(model.config.weights),
+        "quantization": identity.quantization(model.config.quantization),
         "matmul_precision": matmul_precision(),
         "seed": seed,
         "weights_sha256": model.weights_sha256,

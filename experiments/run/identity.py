@@ -62,7 +62,7 @@ def of_model(model: Model) -> Identity:
         "model": model.name,
         "revision": model.revision,
         "dtype": model.config.dtype,
-        "quantization": quantization(model.config.weights),
+        "quantization": quantization(model.config.quantization),
         "weights_sha256": model.weights_sha256,
     }
 

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 from experiments.run.writing import told, write_whole
-from taskvec_jax.distributed.processes import from_first_process, is_first_process, together
+from taskvec_jax.distributed.processes import all_or_none, from_first_process, is_first_process
 from taskvec_jax.errors import TaskVecError
 
 What = Mapping[str, Any]
@@ -54,7 +54,7 @@ class Journal:
         self.pause = pause
         self._depth = 0
         self._arrays = directory / "arrays"
-        with together():  # of several processes only the first one's directory is shared
+        with all_or_none():  # of several processes only the first one's directory is shared
             self._file = _locked(self.path)
         atexit.register(self.close)  # bad input may end the run before anything is kept
         self._values = self._load()
@@ -120,7 +120,7 @@ class Journal:
         buffer = io.BytesIO()
         np.save(buffer, array)
         data = buffer.getvalue()
-        with together():  # a disk that is full in one process stops all
+        with all_or_none():  # a disk that is full in one process stops all
             with told(self._arrays):
                 self._arrays.mkdir(exist_ok=True)
             write_whole(self._array_path(what), data + zlib.crc32(data).to_bytes(CRC_BYTES, "big"))
@@ -132,7 +132,7 @@ class Journal:
         body = {"unit": name, "what": dict(what), "value": value}
         line = _dump({**body, "crc": zlib.crc32(_dump(body).encode())}) + "\n"
         end = os.fstat(self._file.fileno()).st_size
-        with together(), told(self.path):
+        with all_or_none(), told(self.path):
             try:
                 _write_all(self._file, line.encode())
                 os.fsync(self._file.fileno())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from taskvec_jax.distributed.processes import from_first_process, is_first_process, together
+from taskvec_jax.distributed.processes import all_or_none, from_first_process, is_first_process
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import checkpoint_path, from_hub_or_wheel
 from taskvec_jax.prompting.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def trained_on(model: str, revision: str | None) -> list[str]:
       TaskVecError: no such model, or its manifest cannot be read.
     """
     names: list[str] = []
-    with together():
+    with all_or_none():
         if is_first_process() and (path := converted_path(model, revision)) is not None:
             made_with = checkpoint.read_manifest(path).get("made_with")
             if isinstance(made_with, dict):

@@ -27,7 +27,7 @@ from experiments.run.fingerprint import fingerprint
 from experiments.run.flags import FLAGS, console
 from experiments.run.journal import Journal
 from experiments.run.writing import WriteError
-from taskvec_jax.distributed.processes import is_first_process, together
+from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controls import evaluate_with_controls
@@ -302,7 +302,7 @@ def ask(modules: Sequence[Any] = ()) -> Asked:
     if FLAGS.mesh:
         MeshShape.parse(FLAGS.mesh)
     fitted = None
-    with together():
+    with all_or_none():
         if is_first_process():  # of several processes only its files count
             _, config = describe(FLAGS.model, FLAGS.revision)
             for module in modules:

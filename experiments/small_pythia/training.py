@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.distributed.sharding import placement, put_rows, shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
@@ -260,7 +260,7 @@ def run(
             config, training, state.params, state.optimiser, put_rows(mesh, batch)
         )
         if not np.isfinite([measures.loss, measures.gradient_norm]).all():
-            finite = fetch(finite)
+            finite = to_host(finite)
             began = "" if finite.all() else f", beginning after layer {finite.argmin()}"
             raise TaskVecError(
                 f"the loss of step {state.step} is {float(measures.loss):g} and its gradient"

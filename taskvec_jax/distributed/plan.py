@@ -70,14 +70,14 @@ class Mesh:
 
 def parameter_count(config: DecoderConfig) -> int:
     """How many numbers the model consists of; a tied unembedding counts once, scales do not."""
-    whole = dataclasses.replace(config, weights="whole")
+    whole = dataclasses.replace(config, quantization="none")
     return sum(math.prod(shape) for shape in leaf_shapes(whole).values())
 
 
 def in_precision(config: DecoderConfig, dtype: str) -> DecoderConfig:
     """The config in a dtype; "int8" stands for int8 kernels with the rest in bfloat16."""
     if dtype == "int8":
-        return dataclasses.replace(config, dtype="bfloat16", weights="int8")
+        return dataclasses.replace(config, dtype="bfloat16", quantization="int8")
     return dataclasses.replace(config, dtype=dtype)
 
 
@@ -135,7 +135,7 @@ def sweep_bytes(
     read += sizes.reads * rows * c.num_layers * c.width * wide
     inject = program(sizes.query + c.num_layers, 1 + c.num_layers)
     unpacked = 0
-    if c.weights == "int8":  # the kernels of one layer, as the product reads them
+    if c.quantization == "int8":  # the kernels of one layer, as the product reads them
         for path, leaf in leaf_types(c).items():
             if path.startswith("layers/"):
                 held = leaf.size // c.num_layers // _shards(c, path, leaf.shape, mesh.model)

@@ -15,7 +15,7 @@ from taskvec_jax.errors import TaskVecError
 T = TypeVar("T")
 
 
-def fetch(array: Any) -> np.ndarray:
+def to_host(array: Any) -> np.ndarray:
     """An array on the host, whole, in every process; all processes must ask for it."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
@@ -46,7 +46,7 @@ class _AgreedError(TaskVecError):
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def all_or_none() -> Iterator[None]:
     """A step of all processes that fails in all of them if it fails in one.
 
     Who is done waits for the others. Within the step no process may wait for another, or a failure

@@ -42,7 +42,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 SPLITS: dict[str, tuple[int, ...]] = {
     "embed/embedding": (0, 1),  # [V, D]
     "layers/attn/query/kernel": (1, 0),  # [D, H, K]
-    "layers/attn/query/kernel_scale": (0,),  # [H, K], of an int8 kernel; see quantisation.py
+    "layers/attn/query/kernel_scale": (0,),  # [H, K], of an int8 kernel; see quantization.py
     "layers/attn/query/bias": (0,),  # [H, K]
     "layers/attn/key/kernel": (1, 0),  # [D, G, K]; see `head_axes`
     "layers/attn/key/kernel_scale": (0,),
@@ -264,7 +264,7 @@ def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
     )
 
 
-def put_share(sharding: Sharding, shape: tuple[int, ...], part: np.ndarray) -> jax.Array:
+def put_local_box(sharding: Sharding, shape: tuple[int, ...], part: np.ndarray) -> jax.Array:
     """Moves this process's `share` of a leaf to its devices.
 
     On a single CPU device the memory of `part` is taken over.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.decoder import Decoder, Params
 
@@ -28,7 +28,7 @@ def _top_tokens(decoder: Decoder, params: Params, vectors: jax.Array) -> jax.Arr
 
 def top_words(model: Model, vectors: np.ndarray) -> list[list[str]]:
     """The words that each vector [N, D] points to, most likely first (see `keep_words`)."""
-    tokens = fetch(_top_tokens(model.decoder, model.params, vectors))
+    tokens = to_host(_top_tokens(model.decoder, model.params, vectors))
     return [keep_words(model.tokenizer.decode([int(t)]) for t in row) for row in tokens]
 
 
@@ -65,4 +65,4 @@ def gold_ranks(model: Model, vectors: np.ndarray, gold: Sequence[Sequence[int]])
     ranks = _ranks(
         model.decoder, model.params, np.moveaxis(vectors, 1, 0), np.asarray(gold, np.int32)
     )
-    return np.moveaxis(fetch(ranks), 0, 1)
+    return np.moveaxis(to_host(ranks), 0, 1)

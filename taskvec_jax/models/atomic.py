@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from taskvec_jax.distributed.processes import from_first_process, is_first_process, together
+from taskvec_jax.distributed.processes import all_or_none, from_first_process, is_first_process
 from taskvec_jax.errors import TaskVecError
 
 SCRATCH = "partial."  # part of the name of directories that are not complete yet
@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[None]:
       TaskVecError: the parent directory cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        with together():
+        with all_or_none():
             if is_first_process():
                 stack.enter_context(_alone(path))
         yield
@@ -85,7 +85,7 @@ def scratch(path: Path) -> Iterator[Path]:
       TaskVecError: the parent directory cannot be written, or not all processes see it.
     """
     name = ""
-    with together():
+    with all_or_none():
         if is_first_process():
             try:
                 name = tempfile.mkdtemp(prefix=f".{path.name}.{SCRATCH}", dir=path.parent)
@@ -93,7 +93,7 @@ def scratch(path: Path) -> Iterator[Path]:
                 raise TaskVecError(_unwritable(path.parent, error)) from None
     made = Path(os.fsdecode(from_first_process(os.fsencode(name))))
     try:
-        with together():
+        with all_or_none():
             if not made.is_dir():
                 raise TaskVecError(
                     f"{path.parent}: not all processes see the same directory there; set"
@@ -115,9 +115,9 @@ def replacing(path: Path) -> Iterator[Path]:
       TaskVecError: the parent directory cannot be written.
     """
     with scratch(path) as made:
-        with together():
+        with all_or_none():
             yield made
-        with together():  # none goes on before `path` is there
+        with all_or_none():  # none goes on before `path` is there
             if is_first_process():
                 made.chmod(0o755)
                 if path.exists():  # moved away whole: a reader must not meet it half deleted

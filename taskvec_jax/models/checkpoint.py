@@ -25,14 +25,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
-from taskvec_jax.distributed.processes import is_first_process, together
+from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import placement, share
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
 from taskvec_jax.models.atomic import _unwritable, replacing, writing
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params, flatten, leaf_shapes, unflatten
-from taskvec_jax.transformer.quantization import quantise_leaf
+from taskvec_jax.transformer.quantization import quantize_leaf
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 64_000_000  # of a leaf on disk, at most
@@ -156,13 +156,13 @@ def _handler(sizes: Sequence[int] = ()) -> Any:
     return ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, use_compression=False)
 
 
-def _groups(leaves: dict[str, Any], weights: str) -> Iterator[dict[str, Any]]:
+def _groups(leaves: dict[str, Any], quantization: str) -> Iterator[dict[str, Any]]:
     """The leaves (shape, dtype, sharding) in groups that take no more than the largest leaf.
 
-    One a group if they are to be quantised.
+    One a group if they are to be quantized.
     """
     sizes = {name: _share_bytes(leaf.sharding, leaf) for name, leaf in leaves.items()}
-    most = max(sizes.values()) if weights == "whole" else 0
+    most = max(sizes.values()) if quantization == "none" else 0
     group: dict[str, Any] = {}
     for name, leaf in leaves.items():
         if group and sum(sizes[other] for other in group) + sizes[name] > most:
@@ -224,27 +224,27 @@ def _unreadable(
 def _too_little_memory(path: Path, deed: str, error: BaseException) -> TaskVecError:
     return TaskVecError(
         f"{path}: out of memory ({first_line(error)}); nothing is wrong with the files, there is"
-        f" too little memory to {deed} them: use --dtype=bfloat16 or --weights=int8, more devices,"
+        f" too little memory to {deed} them: use --dtype=bfloat16 or --quantization=int8, more devices,"
         " or a machine with more memory"
     )
 
 
 def restore(
-    path: Path, dtype: str | None = None, mesh: Mesh | None = None, weights: str = "whole"
+    path: Path, dtype: str | None = None, mesh: Mesh | None = None, quantization: str = "none"
 ) -> Checkpoint:
     """Reads a converted model, cast to `dtype` (as saved when None), straight to its shards.
 
     Without a mesh, all of it to the first device.
 
     Parameters are read one after the other, small ones together: beside the tree there is one of
-    them on the host. With weights="int8" each is quantised as soon as it is read.
+    them on the host. With quantization="int8" each is quantized as soon as it is read.
 
     Raises:
       TaskVecError: no complete checkpoint there, or one whose arrays do not fit its config.
     """
     import orbax.checkpoint as ocp  # slow to import
 
-    with together():
+    with all_or_none():
         config, manifest = read_config(path), read_manifest(path)
         if "weights_sha256" not in manifest:
             raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
@@ -275,18 +275,18 @@ def restore(
                 {name: leaf.shape for name, leaf in flatten({"params": saved}).items()}, config
             )
             leaves: dict[str, jax.Array] = {}
-            config = dataclasses.replace(config, weights=weights)
+            config = dataclasses.replace(config, quantization=quantization)
             kept = placement(config, leaf_shapes(config), mesh)
-            for group in _groups(flatten({"params": target}), weights):
+            for group in _groups(flatten({"params": target}), quantization):
                 read = flatten({"params": checkpointer.restore(place, arguments(group))})
                 jax.block_until_ready(read)
                 gc.collect(1)  # Orbax's own copy, which cycles of its tasks keep
                 while read:
                     name, leaf = read.popitem()
-                    if weights == "whole":
+                    if quantization == "none":
                         leaves[name] = leaf
                         continue
-                    made = quantise_leaf(name, leaf)
+                    made = quantize_leaf(name, leaf)
                     leaves |= {at: jax.device_put(leaf, kept[at]) for at, leaf in made.items()}
             params = unflatten(leaves)["params"]
         except Exception as error:  # Orbax raises many kinds for a damaged directory

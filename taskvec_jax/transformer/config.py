@@ -13,7 +13,7 @@ from typing import Any
 from taskvec_jax.errors import TaskVecError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-WEIGHTS = ("whole", "int8")
+QUANTIZATIONS = ("none", "int8")
 FAMILIES = ("llama", "pythia", "gptj")
 GELUS = ("exact", "tanh")
 ROPE_SCALINGS = ("linear", "llama3", "divisors")
@@ -93,8 +93,8 @@ class DecoderConfig:
       gelu: "exact" (erf) or "tanh"; read by the MLP of GPT-NeoX and GPT-J only.
       dtype: of the parameters, one of `DTYPES`. The residual stream, norms, softmax and logits
         stay float32 in half precision (float64 throughout for float64).
-      weights: "whole": every parameter in `dtype`. "int8": the kernels of linear maps as int8 with
-        a float32 scale for each output channel (see quantisation.py); products are in `dtype`.
+      quantization: "none": every parameter in `dtype`. "int8": the kernels of linear maps as int8 with
+        a float32 scale for each output channel (see quantization.py); products are in `dtype`.
     """
 
     family: str
@@ -117,7 +117,7 @@ class DecoderConfig:
     dtype: str = "float32"
     rope_scaling: RopeScaling | None = None
     unembed_bias: bool = False
-    weights: str = "whole"
+    quantization: str = "none"
     sliding_window: int | None = None
 
     def __post_init__(self) -> None:
@@ -127,7 +127,12 @@ class DecoderConfig:
                 raise TaskVecError(
                     f"config: {name} is {got!r}; it must be a whole number from 1 to {LARGEST}"
                 )
-        choices = {"family": FAMILIES, "dtype": DTYPES, "gelu": GELUS, "weights": WEIGHTS}
+        choices = {
+            "family": FAMILIES,
+            "dtype": DTYPES,
+            "gelu": GELUS,
+            "quantization": QUANTIZATIONS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise TaskVecError(
@@ -173,6 +178,9 @@ class DecoderConfig:
         Raises:
           TaskVecError: unknown or missing keys, or values out of range.
         """
+        values = dict(values)
+        if values.get("weights") == "whole":  # what checkpoints of earlier versions call "none"
+            del values["weights"]
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise TaskVecError(f"config: unknown keys {unknown}; allowed: {sorted(known)}")

@@ -27,7 +27,7 @@ from taskvec_jax.transformer.blocks import gptj, llama, pythia
 from taskvec_jax.transformer.checks import check_ids, check_tokens
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.edits import Override, canonical
-from taskvec_jax.transformer.layers import look, plain_layout, project, site_shapes
+from taskvec_jax.transformer.layers import attention_context, plain_layout, project, site_shapes
 from taskvec_jax.transformer.writes import apply_at, check_edits, check_lengths, poison
 
 __all__ = ["Decoder", "Override", "Params"]  # Override: where it has always been found
@@ -215,7 +215,7 @@ class Decoder(nn.Module):
         rows, num_tokens = tokens.shape
         lengths = check_lengths(lengths, rows, num_tokens)
         writes = check_edits(c, edits, rows, num_tokens, lengths)
-        sight = look(c, plain_layout(num_tokens))
+        context = attention_context(c, plain_layout(num_tokens))
         x = poison(writes, self._embed(parts, tokens))
         visited = {"resid"}
 
@@ -230,7 +230,7 @@ class Decoder(nn.Module):
                     kept[site] = keep[site](value)
                 return value
 
-            x = visit("resid", block(x, sight._replace(visit=visit)))  # [B, T, D]
+            x = visit("resid", block(x, context._replace(visit=visit)))  # [B, T, D]
             if layers is None:
                 return (x, buffers), kept
             wanted = layers == index

@@ -24,14 +24,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.batches import batches
 from taskvec_jax.transformer.checks import DAMAGED, check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
 from taskvec_jax.transformer.edits import Edit, canonical
-from taskvec_jax.transformer.layers import PADDING, TRUNK, Layout, Sight, look
+from taskvec_jax.transformer.layers import (
+    PADDING,
+    TRUNK,
+    AttentionContext,
+    Layout,
+    attention_context,
+)
 from taskvec_jax.transformer.writes import Write, apply_at, check_edits
 
 ROOM_STEP = 32  # N is rounded up to a multiple of this
@@ -159,7 +165,7 @@ def generate(
         step = max_new_tokens if watch is None else WATCHED_STEP
         for until in (*range(step, max_new_tokens, step), max_new_tokens):
             state = _continue(config, params, layers, state, always, choice, np.int32(until))
-            made, sizes, ended = fetch(state.made), fetch(state.sizes), fetch(state.ended)
+            made, sizes, ended = to_host(state.made), to_host(state.sizes), to_host(state.ended)
             for row, number in enumerate(batch.numbers):
                 out[number] = made[row, : sizes[row]].tolist()
             if watch is not None:
@@ -167,7 +173,7 @@ def generate(
                 state = state._replace(ended=ended)
             if ended.all():
                 break
-        if not fetch(state.finite):
+        if not to_host(state.finite):
             raise TaskVecError(f"the logits, after the last layer, are not finite; {DAMAGED}")
     return out
 
@@ -289,12 +295,12 @@ def _continue(
 
     def step(state: State) -> State:
         place = state.lengths + state.given - 1  # [B], of the newest tokens
-        sight = look(
+        context = attention_context(
             config, Layout(place[:, None], jnp.full((rows, 1), TRUNK, jnp.int32)), state.slots
         )
         x = decoder.apply(params, state.tokens[:, None], method="embed")
         slot = num_tokens + state.given - 1
-        x, cache = _run_layers(config, params, layers, x, state.cache, slot, sight, writes)
+        x, cache = _run_layers(config, params, layers, x, state.cache, slot, context, writes)
         logits = decoder.apply(params, x[:, 0], method="unembed")
         return _choose(state._replace(cache=cache), logits, choice)
 
@@ -327,11 +333,11 @@ def _run_layers(
     x: jax.Array,
     cache: Any,
     slot: jax.Array,
-    sight: Sight,
+    context: AttentionContext,
     writes: tuple[Write, ...],
 ) -> tuple[jax.Array, Any]:
     """New tokens through all layers: the residual stream [B, 1, D], and the cache with them."""
-    seen = (sight.mask, sight.cos, sight.sin)
+    seen = (context.mask, context.cos, context.sin)
     if layers is not None:
         caches = []
         for index, (layer, of_layer) in enumerate(zip(layers, cache, strict=True)):
@@ -372,5 +378,5 @@ def _run_layer(
         return cache[site][index] if stacked else cache[site]
 
     block = FAMILY_MODULES[config.family].Block(config)
-    x = block.apply({"params": layer}, x, Sight(*seen, visit))
+    x = block.apply({"params": layer}, x, AttentionContext(*seen, visit))
     return apply_at(writes, "resid", index, x), cache

@@ -49,7 +49,7 @@ class Layout(NamedTuple):
     branches: jax.Array
 
 
-class Sight(NamedTuple):
+class AttentionContext(NamedTuple):
     """What a block needs to know of a layout, computed once for all layers.
 
     Attributes:
@@ -96,7 +96,7 @@ def visible(config: DecoderConfig, queries: Layout, keys: Layout) -> jax.Array:
     a sliding window, only the last `sliding_window` positions, its own included.
 
     Args:
-      queries: layout of the tokens that look, [B, T].
+      queries: layout of the tokens that attention_context, [B, T].
       keys: layout of the tokens that are looked at, [B, S]; the same tokens, or cached ones too.
 
     Returns:
@@ -110,7 +110,9 @@ def visible(config: DecoderConfig, queries: Layout, keys: Layout) -> jax.Array:
     return near & (same | (keys.branches[:, None, :] == TRUNK))
 
 
-def look(config: DecoderConfig, layout: Layout, keys: Layout | None = None) -> Sight:
+def attention_context(
+    config: DecoderConfig, layout: Layout, keys: Layout | None = None
+) -> AttentionContext:
     """The attention mask and the rotary angles of a layout.
 
     Args:
@@ -124,7 +126,9 @@ def look(config: DecoderConfig, layout: Layout, keys: Layout | None = None) -> S
     if config.rope_scaling is not None:
         frequencies = frequencies / jnp.asarray(rope_divisors(config), dtype)
     angles = positions[..., None].astype(dtype) * frequencies  # [B, T, half]
-    return Sight(visible(config, layout, keys or layout), jnp.cos(angles), jnp.sin(angles))
+    return AttentionContext(
+        visible(config, layout, keys or layout), jnp.cos(angles), jnp.sin(angles)
+    )
 
 
 def rope_divisors(config: DecoderConfig) -> np.ndarray:
@@ -144,7 +148,7 @@ def rope_divisors(config: DecoderConfig) -> np.ndarray:
     return 1 / (kept + (1 - kept) / scaling.factor)
 
 
-def rotate(x: jax.Array, sight: Sight) -> jax.Array:
+def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:
     """Rotary position embedding on the first rope_dim dimensions of each head.
 
     Dimension i turns with dimension i + rope_dim / 2, the pairing of Hugging Face's LLaMA and
@@ -153,20 +157,20 @@ def rotate(x: jax.Array, sight: Sight) -> jax.Array:
     Args:
       x: [B, T, heads, K].
     """
-    half = sight.cos.shape[-1]
-    cos, sin = sight.cos[:, :, None, :], sight.sin[:, :, None, :]
+    half = context.cos.shape[-1]
+    cos, sin = context.cos[:, :, None, :], context.sin[:, :, None, :]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def rotate_pairs(x: jax.Array, sight: Sight) -> jax.Array:
+def rotate_pairs(x: jax.Array, context: AttentionContext) -> jax.Array:
     """Rotary position embedding where dimension 2i turns with dimension 2i + 1, as in GPT-J.
 
     Args:
       x: [B, T, heads, K].
     """
-    half = sight.cos.shape[-1]
-    cos, sin = sight.cos[:, :, None, :], sight.sin[:, :, None, :]
+    half = context.cos.shape[-1]
+    cos, sin = context.cos[:, :, None, :], context.sin[:, :, None, :]
     pairs = x[..., : 2 * half].reshape(*x.shape[:-1], half, 2)
     a, b = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -236,7 +240,7 @@ def project(
 ) -> Any:
     """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype,
     sums and result in the dtype of the residual stream."""
-    if config.weights == "int8":
+    if config.quantization == "int8":
         outputs = (features,) if isinstance(features, int) else features
         return functools.partial(Int8Linear, config, outputs, use_bias, axes)
     stream = jnp.dtype(config.stream_dtype)
@@ -287,10 +291,12 @@ class Attention(nn.Module):
     """Query, key and value projections, rotary positions, attention, output projection."""
 
     config: DecoderConfig
-    rotate: Callable[[jax.Array, Sight], jax.Array] = rotate
+    rotate: Callable[[jax.Array, AttentionContext], jax.Array] = rotate
 
     @nn.compact
-    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
+    def __call__(
+        self, x: jax.Array, context: AttentionContext
+    ) -> jax.Array:  # [B, T, D] -> [B, T, D]
         c = self.config
         heads = functools.partial(project, c, use_bias=c.attention_bias)
         q = heads((c.num_heads, c.head_dim))(name="query")(x)  # [B, T, H, K]
@@ -298,11 +304,11 @@ class Attention(nn.Module):
         v = heads((c.num_kv_heads, c.head_dim))(name="value")(x)  # [B, T, G, K]
         # In the dtype of the residual stream: rounding q, k and v to bfloat16 costs the top token
         # of 5 real prompts in 1,000, and keeping them costs no measurable time (2026-11-25).
-        q, k = self.rotate(q, sight), self.rotate(k, sight)
-        k, v = sight.visit("key", k), sight.visit("value", v)  # [B, S, G, K]
-        mixed = attend(q, k, v, sight.mask, sight.visit)  # [B, T, H, K]
-        mixed = sight.visit("head", mixed)
-        return sight.visit(
+        q, k = self.rotate(q, context), self.rotate(k, context)
+        k, v = context.visit("key", k), context.visit("value", v)  # [B, S, G, K]
+        mixed = attend(q, k, v, context.mask, context.visit)  # [B, T, H, K]
+        mixed = context.visit("head", mixed)
+        return context.visit(
             "attn_out", project(c, c.width, c.attention_bias, axes=2)(name="out")(mixed)
         )
 

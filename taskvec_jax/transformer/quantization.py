@@ -5,8 +5,8 @@ kernel = round(w / scale). A scale belongs to an output, so it may wait until af
 inputs: sum_i x_i (q_io s_o) = s_o sum_i x_i q_io. Integers up to 127 are exact in every floating
 point type, so only the rounding of weights is lost, at most scale / 2 each.
 
-Kernels of linear maps alone are quantised. Embeddings, norms and biases, a few percent of a large
-model, stay as they are. Written by hand because the libraries at hand quantise the layer class or
+Kernels of linear maps alone are quantized. Embeddings, norms and biases, a few percent of a large
+model, stay as they are. Written by hand because the libraries at hand quantize the layer class or
 the whole computation, while here the tree and its paths must stay what they are.
 """
 
@@ -25,7 +25,7 @@ LARGEST = 127  # symmetric: -128 is not used
 SCALE = "_scale"  # a kernel's scales stand beside it, under its name with this ending
 
 
-def quantised(path: str) -> bool:
+def quantized(path: str) -> bool:
     """Whether the parameter at this path is kept in int8."""
     return path.endswith("/kernel")
 
@@ -36,7 +36,7 @@ def input_axes(path: str) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="axes")
-def quantise_kernel(kernel: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
+def quantize_kernel(kernel: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
     """Rounds a kernel [inputs ..., outputs ...] whose first `axes` axes are inputs.
 
     Returns:
@@ -50,22 +50,22 @@ def quantise_kernel(kernel: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]
 
 @functools.partial(jax.jit, static_argnames="axes")
 def _quantise_stack(kernel: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
-    """`quantise_kernel` for each layer of [L, ...] in turn: a float32 copy of one layer at most."""
-    return jax.lax.map(lambda layer: quantise_kernel(layer, axes), kernel)
+    """`quantize_kernel` for each layer of [L, ...] in turn: a float32 copy of one layer at most."""
+    return jax.lax.map(lambda layer: quantize_kernel(layer, axes), kernel)
 
 
-def quantise_leaf(path: str, leaf: jax.Array) -> dict[str, jax.Array]:
+def quantize_leaf(path: str, leaf: jax.Array) -> dict[str, jax.Array]:
     """What stands in the int8 tree for one parameter: itself, or a kernel and its scales."""
-    if not quantised(path) or leaf.dtype == jnp.int8:
+    if not quantized(path) or leaf.dtype == jnp.int8:
         return {path: leaf}
     stacked = path.startswith("layers/")
-    kernel, scale = (_quantise_stack if stacked else quantise_kernel)(leaf, input_axes(path))
+    kernel, scale = (_quantise_stack if stacked else quantize_kernel)(leaf, input_axes(path))
     return {path: kernel, path + SCALE: scale}
 
 
-def quantise(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
+def quantize(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
     """The int8 form of a model in memory; the original tree is left as it is."""
     leaves: dict[str, jax.Array] = {}
     for path, leaf in flatten(params).items():
-        leaves |= quantise_leaf(path, leaf)
-    return dataclasses.replace(config, weights="int8"), unflatten(leaves)
+        leaves |= quantize_leaf(path, leaf)
+    return dataclasses.replace(config, quantization="int8"), unflatten(leaves)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from taskvec_jax.distributed.processes import anywhere, fetch
+from taskvec_jax.distributed.processes import anywhere, to_host
 from taskvec_jax.distributed.sharding import rows_for, shape_of
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.models.model import Model
@@ -73,7 +73,7 @@ def _in_chunks(
                 raise
             refused = first_line(error)
         if not anywhere(refused is not None):
-            keep(chunks[0], jax.tree.map(fetch, made))
+            keep(chunks[0], jax.tree.map(to_host, made))
             chunks = chunks[1:]
             continue
         made = None
@@ -81,7 +81,7 @@ def _in_chunks(
         if rows == least:
             raise TaskVecError(
                 f"{program}: one prompt at a time does not fit in the device's memory ({refused});"
-                " use more devices, --weights=int8, --dtype=bfloat16, or shorter prompts"
+                " use more devices, --quantization=int8, --dtype=bfloat16, or shorter prompts"
             )
         # Only here, with the error and the arrays its frames held gone, is their memory free.
         left = [i for chunk in chunks for i in chunk]

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.distributed.sharding import put_rows, rows_for
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
@@ -42,7 +42,7 @@ from taskvec_jax.transformer.checks import (
 )
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
-from taskvec_jax.vectors.programs import births_of, copy_states, top
+from taskvec_jax.vectors.programs import copy_states, schedule_of, top
 from taskvec_jax.vectors.sweep import check_positions
 
 NO_ANSWER = -1  # fills up the answers of an example that has fewer than others
@@ -127,7 +127,7 @@ def losses_of(
     examples: Examples,
     vectors: jax.Array,
     layers: jax.Array,
-    births: Births,
+    schedule: Births,
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of every example under every vector, in nats, and what the model says.
 
@@ -135,7 +135,7 @@ def losses_of(
       examples: B of them.
       vectors: [C, D] or [C, P, D], the same for all examples.
       layers: int [C], the layer after which each replaces the residual stream at the last token.
-      births: see `sweep.copy_states`.
+      schedule: see `sweep.copy_states`.
 
     Returns:
       losses [B, C]: minus the log-probability that the next token is an answer, or the KL of the
@@ -149,7 +149,7 @@ def losses_of(
         jnp.asarray(examples.last),
         jnp.broadcast_to(vectors, (rows, *vectors.shape)),
         jnp.broadcast_to(layers, (rows, copies)),
-        births,
+        schedule,
         # Otherwise a backward pass keeps a copy of all weights: the slices the loop takes of them.
         functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
     )
@@ -168,7 +168,7 @@ def losses_of(
     return losses, top(jax.lax.stop_gradient(logits))[0]
 
 
-score_vectors = functools.partial(jax.jit, static_argnames=("config", "births"))(losses_of)
+score_vectors = functools.partial(jax.jit, static_argnames=("config", "schedule"))(losses_of)
 
 
 ADAM = optax.scale_by_adam()
@@ -181,7 +181,7 @@ def hold_norm(vectors: jax.Array, norms: jax.Array | None) -> jax.Array:
     return vectors * (norms / jnp.linalg.norm(vectors, axis=-1))[..., None]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "births", "count"))
+@functools.partial(jax.jit, static_argnames=("config", "schedule", "count"))
 def train_step(
     config: DecoderConfig,
     params: Params,
@@ -189,7 +189,7 @@ def train_step(
     vectors: jax.Array,
     state: optax.OptState,
     layers: jax.Array,
-    births: Births,
+    schedule: Births,
     units: jax.Array,
     rate: jax.Array,
     held: jax.Array | None,
@@ -198,7 +198,7 @@ def train_step(
     """One step of Adam on every vector.
 
     Args:
-      examples, vectors, layers, births: as of `losses_of`.
+      examples, vectors, layers, schedule: as of `losses_of`.
       state: of `ADAM`.
       units: [C] or [C, P], what vectors are measured in at each layer.
       rate: learning rate, in those units.
@@ -210,7 +210,7 @@ def train_step(
     """
 
     def total(scaled: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses, _ = losses_of(config, params, examples, scaled * units[..., None], layers, births)
+        losses, _ = losses_of(config, params, examples, scaled * units[..., None], layers, schedule)
         losses = losses[:count].mean(axis=0)
         return losses.sum(), losses
 
@@ -286,7 +286,7 @@ def learn(
     check_norms(norms, layers)
     shortest = 1 + min(int(part.last.min()) for part in (train, dev))
     check_positions(shortest, initial.shape[1] if initial.ndim == 3 else 1)
-    births = births_of(layers, config.num_layers)
+    schedule = schedule_of(layers, config.num_layers)
     place = np.asarray(layers, np.int32)
     held: Any = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
     units = (norms / config.width**0.5).astype(np.float32)
@@ -323,7 +323,7 @@ def learn(
         rows = np.pad(order[step], (0, fill), mode="edge")
         batch = put_rows(model.mesh, Examples(*(leaf[rows] for leaf in train)))
         vectors, state, loss = jax.tree.map(
-            fetch,
+            to_host,
             train_step(
                 config,
                 model.params,
@@ -331,7 +331,7 @@ def learn(
                 vectors,
                 state,
                 place,
-                births,
+                schedule,
                 units,
                 np.asarray(rates(step), np.float32),
                 held,
@@ -381,7 +381,7 @@ def _scores(
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`score_examples` without its checks."""
-    births = births_of(layers, model.config.num_layers)
+    schedule = schedule_of(layers, model.config.num_layers)
     losses, said = [], []
     count, batch_size = len(examples.tokens), rows_for(model.mesh, batch_size)
     for start in range(0, count, batch_size):
@@ -393,10 +393,10 @@ def _scores(
             batch,
             np.asarray(vectors),
             np.asarray(layers, np.int32),
-            births,
+            schedule,
         )
-        losses.append(fetch(loss)[: count - start])
-        said.append(fetch(tokens)[: count - start])
+        losses.append(to_host(loss)[: count - start])
+        said.append(to_host(tokens)[: count - start])
     return np.concatenate(losses), np.concatenate(said)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskvec_jax.distributed.processes import fetch
+from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,
@@ -60,7 +60,7 @@ def read_states(
     """
     tokens = check_tokens(decoder.config, tokens)
     check_range("position", positions, tokens.shape[1])
-    states, logits = map(fetch, _read(decoder, params, tokens, positions))
+    states, logits = map(to_host, _read(decoder, params, tokens, positions))
     check_finite(states, logits)
     return states, logits
 
@@ -133,6 +133,6 @@ def write_states(
     check_vectors(vectors, np.broadcast_to(layers, vectors.shape[:2]))
     check_logits(wanted)
     said, divergence = _write(decoder, params, tokens, last, wanted, layers, positions, vectors)
-    said, divergence = fetch(said).T, fetch(divergence).T
+    said, divergence = to_host(said).T, to_host(divergence).T
     check_answers(divergence, np.broadcast_to(layers, divergence.shape))
     return Patched(said, divergence)

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
-from taskvec_jax.transformer.layers import PADDING, TRUNK, Layout, Sight, look
+from taskvec_jax.transformer.layers import (
+    PADDING,
+    TRUNK,
+    AttentionContext,
+    Layout,
+    attention_context,
+)
 from taskvec_jax.vectors.rows import Rows
 from taskvec_jax.vectors.sweep import _writable
 
@@ -75,7 +81,9 @@ def read_rows(
       residuals [B, R, L, D], answers int32 [B, R], their logits [B, R].
     """
     block = FAMILY_MODULES[config.family].Block(config)
-    sight = look(config, Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches)))
+    context = attention_context(
+        config, Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches))
+    )
     x = Decoder(config).apply(params, rows.tokens, method="embed")
     ends = jnp.asarray(rows.ends)[..., None]
 
@@ -83,14 +91,14 @@ def read_rows(
         return jnp.take_along_axis(x, ends, axis=1)
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = block.apply({"params": _layer(params, index)}, x, sight)
+        x = block.apply({"params": _layer(params, index)}, x, context)
         return x, at_ends(x)
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
     return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x)))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "births"))
+@functools.partial(jax.jit, static_argnames=("config", "schedule"))
 def inject_rows(
     config: DecoderConfig,
     params: Params,
@@ -98,7 +106,7 @@ def inject_rows(
     last: jax.Array,
     vectors: jax.Array,
     layers: jax.Array,
-    births: tuple[tuple[int, int], ...],
+    schedule: tuple[tuple[int, int], ...],
 ) -> tuple[jax.Array, jax.Array]:
     """Answers when vectors are written over the last token, each after its own layer.
 
@@ -107,7 +115,7 @@ def inject_rows(
     Returns:
       answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
     """
-    states = copy_states(config, params, tokens, last, vectors, layers, births)
+    states = copy_states(config, params, tokens, last, vectors, layers, schedule)
     return _answer(config, params, states)
 
 
@@ -118,7 +126,7 @@ def copy_states(
     last: jax.Array,
     vectors: jax.Array,
     layers: jax.Array,
-    births: tuple[tuple[int, int], ...],
+    schedule: tuple[tuple[int, int], ...],
     wrap: Callable[[Step], Step] = lambda step: step,
 ) -> jax.Array:
     """The residual stream after the last block when vectors are written over the last token.
@@ -129,7 +137,7 @@ def copy_states(
       vectors: [B, C, D]; or [B, C, P, D], written together over the last P tokens, which every
         query must have: a copy is then a branch of P tokens.
       layers: int [B, C], the layer after which each vector is written.
-      births: (layers done, copies alive) at the end of each group of layers: copy c must not be
+      schedule: (layers done, copies alive) at the end of each group of layers: copy c must not be
         written before the group in which it is first alive.
       wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
 
@@ -138,7 +146,9 @@ def copy_states(
       a copy whose layer is out of range or comes before its birth: it would never be written.
     """
     rows, length = tokens.shape
-    writable = _writable(last, layers, length, vectors.shape[2] if vectors.ndim == 4 else 1, births)
+    writable = _writable(
+        last, layers, length, vectors.shape[2] if vectors.ndim == 4 else 1, schedule
+    )
     if vectors.ndim == 3:
         vectors = vectors[:, :, None]
     size = vectors.shape[2]  # P
@@ -150,7 +160,7 @@ def copy_states(
     token = Decoder(config).apply(params, tokens, method="embed")
     plain_branch = jnp.where(place < first, TRUNK, jnp.where(place <= last[:, None], 1, PADDING))
     x, start = token, 0
-    for stop, copies_alive in births:
+    for stop, copies_alive in schedule:
         alive = copies_alive * size
         newborn = length + alive - x.shape[1]
         x = jnp.pad(x, ((0, 0), (0, newborn), (0, 0)))
@@ -166,12 +176,12 @@ def copy_states(
             ),
             jnp.concatenate([plain_branch, jnp.broadcast_to(copy + 2, (rows, alive))], axis=1),
         )
-        sight = look(config, layout)
+        context = attention_context(config, layout)
 
         def step(
-            x: jax.Array, index: jax.Array, sight: Sight = sight, alive: int = alive
+            x: jax.Array, index: jax.Array, context: AttentionContext = context, alive: int = alive
         ) -> tuple[jax.Array, None]:
-            x = block.apply({"params": _layer(params, index)}, x, sight)
+            x = block.apply({"params": _layer(params, index)}, x, context)
             born = (layers[:, :alive] == index)[..., None]
             copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
             return jnp.concatenate([x[:, :length], copies], axis=1), None
@@ -183,12 +193,12 @@ def copy_states(
     return jnp.where(writable[..., None], states, jnp.nan)
 
 
-def wavefront_births(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
+def wavefront_schedule(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
     """Births for one copy a layer: in group g, the copies of the layers up to its end."""
-    return births_of(range(num_layers), num_layers, groups)
+    return schedule_of(range(num_layers), num_layers, groups)
 
 
-def births_of(
+def schedule_of(
     layers: Sequence[int], num_layers: int, groups: int = NUM_GROUPS
 ) -> tuple[tuple[int, int], ...]:
     """Births for copies written after these layers, in rising order: no copy lives long before it
@@ -200,5 +210,5 @@ def births_of(
     begins = [round(num_layers * group / groups) for group in range(groups)]
     starts = sorted({max(begin for begin in begins if begin <= layer) for layer in layers})
     alive = [sum(layer < start for layer in layers) for start in starts]
-    births = [(start, count) for start, count in zip(starts, alive, strict=True) if start]
-    return (*births, (num_layers, len(layers)))
+    schedule = [(start, count) for start, count in zip(starts, alive, strict=True) if start]
+    return (*schedule, (num_layers, len(layers)))

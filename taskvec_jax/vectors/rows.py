@@ -43,7 +43,7 @@ def tree_length(texts: Sequence[Sequence[int]]) -> int:
     return shared + sum(len(text) - shared for text in texts)
 
 
-def plant(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: int) -> Rows:
+def lay_out_rows(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: int) -> Rows:
     """Lays texts out as trees.
 
     Args:

@@ -36,8 +36,8 @@ from taskvec_jax.transformer.checks import (
     check_vectors,
 )
 from taskvec_jax.vectors.batching import _fill, _in_chunks, _round_up
-from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_births
-from taskvec_jax.vectors.rows import plant, tree_length
+from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
+from taskvec_jax.vectors.rows import lay_out_rows, tree_length
 
 
 class Answers(NamedTuple):
@@ -53,13 +53,17 @@ class Answers(NamedTuple):
 
 
 def _writable(
-    last: jax.Array, layers: jax.Array, length: int, size: int, births: tuple[tuple[int, int], ...]
+    last: jax.Array,
+    layers: jax.Array,
+    length: int,
+    size: int,
+    schedule: tuple[tuple[int, int], ...],
 ) -> jax.Array:
     """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
     first_layers = np.zeros(layers.shape[1], np.int32)
-    for stop, alive in births:
+    for stop, alive in schedule:
         first_layers[alive:] = stop  # still unborn in this group, which ends at `stop`
-    num_layers = births[-1][0]
+    num_layers = schedule[-1][0]
     inside = ((last >= size - 1) & (last < length))[:, None]  # [B, 1]
     return jnp.concatenate(
         [inside, inside & (layers >= first_layers) & (layers < num_layers)], axis=1
@@ -94,8 +98,8 @@ def read_texts(
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         longest = max(lengths[i] for i in chunk)
         length = _round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
-        planted = plant([rows[i] for i in _fill(chunk, size)], length, reads)
-        return read_rows(config, model.params, put_rows(model.mesh, planted))
+        laid_out = lay_out_rows([rows[i] for i in _fill(chunk, size)], length, reads)
+        return read_rows(config, model.params, put_rows(model.mesh, laid_out))
 
     def keep(chunk: list[int], read: tuple[np.ndarray, ...]) -> None:
         for kept, array in zip((residuals, *answers), read, strict=True):
@@ -112,7 +116,7 @@ def inject_vectors(
     vectors: np.ndarray,
     layers: np.ndarray,
     batch_size: int,
-    births: tuple[tuple[int, int], ...] | None = None,
+    schedule: tuple[tuple[int, int], ...] | None = None,
 ) -> Answers:
     """Writes vectors over the last token of zero-shot queries, many for each query.
 
@@ -121,7 +125,7 @@ def inject_vectors(
       vectors: float [N, C, D]; or [N, C, P, D], written together over the last P tokens.
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
       batch_size: rows a program call works on.
-      births: see `inject_rows`; all copies alive from the first layer when None.
+      schedule: see `inject_rows`; all copies alive from the first layer when None.
 
     Returns:
       Answers [N, 1 + C]; the first column is the untouched query's.
@@ -148,7 +152,7 @@ def inject_vectors(
         check_positions(min(map(len, queries)), shape[2])
     check_range("layer", layers, config.num_layers)
     check_vectors(vectors, layers)
-    births = births or ((config.num_layers, vectors.shape[1]),)
+    schedule = schedule or ((config.num_layers, vectors.shape[1]),)
     lengths = [len(query) for query in queries]
     shape = (rows, 1 + vectors.shape[1])
     answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
@@ -161,7 +165,7 @@ def inject_vectors(
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
-        return inject_rows(config, model.params, *inputs, births)
+        return inject_rows(config, model.params, *inputs, schedule)
 
     def keep(chunk: list[int], injected: tuple[np.ndarray, ...]) -> None:
         for kept, array in zip(answers, injected, strict=True):
@@ -193,8 +197,8 @@ def sweep_layers(
 ) -> Answers:
     """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one."""
     num_layers = model.config.num_layers
-    births = wavefront_births(num_layers)
-    return inject_vectors(model, queries, theta, np.arange(num_layers), batch_size, births)
+    schedule = wavefront_schedule(num_layers)
+    return inject_vectors(model, queries, theta, np.arange(num_layers), batch_size, schedule)
 
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a

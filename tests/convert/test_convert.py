@@ -364,7 +364,7 @@ def test_a_tensor_in_two_shards_is_refused(llama_model: Any, tmp_path: Path) -> 
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type is 'dynamic'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
-        ({"quantization_config": {"bits": 4}}, "the weights are quantised by an unnamed method"),
+        ({"quantization_config": {"bits": 4}}, "the weights are quantized by an unnamed method"),
         ({"text_config": {"hidden_size": 3}}, r"reads the keys \['text_config'\]"),
         ({"num_hidden_layers": 10**12}, "layers"),
         ({"num_attention_heads": 0}, "must be above 0"),

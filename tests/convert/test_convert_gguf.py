@@ -64,7 +64,7 @@ def as_float32(x: np.ndarray) -> tuple[np.ndarray, Kind | None]:
 
 
 def quantized(kind: Kind) -> Encode:
-    """Rows that the type's blocks divide are quantised, the others stay float32, as usual."""
+    """Rows that the type's blocks divide are quantized, the others stay float32, as usual."""
 
     def encode(x: np.ndarray) -> tuple[np.ndarray, Kind | None]:
         if x.ndim < 2 or x.shape[-1] % GGML_QUANT_SIZES[kind][0]:
@@ -201,7 +201,7 @@ QUANTIZABLE = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0",
 def test_every_type_that_gguf_quantises_reads_as_its_dequantised_self(
     kind: str, tmp_path: Path
 ) -> None:
-    """The file's numbers, dequantised by the gguf package, given to Hugging Face."""
+    """The file's numbers, dequantized by the gguf package, given to Hugging Face."""
     config = hf.llama(
         vocab_size=61, hidden_size=256, num_attention_heads=4, num_key_value_heads=2,
         head_dim=64, intermediate_size=256, num_hidden_layers=2,
@@ -228,7 +228,7 @@ def test_every_type_that_gguf_quantises_reads_as_its_dequantised_self(
 
 
 def test_every_type_that_gguf_dequantises_is_read(tmp_path: Path) -> None:
-    """K and IQ types have no quantiser in Python: random blocks, against gguf's own reader."""
+    """K and IQ types have no quantizer in Python: random blocks, against gguf's own reader."""
     kinds = list(gguf.quants._type_traits)
     assert len(kinds) >= 20
     rng = np.random.default_rng(7)

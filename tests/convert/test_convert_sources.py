@@ -391,18 +391,18 @@ def test_a_gguf_of_a_vocabulary_alone_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("quantization_config", {"quant_method": "fp8"}, "quantised by FP8"),
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "quantised by GPTQ"),
-        ("quantization_config", {"quant_method": "awq"}, "quantised by AWQ"),
-        ("quantization_config", {"quant_method": "mxfp4"}, "quantised by MXFP4"),
+        ("quantization_config", {"quant_method": "fp8"}, "quantized by FP8"),
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "quantized by GPTQ"),
+        ("quantization_config", {"quant_method": "awq"}, "quantized by AWQ"),
+        ("quantization_config", {"quant_method": "mxfp4"}, "quantized by MXFP4"),
         (
             "quantization_config",
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
-            "quantised by bitsandbytes 4-bit",
+            "quantized by bitsandbytes 4-bit",
         ),
-        ("quantization_config", {"load_in_8bit": True}, "quantised by bitsandbytes 8-bit"),
+        ("quantization_config", {"load_in_8bit": True}, "quantized by bitsandbytes 8-bit"),
         ("compression_config", {"quant_method": "compressed-tensors"}, "by compressed-tensors"),
-        ("quantization", {"group_size": 64, "bits": 4}, "quantised by an unnamed method"),
+        ("quantization", {"group_size": 64, "bits": 4}, "quantized by an unnamed method"),
     ],
 )
 def test_quantised_weights_are_refused_by_their_method(
@@ -433,7 +433,7 @@ def test_quantised_tensors_are_named_where_the_config_is_silent(
     tensors = safetensors.torch.load_file(directory / "model.safetensors")
     tensors[f"model.layers.0.self_attn.{suffix}"] = torch.zeros(3)
     safetensors.torch.save_file(tensors, directory / "model.safetensors")
-    with pytest.raises(TaskVecError, match=f"quantised by {method} .tensor model.layers.0"):
+    with pytest.raises(TaskVecError, match=f"quantized by {method} .tensor model.layers.0"):
         load_model(directory)
 
 

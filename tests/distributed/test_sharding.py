@@ -369,12 +369,12 @@ class Flags(SimpleNamespace):
 
 
 def test_a_model_that_is_converted_first_says_its_mesh_once(monkeypatch, capsys):
-    flags = Flags(mesh="data:1,model:1", dtype="bfloat16", weights="int8")
+    flags = Flags(mesh="data:1,model:1", dtype="bfloat16", quantization="int8")
     monkeypatch.setattr(command, "FLAGS", flags)
     choose = command.mesh_from_flags(50)
     run = dataclasses.replace(
-        NAMED_MODELS["smollm2-135m-instruct"].config, dtype="bfloat16", weights="int8"
+        NAMED_MODELS["smollm2-135m-instruct"].config, dtype="bfloat16", quantization="int8"
     )
-    for config in (dataclasses.replace(run, dtype="float32", weights="whole"), run, run):
+    for config in (dataclasses.replace(run, dtype="float32", quantization="none"), run, run):
         assert sharding.shape_of(choose(config)) == MeshShape()
     assert capsys.readouterr().out == mesh_line(run, MeshShape(), 50) + "\n"

@@ -110,7 +110,7 @@ def test_every_unit_loads_what_decides_its_numbers_and_not_what_cannot():
     files += [ROOT / "experiments" / f"{module}.py" for module in COMPUTING]
     for file in files:
         loaded = {str(path.relative_to(LIBRARY)) for path in library_files(file)}
-        computing = "decoder layers sweep task_vectors prompts sampling evaluation quantisation"
+        computing = "decoder layers sweep task_vectors prompts sampling evaluation quantization"
         assert {f"{name}.py" for name in computing.split()} <= loaded
         assert "tasks/__init__.py" in loaded
         # Counts of operations, and training a model, make no unit's value.

@@ -100,7 +100,7 @@ def test_a_run_with_other_settings_is_refused_and_touches_nothing(zygote, tmp_pa
         ("main_results", "--seed=1"),
         ("vocabulary_projection", "--num_prompts=3"),
         ("layer_sweep", "--dtype=bfloat16"),
-        ("main_results", "--weights=int8"),
+        ("main_results", "--quantization=int8"),
         ("main_results", f"--model={other}"),
     ):
         child = start(zygote, module, *tiny, flag, out=out, **env)

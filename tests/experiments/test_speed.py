@@ -24,7 +24,7 @@ from taskvec_jax.evaluation.protocol import Settings, check_injection, evaluate_
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
 from taskvec_jax.vectors import sweep
-from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_births
+from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import Rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,14 +36,14 @@ def test_the_default_run_compiles_at_most_12_programs(default_model, monkeypatch
     shapes = set()
     c = default_model.config
 
-    def read_rows(config, params, planted):
-        shapes.add(("read", planted.tokens.shape, planted.ends.shape))
-        rows, reads = planted.ends.shape
+    def read_rows(config, params, laid_out):
+        shapes.add(("read", laid_out.tokens.shape, laid_out.ends.shape))
+        rows, reads = laid_out.ends.shape
         blank = np.zeros((rows, reads), np.int32)
         return np.zeros((rows, reads, c.num_layers, c.width), np.float32), blank, blank
 
-    def inject_rows(config, params, tokens, last, vectors, layers, births):
-        shapes.add(("inject", tokens.shape, vectors.shape, births))
+    def inject_rows(config, params, tokens, last, vectors, layers, schedule):
+        shapes.add(("inject", tokens.shape, vectors.shape, schedule))
         blank = np.zeros((len(tokens), 1 + vectors.shape[1]), np.int32)
         return blank, blank
 
@@ -165,7 +165,7 @@ def test_a_sweep_makes_no_copy_of_the_layers(dtype):
     types = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaf_types(config).items()}
     held = sum(x.size * x.dtype.itemsize for x in types.values())
     params, tokens, one = unflatten(types), np.zeros((1, 3), np.int32), np.zeros(1, np.int32)
-    copies = (jnp.zeros((1, 16, 42)), jnp.arange(16)[None], wavefront_births(16))
+    copies = (jnp.zeros((1, 16, 42)), jnp.arange(16)[None], wavefront_schedule(16))
     for program in (
         read_rows.lower(config, params, Rows(tokens, tokens, tokens, one[None])),
         inject_rows.lower(config, params, jnp.array(tokens), jnp.array(one), *copies),
@@ -200,7 +200,7 @@ def test_counted_work_equals_counting_by_hand():
 
 def test_copies_run_through_little_more_than_half_of_all_layers():
     for depth in (10, 30, 60):
-        births = wavefront_births(depth)
-        starts = [0, *(end for end, _ in births)]
-        steps = sum(alive * (end - a) for a, (end, alive) in zip(starts, births, strict=False))
+        schedule = wavefront_schedule(depth)
+        starts = [0, *(end for end, _ in schedule)]
+        steps = sum(alive * (end - a) for a, (end, alive) in zip(starts, schedule, strict=False))
         assert steps <= 0.62 * depth * depth

@@ -50,7 +50,7 @@ def other_tokenizer() -> Tokenizer:
 CHANGES: dict[str, dict[str, Any]] = {
     "model": {"model": model(weights="b" * 64)},  # a revision is other weights
     "dtype": {"model": model(dataclasses.replace(LLAMA, dtype="bfloat16"))},
-    "quantization": {"model": model(dataclasses.replace(LLAMA, weights="int8"))},
+    "quantization": {"model": model(dataclasses.replace(LLAMA, quantization="int8"))},
     "rope": {"model": model(dataclasses.replace(LLAMA, rope_scaling=RopeScaling("linear", 2.0)))},
     "tokenizer": {"model": model(tokenizer=other_tokenizer())},
     "experiment": {"experiment": "f"},

@@ -19,7 +19,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer import edits
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Override
 from taskvec_jax.transformer.edits import SITES
-from taskvec_jax.transformer.layers import look, plain_layout, project
+from taskvec_jax.transformer.layers import attention_context, plain_layout, project
 
 TOKENS = np.array([[3, 17, 88, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 99]], np.int32)
 LENGTHS = np.array([7, 5], np.int32)
@@ -169,11 +169,11 @@ class Plain(nn.Module):
             c.vocab_size, c.width, dtype=c.dtype, param_dtype=jnp.dtype(c.dtype), name="embed"
         )
         block, norm = family.Block(c, name="layers"), family.Norm(c, name="final_norm")
-        sight = look(c, plain_layout(tokens.shape[1]))
+        context = attention_context(c, plain_layout(tokens.shape[1]))
         x = embed(tokens).astype(c.stream_dtype)
         x = jnp.where(((tokens >= 0) & (tokens < c.vocab_size))[..., None], x, jnp.nan)
         scan = nn.scan(
-            lambda block, x, _: (block(x, sight), None),
+            lambda block, x, _: (block(x, context), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.num_layers,

@@ -21,7 +21,7 @@ from taskvec_jax.models.names import describe
 from taskvec_jax.models.registry import NAMED_MODELS
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override, flatten, leaf_types, unflatten
-from taskvec_jax.transformer.quantization import input_axes, quantise, quantise_kernel, quantised
+from taskvec_jax.transformer.quantization import input_axes, quantize, quantize_kernel, quantized
 from taskvec_jax.vectors import sweep
 
 TOKENS = np.array([[3, 17, 101, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 120]], np.int32)
@@ -37,13 +37,13 @@ def in_axes(path: str) -> tuple[int, ...]:
     return tuple(range(stacked, stacked + input_axes(path)))
 
 
-def dequantised(leaves: dict[str, Any]) -> dict[str, Any]:
+def dequantized(leaves: dict[str, Any]) -> dict[str, Any]:
     """The kernels that an int8 tree stands for."""
     out = {}
     for path, leaf in leaves.items():
         if path.endswith("kernel_scale"):
             continue
-        if quantised(path):
+        if quantized(path):
             scale = np.expand_dims(np.asarray(leaves[path + "_scale"]), in_axes(path))
             leaf = np.float32(leaf) * scale
         out[path] = leaf
@@ -55,14 +55,14 @@ def both(request) -> tuple[DecoderConfig, Any, DecoderConfig, Any]:
     """A decoder of each family, whole and in int8."""
     config = ALL[request.param]
     params = random_params(config)
-    return config, params, *quantise(config, params)
+    return config, params, *quantize(config, params)
 
 
 def test_no_weight_moves_by_more_than_half_a_step_and_the_rest_not_at_all(both):
     _, params, config, small = both
     whole, leaves = flatten(params), flatten(small)
-    for path, kernel in dequantised(leaves).items():
-        if not quantised(path):
+    for path, kernel in dequantized(leaves).items():
+        if not quantized(path):
             np.testing.assert_array_equal(kernel, whole[path])
             continue
         step = np.expand_dims(np.asarray(leaves[path + "_scale"]), in_axes(path))
@@ -75,7 +75,7 @@ def test_no_weight_moves_by_more_than_half_a_step_and_the_rest_not_at_all(both):
 
 def test_an_int8_decoder_is_the_decoder_of_the_rounded_weights(both):
     whole, _, config, small = both
-    rounded = unflatten(dequantised(flatten(small)))
+    rounded = unflatten(dequantized(flatten(small)))
     want = logits_of(Decoder(whole), rounded, TOKENS)
     got = logits_of(Decoder(config), small, TOKENS)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
@@ -112,13 +112,13 @@ def test_the_sweep_in_int8_equals_that_of_the_rounded_weights(both, tokenizer):
         return sweep.sweep_layers(model, queries, theta, 3)
 
     got = swept(config, small)
-    want = swept(whole, unflatten(dequantised(flatten(small))))
+    want = swept(whole, unflatten(dequantized(flatten(small))))
     np.testing.assert_array_equal(got.tokens, want.tokens)
     np.testing.assert_allclose(got.logits, want.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_a_channel_of_zeros_stays_one():
-    kernel, scale = quantise_kernel(np.array([[0.0, 1.0], [0.0, -3.0]], np.float32), 1)
+    kernel, scale = quantize_kernel(np.array([[0.0, 1.0], [0.0, -3.0]], np.float32), 1)
     np.testing.assert_array_equal(kernel, [[0, 42], [0, -127]])
     assert np.isfinite(scale).all()
 
@@ -127,7 +127,7 @@ def test_int8_kernels_go_with_half_precision():
     dtype = "bfloat16"
     config, params = dataclasses.replace(LLAMA, dtype=dtype), random_params(LLAMA)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    small_config, small = quantise(config, params)
+    small_config, small = quantize(config, params)
     want = logits_of(Decoder(config), params, TOKENS)
     got = logits_of(Decoder(small_config), small, TOKENS)
     assert got.dtype == np.float32
@@ -143,7 +143,7 @@ def test_the_tree_takes_the_bytes_that_are_planned(both):
 def test_7b_sweeps_on_16_gb_and_30b_on_80_in_int8():
     for name, size in (("llama-7b", 16), ("llama-30b", 80)):
         config = NAMED_MODELS[name].config
-        int8 = dataclasses.replace(config, dtype="bfloat16", weights="int8")
+        int8 = dataclasses.replace(config, dtype="bfloat16", quantization="int8")
         assert weight_bytes(config, "int8") == weight_bytes(int8, "bfloat16")
         assert weight_bytes(config, "int8") < 0.53 * weight_bytes(config, "bfloat16")
         assert weight_bytes(config, "int8") + sweep_bytes(int8) < size * 1e9
@@ -153,22 +153,22 @@ def test_7b_sweeps_on_16_gb_and_30b_on_80_in_int8():
 
 
 def test_loading_quantises_converted_and_foreign_weights_alike(tmp_path, tokenizer):
-    model = load_model(save_tiny(tmp_path / "ours", tokenizer), weights="int8")
+    model = load_model(save_tiny(tmp_path / "ours", tokenizer), quantization="int8")
     restored = checkpoint.restore(tmp_path / "ours")
-    config, params = quantise(restored.config, restored.params)
+    config, params = quantize(restored.config, restored.params)
     assert model.config == config
     for path, leaf in flatten(params).items():
         np.testing.assert_array_equal(flatten(model.params)[path], leaf)
     directory = hf.save(hf.random_model(hf.gptj()), tmp_path / "hf")
-    foreign, whole = load_model(directory, weights="int8"), load_model(directory)
-    want = flatten(quantise(whole.config, whole.params)[1])
+    foreign, whole = load_model(directory, quantization="int8"), load_model(directory)
+    want = flatten(quantize(whole.config, whole.params)[1])
     assert flatten(foreign.params).keys() == want.keys()
     for path, leaf in want.items():
         np.testing.assert_array_equal(flatten(foreign.params)[path], leaf)
 
 
 def test_unknown_weights_are_refused(tokenizer):
-    with pytest.raises(TaskVecError, match="weights is 'int4'; allowed: whole, int8"):
-        load_model("smollm2-135m-instruct", weights="int4")
-    with pytest.raises(TaskVecError, match="weights is 'int4'"):
-        model_of(dataclasses.replace(LLAMA, weights="int4"), tokenizer)
+    with pytest.raises(TaskVecError, match="quantization is 'int4'; allowed: none, int8"):
+        load_model("smollm2-135m-instruct", quantization="int4")
+    with pytest.raises(TaskVecError, match="quantization is 'int4'"):
+        model_of(dataclasses.replace(LLAMA, quantization="int4"), tokenizer)

@@ -22,9 +22,9 @@ from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.transformer.decoder import FAMILY_MODULES
-from taskvec_jax.transformer.layers import look, plain_layout
+from taskvec_jax.transformer.layers import attention_context, plain_layout
 from taskvec_jax.vectors import learning
-from taskvec_jax.vectors.programs import births_of, wavefront_births
+from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
 from taskvec_jax.vectors.sweep import inject_vectors
 
 RECIPE = learning.Recipe(steps=12, batch_size=3, learning_rate=0.3, check_every=4)
@@ -81,7 +81,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
     vectors = some_vectors(3, positions)
     losses, said = learning.score_examples(model, batch, vectors, layers, batch_size=5)
     block = FAMILY_MODULES[LLAMA.family].Block(LLAMA)
-    sight = look(LLAMA, plain_layout(batch.tokens.shape[1]))
+    context = attention_context(LLAMA, plain_layout(batch.tokens.shape[1]))
     places = batch.last[:, None] - np.arange(positions)[::-1]
     rows = np.arange(5)
 
@@ -92,7 +92,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
             own = jax.tree.map(
                 lambda leaf, layer=layer: leaf[layer], model.params["params"]["layers"]
             )
-            x = block.apply({"params": own}, x, sight)
+            x = block.apply({"params": own}, x, context)
             written = x.at[rows[:, None], places].set(vectors)
             x = jnp.where(layer == written_after, written, x)
         return model.decoder.apply(model.params, x[rows, batch.last], method="unembed")
@@ -117,7 +117,7 @@ def test_gradients_through_the_override_match_finite_differences(config, wanted,
         config = dataclasses.replace(config, dtype="float64", vocab_size=131)
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), random_params(config))
         layers = [0, 1, config.num_layers - 1]
-        births = births_of(layers, config.num_layers)
+        schedule = schedule_of(layers, config.num_layers)
         vectors = jnp.asarray(some_vectors(3, *positions, width=config.width), jnp.float64)
         batch = examples(wanted, shortest=2)
         batch = batch._replace(wanted=batch.wanted.astype(np.float64))
@@ -125,7 +125,7 @@ def test_gradients_through_the_override_match_finite_differences(config, wanted,
         @jax.jit
         def total(vectors):
             place = jnp.asarray(layers)
-            return learning.losses_of(config, params, batch, vectors, place, births)[0].sum()
+            return learning.losses_of(config, params, batch, vectors, place, schedule)[0].sum()
 
         gradient = jax.jit(jax.grad(total))(vectors)
         rng, h = np.random.RandomState(8), 1e-5
@@ -210,14 +210,14 @@ def test_padding_and_batches_change_no_loss(model):
 
 
 def test_births_wait_for_the_layers_that_are_asked_for():
-    assert births_of(range(30), 30) == wavefront_births(30)
-    assert births_of([13], 30) == births_of([15], 30) == ((12, 0), (30, 1))
-    assert births_of([0], 1) == ((1, 1),)
+    assert schedule_of(range(30), 30) == wavefront_schedule(30)
+    assert schedule_of([13], 30) == schedule_of([15], 30) == ((12, 0), (30, 1))
+    assert schedule_of([0], 1) == ((1, 1),)
     for layers in ([0, 3, 4], [2, 9, 10, 11, 12, 13, 28], [29]):
-        births = births_of(layers, 30)
-        assert births[-1] == (30, len(layers))
+        schedule = schedule_of(layers, 30)
+        assert schedule[-1] == (30, len(layers))
         for copy, layer in enumerate(layers):
-            start = max((stop for stop, alive in births if alive <= copy), default=0)
+            start = max((stop for stop, alive in schedule if alive <= copy), default=0)
             assert start <= layer
 
 

@@ -16,7 +16,7 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
 from taskvec_jax.vectors import sweep, task_vectors
 from taskvec_jax.vectors.batching import _round_up
-from taskvec_jax.vectors.programs import copy_states, top, wavefront_births
+from taskvec_jax.vectors.programs import copy_states, top, wavefront_schedule
 from taskvec_jax.vectors.rows import shared_prefix, tree_length
 
 LENGTH = 32  # all reference rows are padded to this, so that they compile once
@@ -191,11 +191,11 @@ def test_the_two_step_maximum_takes_the_lowest_of_equals():
 
 def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():
     for num_layers in (1, 2, 5, 30, 60):
-        births = wavefront_births(num_layers)
-        ends = [end for end, _ in births]
+        schedule = wavefront_schedule(num_layers)
+        ends = [end for end, _ in schedule]
         assert ends == sorted(set(ends))
         assert ends[-1] == num_layers
-        assert all(alive >= end for end, alive in births)
+        assert all(alive >= end for end, alive in schedule)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def one(tokenizer: Tokenizer) -> Model:
     return model_of(TINY["llama-grouped-tied"], tokenizer)
 
 
-def copied(model: Model, last: int, layers: list[int], births) -> np.ndarray:
+def copied(model: Model, last: int, layers: list[int], schedule) -> np.ndarray:
     """`copy_states` of one query of 4 tokens: [1 + C, D]."""
     run = jax.jit(
         lambda last, layers: copy_states(
@@ -213,7 +213,7 @@ def copied(model: Model, last: int, layers: list[int], births) -> np.ndarray:
             last,
             jnp.ones((1, len(layers[0]), model.config.width)),
             layers,
-            births,
+            schedule,
         )
     )
     return np.asarray(run(np.array([last]), np.array([layers])))[0]
@@ -221,14 +221,14 @@ def copied(model: Model, last: int, layers: list[int], births) -> np.ndarray:
 
 def test_a_copy_that_can_never_be_written_is_nan_and_not_the_untouched_query(one):
     L = one.config.num_layers
-    births = ((2, 1), (L, 3))  # the second and third copy are born after layer 1
-    states = copied(one, 3, [0, 2, L - 1], births)
+    schedule = ((2, 1), (L, 3))  # the second and third copy are born after layer 1
+    states = copied(one, 3, [0, 2, L - 1], schedule)
     assert np.isfinite(states).all()
     for layers in ([-1, 1, L], [L, 0, -5]):
-        states = copied(one, 3, layers, births)
+        states = copied(one, 3, layers, schedule)
         assert np.isnan(states).all(axis=-1).tolist() == [False, True, True, True]
     for last in (-1, 4):
-        assert np.isnan(copied(one, last, [0, 2, 2], births)).all()
+        assert np.isnan(copied(one, last, [0, 2, 2], schedule)).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -6,7 +6,13 @@ import flax.linen as nn
 import jax
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.layers import Attention, GeluMLP, LayerNorm, Sight, rotate_pairs
+from taskvec_jax.transformer.layers import (
+    Attention,
+    AttentionContext,
+    GeluMLP,
+    LayerNorm,
+    rotate_pairs,
+)
 
 Norm = LayerNorm
 
@@ -17,8 +23,10 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
+    def __call__(
+        self, x: jax.Array, context: AttentionContext
+    ) -> jax.Array:  # [B, T, D] -> [B, T, D]
         c = self.config
         read = Norm(c, name="attn_norm")(x)
-        attended = Attention(c, rotate=rotate_pairs, name="attn")(read, sight)
-        return x + attended + GeluMLP(c, name="mlp")(read, sight.visit)
+        attended = Attention(c, rotate=rotate_pairs, name="attn")(read, context)
+        return x + attended + GeluMLP(c, name="mlp")(read, context.visit)

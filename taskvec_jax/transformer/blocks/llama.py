@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.layers import Attention, RMSNorm, Sight, SwiGLU
+from taskvec_jax.transformer.layers import Attention, AttentionContext, RMSNorm, SwiGLU
 
 Norm = RMSNorm
 
@@ -17,7 +17,9 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
+    def __call__(
+        self, x: jax.Array, context: AttentionContext
+    ) -> jax.Array:  # [B, T, D] -> [B, T, D]
         c = self.config
-        x = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), sight)
-        return x + SwiGLU(c, name="mlp")(Norm(c, name="mlp_norm")(x), sight.visit)
+        x = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), context)
+        return x + SwiGLU(c, name="mlp")(Norm(c, name="mlp_norm")(x), context.visit)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.layers import Attention, GeluMLP, LayerNorm, Sight
+from taskvec_jax.transformer.layers import Attention, AttentionContext, GeluMLP, LayerNorm
 
 Norm = LayerNorm
 
@@ -21,8 +21,10 @@ class Block(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, sight: Sight) -> jax.Array:  # [B, T, D] -> [B, T, D]
+    def __call__(
+        self, x: jax.Array, context: AttentionContext
+    ) -> jax.Array:  # [B, T, D] -> [B, T, D]
         c = self.config
-        attended = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), sight)
+        attended = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), context)
         read = x if c.parallel_residual else attended
-        return attended + GeluMLP(c, name="mlp")(Norm(c, name="mlp_norm")(read), sight.visit)
+        return attended + GeluMLP(c, name="mlp")(Norm(c, name="mlp_norm")(read), context.visit)
