@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.run import study as studies
-from experiments.run.runner import run_main
+from experiments.commands.runner import main
 from experiments.run.study import Study
 from taskvec_jax.evaluation.judging import accuracy, is_correct
 from taskvec_jax.evaluation.protocol import TaskResult, evaluate_task
@@ -137,5 +136,4 @@ def split_by_direction(value: dict[str, Any], forward: set[str]) -> dict[str, An
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    run_main(__name__)
+    main(NAME)

@@ -17,16 +17,17 @@ gerund into past .81, the others not (1 minute on 2 cores).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
 
 import numpy as np
-from absl import flags
 
+from experiments.commands.options import option
+from experiments.commands.runner import main
 from experiments.published import published
 from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.evaluation.judging import Judge, accuracy, is_correct
 from taskvec_jax.evaluation.protocol import Settings, random_like, read_theta
@@ -48,18 +49,22 @@ PUBLISHED_NAMES = {"linguistic_present_simple": "inflection_present_simple"}
 FEWEST_QUERIES = 20  # that a pair must share under --all_pairs
 
 
-def define_flags() -> None:
-    """--all_pairs."""
-    flags.DEFINE_bool("all_pairs", False, "conflicting tasks: every pair that shares 20 queries")
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What this experiment alone can be asked for."""
+
+    all_pairs: bool = option(
+        False, "Conflicting tasks: take every ordered pair of tasks that share 20 queries."
+    )
 
 
-def run(study: Study) -> dict[str, Any]:
+def run(study: Study, options: Options) -> dict[str, Any]:
     """Runs all pairs that the study's tasks allow."""
     settings = study.short_settings
     tasks = {task.name: task for task in study.tasks}
     fitted = {name: fit(task, study.model.tokenizer) for name, task in tasks.items()}
     notes = []
-    if flags.FLAGS.all_pairs:
+    if options.all_pairs:
         pairs = [
             (a, b)
             for a, b in itertools.permutations(tasks, 2)
@@ -198,6 +203,4 @@ def rates(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    define_flags()
-    run_main(__name__)
+    main(NAME)

@@ -16,7 +16,6 @@ Expected: seconds.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,18 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.page.section import Section, Table, number, show, text
+from experiments.commands.registry import Experiment
+from experiments.commands.runner import draw_all, show
 from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
-from experiments.run.runner import draw_all
 from taskvec_jax.errors import TaskVecError
 
 NAME = "cross_models"
 MEASURES = ("baseline", "task_vector", "icl")
+
+
+CROSS_MODELS = Experiment(NAME, in_paper=False)
 
 
 def compare(directories: Sequence[Path]) -> dict[str, Any]:
@@ -97,81 +99,18 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
     return {"experiment": NAME, "models": found, "published_source": facts["source"]}
 
 
-def section(result: dict[str, Any]) -> Section:
-    """Depth and averages, model by model."""
-    models = result["models"]
-    ours = {name: model for name, model in models.items() if model["ours"]}
-    theirs = [_depth(model) for model in models.values() if not model["ours"]]
-    words = [
-        "; ".join(
-            f"{name} peaks at {_depth(model):.0%} of its depth"
-            f" (layer {model['peak_layer']} of 0–{model['num_layers'] - 1})"
-            for name, model in ours.items()
-        )
-        + f"; the paper's seven models at {min(theirs):.0%} to {max(theirs):.0%}."
-    ]
-    rows = [
-        [
-            text(name, "good" if model["ours"] else ""),
-            number(model["num_layers"], 0),
-            number(model["peak_layer"], 0),
-            number(_depth(model)),
-            *(number(model["averages"][measure]) for measure in MEASURES),
-            number(model["averages_tasks"], 0),
-            number(_recovered(model)),
-        ]
-        for name, model in models.items()
-    ]
-    return Section(
-        "How do models compare?",
-        words,
-        [
-            Table(
-                "Peak of the mean curve, and averages over tasks where ICL gains 0.20 or more",
-                [
-                    "model",
-                    "layers",
-                    "peak layer",
-                    "peak / depth",
-                    "zero-shot",
-                    "task vector",
-                    "ICL",
-                    "tasks",
-                    "share of ICL's gain",
-                ],
-                rows,
-            )
-        ],
-        {
-            "cross_models_depth": "Mean dev accuracy by layer, layers as a share of depth; thick"
-            " lines are ours, thin ones the paper's (four of them read off its figure).",
-            "cross_models_averages": "Averages per model over tasks where ICL beats the baseline"
-            " by 0.20 or more.",
-        },
-    )
-
-
-def _depth(model: dict[str, Any]) -> float:
-    return (model["peak_layer"] + 1) / model["num_layers"]
-
-
-def _recovered(model: dict[str, Any]) -> float | None:
-    zero, vector, icl = (model["averages"][measure] for measure in MEASURES)
-    return None if icl is None or icl == zero else (vector - zero) / (icl - zero)
-
-
 def write(directories: Sequence[Path], out: Path) -> dict[str, Any]:
     """Writes the comparison and its figures."""
     result = compare(directories)
     command.write_json(out / f"{NAME}.json", result)
-    draw_all(sys.modules[__name__], result, out)
+    draw_all(CROSS_MODELS, result, out)
     return result
 
 
 def main() -> None:
     """Compares the directories the flags name."""
     out = command.prepare_out(flags.FLAGS.out or "results")
-    show(section(write([Path(path) for path in flags.FLAGS.results], out)))
+    show(CROSS_MODELS.page.section(write([Path(path) for path in flags.FLAGS.results], out)))
     command.console.print(f"wrote {out / NAME}.json and its figures", markup=False)
 
 

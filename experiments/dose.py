@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.commands.runner import main
 from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
@@ -162,5 +162,4 @@ def _scores(
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    run_main(__name__)
+    main(NAME)

@@ -27,7 +27,8 @@ import numpy as np
 from absl import flags
 
 from convert.cli import mesh_from_flags, reporting
-from experiments.page.section import Section, Table, number, show, text
+from experiments.commands.registry import Experiment
+from experiments.commands.runner import draw_all, show
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
@@ -58,6 +59,9 @@ class Moment:
     step: int
     model: str
     revision: str | None = None
+
+
+EMERGENCE = Experiment(NAME, in_paper=False)
 
 
 def step_of(name: str) -> int:
@@ -237,11 +241,8 @@ def main() -> None:
         "appears": {key: appearance(steps, key) for key in ("icl", "task_vector")},
     }
     command.write_json(out / f"{NAME}.json", result)
-    from experiments.page import figures  # matplotlib is slow to import
-
-    with figures.theme("light"):
-        figures.save(draw(result), out / NAME)
-    show(section(result))
+    draw_all(EMERGENCE, result, out)
+    show(EMERGENCE.page.section(result))
     console.print(f"wrote {out / NAME}.json and .png")
 
 
@@ -265,60 +266,6 @@ def _line(step: dict[str, Any]) -> str:
         f"step {step['step']:>7}  baseline {step['baseline']:.2f}  ICL {step['icl']:.2f}  task"
         f" vector {step['task_vector']:.2f}  by layer {curve}"
     )
-
-
-def section(result: dict[str, Any]) -> Section:
-    """The table of steps, and when things appeared."""
-
-    def at(key: str) -> str:
-        step = result["appears"][key]
-        return "does not appear" if step is None else f"appears by step {step}"
-
-    words = [
-        f"In-context learning {at('icl')}, the task vector {at('task_vector')} (the first step"
-        " from which on the score stays above half of its highest mean)."
-    ]
-    rows = [
-        [
-            text(f"step {step['step']}"),
-            *(number(step[key]) for key in ("baseline", "icl", "task_vector")),
-            number(step["best_layer"], 0),
-        ]
-        for step in result["steps"]
-    ]
-    columns = ["step", "baseline", "ICL", "task vector", "best layer"]
-    caption = f"Mean of {len(result['settings']['tasks'])} tasks by step"
-    return Section(
-        "When does the task vector appear?",
-        words,
-        [Table(caption, columns, rows)],
-        {NAME: "Left: mean dev accuracy with theta injected, step x layer. Right: by step."},
-    )
-
-
-def draw(result: dict[str, Any]) -> Any:
-    """A heat map step x layer, and scores by step."""
-    from experiments.page import figures
-
-    steps = result["steps"]
-    grid = [step["dev_accuracy_by_layer"] for step in steps]
-    figure, axes = figures.canvas(11, 4.2, 1, 2)
-    names = [str(step["step"]) for step in steps]
-    layers = [str(layer) for layer in range(len(grid[0]))]
-    wide = len(layers) > 12
-    figures.heat_map(
-        axes[0], grid, names, layers, label="dev accuracy", write="" if wide else ".2f"
-    )
-    axes[0].set(xlabel="layer after which θ is read and written", ylabel="training step")
-    axes[0].set_title("task vector by step and layer")
-    shown = (("icl", "in context"), ("task_vector", "task vector"), ("baseline", "zero-shot"))
-    for colour, (key, label) in zip(figures.COLOURS, shown, strict=False):
-        axes[1].plot(range(len(steps)), [s[key] for s in steps], "o-", color=colour, label=label)
-    axes[1].set_xticks(range(len(steps)), names, rotation=45)
-    axes[1].set(xlabel="training step", ylim=(-0.02, 1.02))
-    axes[1].set_title(f"mean of {len(result['settings']['tasks'])} tasks")
-    axes[1].legend(loc="upper left")
-    return figure
 
 
 if __name__ == "__main__":

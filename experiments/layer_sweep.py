@@ -13,13 +13,12 @@ Expected on the default model at the paper's settings: see README (2 cores, abou
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 
+from experiments.commands.runner import main
 from experiments.run import flags as command
-from experiments.run import study as studies
 from experiments.run.flags import console
 from experiments.run.study import Study
 from taskvec_jax.distributed.plan import parameter_count, weight_bytes
@@ -32,29 +31,18 @@ NAME = "layer_sweep"
 HEADER = f"{'task':<38} {'baseline':^18} {'task vector':^18} {'ICL':^18} layer  random"
 
 
-def main() -> None:
-    """Runs the sweep the flags ask for."""
-    study = studies.study_from_flags(modules=[sys.modules[__name__]])
-    try:
-        console.print(work_line(study.model, study.tasks, study.settings), markup=False)
-        results = run_tasks(study)
-        result = study.result(
-            NAME,
-            study.settings,
-            {
-                "tasks": {name: task.to_dict() for name, task in results.items()},
-                "mean": means(results),
-            },
-        )
-        path, picture = (study.out / f"{NAME}.{kind}" for kind in ("json", "png"))
-        command.write_json(path, result)
-        from experiments.page import figures  # matplotlib is slow to import
-
-        figures.draw_layer_sweep(result, picture)
-    finally:
-        study.journal.close()
-    print_summary(result)
-    console.print(f"wrote {path} and {picture}", markup=False)
+def run(study: Study) -> dict[str, Any]:
+    """Evaluates the tasks, printing a row for each."""
+    console.print(work_line(study.model, study.tasks, study.settings), markup=False)
+    results = run_tasks(study)
+    return study.result(
+        NAME,
+        study.settings,
+        {
+            "tasks": {name: task.to_dict() for name, task in results.items()},
+            "mean": means(results),
+        },
+    )
 
 
 def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
@@ -120,18 +108,5 @@ def means(results: dict[str, TaskResult]) -> dict[str, float]:
     }
 
 
-def print_summary(result: dict[str, Any]) -> None:
-    """The means, and where the mean curve peaks."""
-    mean = result["mean"]
-    curve = np.mean([task["dev_accuracy_by_layer"] for task in result["tasks"].values()], axis=0)
-    console.print(
-        f"mean of {len(result['tasks'])} tasks: baseline {mean['baseline']:.3f}, task vector"
-        f" {mean['task_vector']:.3f}, ICL {mean['icl']:.3f}, random vector"
-        f" {mean['random_vector']:.3f}; mean dev curve peaks after layer {curve.argmax()} of"
-        f" 0-{len(curve) - 1} at {curve.max():.3f}; {result['provenance']['seconds']:.0f} s"
-    )
-
-
 if __name__ == "__main__":
-    studies.define_flags()
-    command.run(main)
+    main(NAME)

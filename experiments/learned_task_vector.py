@@ -28,14 +28,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from absl import flags
 
+from experiments.commands.options import option
+from experiments.commands.runner import main
 from experiments.dose import TASKS
 from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import log_softmax
@@ -78,64 +78,65 @@ FEW_TRAIN = 16  # with fewer pairs left to learn from, the pairs themselves are 
 DRAWS = 20  # times num_prompts: how far to look for prompts whose query belongs to a split
 
 
-def define_flags() -> None:
-    """The flags of learning."""
-    recipe = Recipe()
-    flags.DEFINE_string("layers", "all", "learned vectors: all, best, or layers with commas")
-    flags.DEFINE_bool("every_task", False, "learned vectors: of all tasks, not of one a category")
-    flags.DEFINE_integer("steps", recipe.steps, "learned vectors: steps of Adam")
-    flags.DEFINE_float(
-        "learning_rate",
-        recipe.learning_rate,
-        "learned vectors: in units of the root mean square of theta at the layer",
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What this experiment alone can be asked for."""
+
+    layers: str = option(
+        "all", "Learned vectors: all, best (the layer chosen on dev), or layers with commas."
     )
-    flags.DEFINE_integer("train_batch", recipe.batch_size, "learned vectors: queries in a step")
-    flags.DEFINE_enum("init", "theta", INITS, "learned vectors: where they start")
-    flags.DEFINE_enum("loss", "label", LOSSES, "learned vectors: what they are trained on")
-    flags.DEFINE_float(
-        "vector_norm", None, "learned vectors: held at this multiple of theta's norm; free if unset"
+    every_task: bool = option(False, "Learned vectors: of all tasks, not of one a category.")
+    steps: int = option(Recipe.steps, "Learned vectors: steps of Adam.")
+    learning_rate: float = option(
+        Recipe.learning_rate,
+        "Learned vectors: in units of the root mean square of theta at the layer.",
     )
-    flags.DEFINE_integer(
-        "num_positions", 1, "learned vectors: at this many last tokens of the query, together"
+    train_batch: int = option(Recipe.batch_size, "Learned vectors: queries in a step.")
+    init: Literal["theta", "zero", "random"] = option("theta", "Learned vectors: where they start.")
+    loss: Literal["label", "kl"] = option("label", "Learned vectors: what they are trained on.")
+    vector_norm: float | None = option(
+        None, "Learned vectors: held at this multiple of theta's norm; free when left out."
+    )
+    num_positions: int = option(
+        1, "Learned vectors: written at this many last tokens of the query, together."
     )
 
 
-def recipe_from_flags(seed: int) -> Recipe:
-    """How the flags say that vectors are trained.
+def recipe_of(options: Options, seed: int) -> Recipe:
+    """How the options say that vectors are trained.
 
     Raises:
-      TaskVecError: numbers out of range, or flags that do not go together.
+      TaskVecError: numbers out of range, or options that do not go together.
     """
-    given = flags.FLAGS
-    if given.init == "zero" and given.vector_norm is not None:
+    if options.init == "zero" and options.vector_norm is not None:
         raise TaskVecError(
             "--init=zero has no direction, so --vector_norm cannot scale it; allowed with"
             " --vector_norm: --init=theta or --init=random"
         )
-    if given.num_positions < 1:
-        raise TaskVecError(f"--num_positions={given.num_positions}; it must be at least 1")
+    if options.num_positions < 1:
+        raise TaskVecError(f"--num_positions={options.num_positions}; it must be at least 1")
     return Recipe(
-        steps=given.steps,
-        batch_size=given.train_batch,
-        learning_rate=given.learning_rate,
-        norm=given.vector_norm,
+        steps=options.steps,
+        batch_size=options.train_batch,
+        learning_rate=options.learning_rate,
+        norm=options.vector_norm,
         seed=seed,
     )
 
 
-def check_flags(config: DecoderConfig) -> None:
-    """Refuses what the flags of learning cannot mean on a model.
+def check_options(options: Options, config: DecoderConfig) -> None:
+    """Refuses what cannot be meant on a model.
 
     Raises:
-      TaskVecError: as of `recipe_from_flags` and `parse_layers`.
+      TaskVecError: as of `recipe_of` and `parse_layers`.
     """
-    recipe_from_flags(seed=0)
-    parse_layers(flags.FLAGS.layers, config.num_layers)
+    recipe_of(options, seed=0)
+    parse_layers(options.layers, config.num_layers)
 
 
-def run(study: Study) -> dict[str, Any]:
+def run(study: Study, options: Options) -> dict[str, Any]:
     """Learns and scores the vectors of every task chosen."""
-    given, recipe = flags.FLAGS, recipe_from_flags(study.settings.seed)
+    given, recipe = options, recipe_of(options, study.settings.seed)
     num_layers = study.model.config.num_layers
     asked = parse_layers(given.layers, num_layers)
 
@@ -458,6 +459,4 @@ def score_test(
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    define_flags()
-    run_main(__name__)
+    main(NAME)

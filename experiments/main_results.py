@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.commands.runner import main
 from experiments.published import published, published_means, published_name, published_scores
 from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.evaluation.controls import CONTROLS, judge_controls
 from taskvec_jax.evaluation.judging import accuracy
@@ -142,5 +142,4 @@ def curve_of_good_tasks(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    run_main(__name__)
+    main(NAME)

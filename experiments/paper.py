@@ -17,40 +17,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
-from experiments import (
-    bijections,
-    conflicting_tasks,
-    cross_models,
-    dose,
-    main_results,
-    patch_map,
-    portability,
-    report,
-    task_geometry,
-    vocabulary_projection,
-)
+from experiments import cross_models, report
+from experiments.commands.registry import IN_PAPER, Experiment
+from experiments.commands.runner import checks_of, define_options, finish
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
-from experiments.run.runner import finish
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-
-MODULES = (
-    main_results,
-    conflicting_tasks,
-    task_geometry,
-    vocabulary_projection,
-    bijections,
-    dose,
-    patch_map,
-    portability,
-)
 
 
 def main() -> None:
@@ -61,7 +39,7 @@ def main() -> None:
     outs: dict[Path, str] = {}
     for name in names:  # before hours go into the first
         FLAGS.model = name
-        studies.ask(MODULES)
+        studies.ask(checks_of(IN_PAPER))
         asked = command.run_from_flags()
         out = top / command.results_name(asked) if several or not FLAGS.out else top
         if out in outs:
@@ -84,11 +62,11 @@ def main() -> None:
 def run_model(out: Path) -> None:
     """Every experiment on one model, then its page."""
     started = time.monotonic()
-    study = studies.study_from_flags(out=out, modules=MODULES)
+    study = studies.study_from_flags(out=out, checks=checks_of(IN_PAPER))
     try:
-        for module in MODULES:
-            console.rule(module.__name__.removeprefix("experiments."))
-            run_or_leave_out(study, module)
+        for experiment in IN_PAPER:
+            console.rule(experiment.name)
+            run_or_leave_out(study, experiment)
         cross_models.write([out], out)
         path = report.write([out], out, out)
     finally:
@@ -100,28 +78,26 @@ def run_model(out: Path) -> None:
     )
 
 
-def run_or_leave_out(study: studies.Study, module: Any) -> None:
+def run_or_leave_out(study: studies.Study, experiment: Experiment) -> None:
     """Runs one experiment; one that cannot be run on so little does not stop the others.
 
     Raises:
       TaskVecError: the main results cannot be had, so nothing can.
     """
     try:
-        finish(study, module)
+        finish(study, experiment)
     except WriteError:
         raise
     except TaskVecError as error:
-        if module is main_results:
+        if experiment.name == "main_results":
             raise
         # What an earlier run with other settings left there must not pass for this one's.
-        (study.out / f"{module.NAME}.json").unlink(missing_ok=True)
+        (study.out / f"{experiment.name}.json").unlink(missing_ok=True)
         console.print(f"left out: {error}", markup=False)
 
 
 if __name__ == "__main__":
     studies.define_flags()
-    conflicting_tasks.define_flags()
-    task_geometry.define_flags()
-    patch_map.define_flags()
+    define_options(IN_PAPER)
     flags.FLAGS["model"].help = "one model, or several with commas between"
     command.run(main)

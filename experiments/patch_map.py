@@ -23,12 +23,11 @@ import functools
 from typing import Any
 
 import numpy as np
-from absl import flags
 
+from experiments.commands.options import option
+from experiments.commands.runner import main
 from experiments.dose import TASKS
-from experiments.run import flags as command
 from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.judging import Judge
@@ -53,16 +52,20 @@ MOST_PROMPTS = 10
 READ_LAYERS = 10  # layers of the second map's rows
 
 
-def define_flags() -> None:
-    """--patches."""
-    command.define_list(
-        "patches", PATCHES, "patch map: places as read:write, with commas", parse_patch
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What this experiment alone can be asked for."""
+
+    patches: tuple[str, ...] = option(
+        PATCHES,
+        "Patch map: places of reading and writing, as read:write, with commas between.",
+        lambda patch: parse_patch(patch),
     )
 
 
-def run(study: Study) -> dict[str, Any]:
+def run(study: Study, options: Options) -> dict[str, Any]:
     """Both maps, task by task."""
-    patches = [parse_patch(patch) for patch in flags.FLAGS.patches]
+    patches = [parse_patch(patch) for patch in options.patches]
     settings = dataclasses.replace(
         study.settings, num_prompts=min(MOST_PROMPTS, study.settings.num_prompts)
     )
@@ -193,6 +196,4 @@ def map_layers(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    define_flags()
-    run_main(__name__)
+    main(NAME)

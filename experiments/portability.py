@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.commands.runner import main
 from experiments.dose import TASKS
 from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.evaluation.judging import Judge, accuracy
 from taskvec_jax.evaluation.protocol import draw_prompts
@@ -146,5 +146,4 @@ def carry(study: Study, task: Task, layer: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    run_main(__name__)
+    main(NAME)

@@ -30,6 +30,7 @@ import jinja2
 from absl import flags
 from markupsafe import Markup
 
+from experiments.commands.registry import IN_PAPER
 from experiments.page.section import Cell, Section, Table
 from experiments.published import published
 from experiments.run import flags as command
@@ -39,16 +40,7 @@ from experiments.run.writing import write_whole
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.registry import DEFAULT_MODEL
 
-EXPERIMENTS = (
-    "main_results",
-    "conflicting_tasks",
-    "task_geometry",
-    "vocabulary_projection",
-    "bijections",
-    "dose",
-    "patch_map",
-    "portability",
-)
+NAMES = tuple(experiment.name for experiment in IN_PAPER)
 CROSS = "cross_models"
 TEMPLATE = Path(__file__).parent / "page" / "report.html.j2"
 LONG_TEXT = 40
@@ -56,9 +48,9 @@ MANY_ROWS = 40  # a longer table scrolls in its own frame
 LEAD = 2  # sentences of the first section that open the page
 
 
-def module_of(name: str) -> Any:
-    """The module of an experiment."""
-    return importlib.import_module(f"experiments.{name}")
+def page_of(name: str) -> Any:
+    """The module that shows an experiment's results."""
+    return importlib.import_module(f"experiments.page.{name}")
 
 
 def build(directories: Sequence[Path], cross: Path | None = None) -> str:
@@ -74,10 +66,10 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
     names_of: list[list[str]] = []
     runs: list[identity.Identity] = []
     for directory in directories:
-        names = [name for name in EXPERIMENTS if (directory / f"{name}.json").exists()]
+        names = [name for name in NAMES if (directory / f"{name}.json").exists()]
         if not names:
             raise TaskVecError(
-                f"{directory}: no results; expected {EXPERIMENTS[0]}.json and others, which"
+                f"{directory}: no results; expected {NAMES[0]}.json and others, which"
                 " experiments.paper writes"
             )
         found = {f"{name}.json": _run_of(directory, name) for name in names}
@@ -165,13 +157,13 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
       label: what the page calls the run; None: it is of several.
     """
     path = directory / f"{name}.json"
-    module = module_of(name)
+    page = page_of(name)
     with _reading(path, name):
         content = path.read_text(encoding="utf-8")
         result = json.loads(content)
         if label is not None:
             result["model"] = label
-        section: Section = module.section(result)
+        section: Section = page.section(result)
         images = _images(name, content)
     provenance = result.get("provenance")
     return {
@@ -195,7 +187,7 @@ def _images(name: str, content: str) -> dict[str, dict[str, Any]]:
     drawn: dict[str, dict[str, Any]] = {}
     for theme in ("light", "dark"):
         with figures.theme(theme):
-            for stem, figure in module_of(name).draw_figures(json.loads(content)).items():
+            for stem, figure in page_of(name).draw_figures(json.loads(content)).items():
                 image = base64.b64encode(figures.render(figure, "svg")).decode()
                 entry = drawn.setdefault(stem, {"width": round(100 * figure.get_figwidth())})
                 entry[theme] = f"data:image/svg+xml;base64,{image}"

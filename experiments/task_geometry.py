@@ -17,15 +17,16 @@ task at layer 20 (80 seconds on 2 cores after main_results).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
+from experiments.commands.options import option
+from experiments.commands.runner import main
 from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import (
@@ -41,26 +42,30 @@ NAME = "task_geometry"
 NUM_BINS = 40
 
 
-def define_flags() -> None:
-    """--layer."""
-    flags.DEFINE_integer("layer", None, "geometry: where all thetas are taken; else chosen on dev")
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What this experiment alone can be asked for."""
+
+    layer: int | None = option(
+        None, "Geometry: the layer at which all thetas are taken; chosen on dev when left out."
+    )
 
 
-def check_flags(config: DecoderConfig) -> None:
-    """Refuses a --layer that the model does not have.
+def check_options(options: Options, config: DecoderConfig) -> None:
+    """Refuses a layer that the model does not have.
 
     Raises:
       TaskVecError: it has no such layer.
     """
-    layer, layers = flags.FLAGS.layer, config.num_layers
+    layer, layers = options.layer, config.num_layers
     if layer is not None and not 0 <= layer < layers:
         raise TaskVecError(f"--layer={layer} is out of range; allowed: 0 to {layers - 1}")
 
 
-def run(study: Study) -> dict[str, Any]:
+def run(study: Study, options: Options) -> dict[str, Any]:
     """Reads the thetas and describes them."""
     settings = study.short_settings
-    check_flags(study.model.config)
+    check_options(options, study.model.config)
     if len(study.tasks) * settings.num_prompts < 4:
         raise TaskVecError("geometry needs at least 4 thetas; ask for more prompts or tasks")
     thetas = []
@@ -68,7 +73,7 @@ def run(study: Study) -> dict[str, Any]:
         for task in study.tasks:
             begin(task.name)
             thetas.append(study.theta(task, settings))
-    layer = study.common_layer() if flags.FLAGS.layer is None else flags.FLAGS.layer
+    layer = study.common_layer() if options.layer is None else options.layer
     names = {task.name: task.category for task in study.tasks}
     payload = study.unit(
         NAME,
@@ -166,6 +171,4 @@ def _block_mean(block: np.ndarray, own: bool) -> float | None:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    define_flags()
-    run_main(__name__)
+    main(NAME)

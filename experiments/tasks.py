@@ -20,7 +20,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.page.section import Cell, Section, Table, number, show, text
+from experiments.commands.runner import show
+from experiments.page.section import Cell, Section, Table, number, text
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of

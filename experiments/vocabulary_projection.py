@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.commands.runner import main
 from experiments.published import published, published_name
-from experiments.run import study as studies
-from experiments.run.runner import run_main
 from experiments.run.study import Study
 from taskvec_jax.evaluation.judging import Judge
 from taskvec_jax.evaluation.protocol import draw_prompts
@@ -103,5 +102,4 @@ def median_ranks(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
-    run_main(__name__)
+    main(NAME)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bijections import NAME
 from experiments.page.section import Section, Table, number, score, text
+
+NAME = "bijections"
 
 
 def section(result: dict[str, Any]) -> Section:

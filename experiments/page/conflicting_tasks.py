@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.conflicting_tasks import NAME
 from experiments.page.section import Section, Table, number, score, text
+
+NAME = "conflicting_tasks"
 
 
 def section(result: dict[str, Any]) -> Section:

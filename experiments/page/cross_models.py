@@ -6,6 +6,73 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page.section import Section, Table, number, text
+
+MEASURES = ("baseline", "task_vector", "icl")
+
+
+def section(result: dict[str, Any]) -> Section:
+    """Depth and averages, model by model."""
+    models = result["models"]
+    ours = {name: model for name, model in models.items() if model["ours"]}
+    theirs = [_depth(model) for model in models.values() if not model["ours"]]
+    words = [
+        "; ".join(
+            f"{name} peaks at {_depth(model):.0%} of its depth"
+            f" (layer {model['peak_layer']} of 0–{model['num_layers'] - 1})"
+            for name, model in ours.items()
+        )
+        + f"; the paper's seven models at {min(theirs):.0%} to {max(theirs):.0%}."
+    ]
+    rows = [
+        [
+            text(name, "good" if model["ours"] else ""),
+            number(model["num_layers"], 0),
+            number(model["peak_layer"], 0),
+            number(_depth(model)),
+            *(number(model["averages"][measure]) for measure in MEASURES),
+            number(model["averages_tasks"], 0),
+            number(_recovered(model)),
+        ]
+        for name, model in models.items()
+    ]
+    return Section(
+        "How do models compare?",
+        words,
+        [
+            Table(
+                "Peak of the mean curve, and averages over tasks where ICL gains 0.20 or more",
+                [
+                    "model",
+                    "layers",
+                    "peak layer",
+                    "peak / depth",
+                    "zero-shot",
+                    "task vector",
+                    "ICL",
+                    "tasks",
+                    "share of ICL's gain",
+                ],
+                rows,
+            )
+        ],
+        {
+            "cross_models_depth": "Mean dev accuracy by layer, layers as a share of depth; thick"
+            " lines are ours, thin ones the paper's (four of them read off its figure).",
+            "cross_models_averages": "Averages per model over tasks where ICL beats the baseline"
+            " by 0.20 or more.",
+        },
+    )
+
+
+def _depth(model: dict[str, Any]) -> float:
+    return (model["peak_layer"] + 1) / model["num_layers"]
+
+
+def _recovered(model: dict[str, Any]) -> float | None:
+    zero, vector, icl = (model["averages"][measure] for measure in MEASURES)
+    return None if icl is None or icl == zero else (vector - zero) / (icl - zero)
+
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Curves over depth, and bars of averages."""

@@ -6,19 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from experiments.dose import ADDED, DEMONSTRATIONS, NAME
 from experiments.page.section import Section, Table, number, score, text
+
+NAME = "dose"
 
 
 def section(result: dict[str, Any]) -> Section:
     """The four questions, over the tasks run."""
     tasks = result["tasks"]
+    first = next(iter(tasks.values()))
 
     def mean(values: list[dict[str, Any]]) -> float:
         return float(np.mean([value["accuracy"] for value in values]))
 
     counts = [
-        c for c in map(str, DEMONSTRATIONS) if all(c in t["demonstrations"] for t in tasks.values())
+        c
+        for c in sorted(first["demonstrations"], key=int)
+        if all(c in t["demonstrations"] for t in tasks.values())
     ]
     by_count = {
         c: mean([t["demonstrations"][c]["task_vector"] for t in tasks.values()]) for c in counts
@@ -30,7 +34,9 @@ def section(result: dict[str, Any]) -> Section:
             + ", ".join(f"{c}: {value:.2f}" for c, value in by_count.items())
             + "."
         )
-    added = {a: mean([t["added"][a] for t in tasks.values()]) for a in map(str, ADDED)}
+    added = {
+        a: mean([t["added"][a] for t in tasks.values()]) for a in sorted(first["added"], key=float)
+    }
     best = max(added, key=lambda a: added[a])
     replaced = mean([t["replaced"] for t in tasks.values()])
     words.append(

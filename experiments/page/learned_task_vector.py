@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.learned_task_vector import NAME
 from experiments.page.section import Section, Table, number, score, text
+
+NAME = "learned_task_vector"
 
 
 def _at(task: dict[str, Any], name: str, layer: int) -> dict[str, Any]:

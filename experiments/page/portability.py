@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.page.section import Section, Table, number, score, text
-from experiments.portability import NAME
+
+NAME = "portability"
 
 
 def _mean_grid(result: dict[str, Any]) -> np.ndarray:

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.run.flags import console
-
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -75,15 +73,6 @@ def score(value: Mapping[str, Any] | None, tone: str = "") -> Cell:
         tone,
         f"{span}, n = {value['n']}",
     )
-
-
-def show(section: Section) -> None:
-    """Prints the first table and the words."""
-    if section.tables:
-        for i, line in enumerate(lines(section.tables[0])):
-            console.print(line, markup=False, style="bold" if i == 0 else None)
-    for sentence in section.words:
-        console.print(sentence, markup=False)
 
 
 def lines(table: Table) -> list[str]:

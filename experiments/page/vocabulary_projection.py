@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.page.section import Section, Table, number, text
-from experiments.vocabulary_projection import NAME
+
+NAME = "vocabulary_projection"
 
 PAPER_OFFSET = 2
 

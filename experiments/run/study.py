@@ -45,6 +45,7 @@ from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
+from taskvec_jax.transformer.config import DecoderConfig
 
 # Whose versions are part of a unit's name: what they compute is in its value.
 NUMERIC = ("flax", "jax", "jaxlib", "numpy", "optax", "scikit-learn", "tokenizers")
@@ -286,11 +287,12 @@ class Asked:
     fitted: tuple[list[Task], dict[str, str]] | None
 
 
-def ask(modules: Sequence[Any] = ()) -> Asked:
+def ask(checks: Sequence[Callable[[DecoderConfig], None]] = ()) -> Asked:
     """Reads the flags of a study and finds what is wrong with them, without the model's weights.
 
     Args:
-      modules: experiments that will be run; one with `check_flags(config)` is asked too.
+      checks: each is called with the model's config, and raises TaskVecError where the options of
+        an experiment that will be run cannot be meant.
 
     Raises:
       TaskVecError: flags that cannot be meant, an unknown model or task, a named task that does not
@@ -305,9 +307,8 @@ def ask(modules: Sequence[Any] = ()) -> Asked:
     with all_or_none():
         if is_first_process():  # of several processes only its files count
             _, config = describe(FLAGS.model, FLAGS.revision)
-            for module in modules:
-                if hasattr(module, "check_flags"):
-                    module.check_flags(config)
+            for check in checks:
+                check(config)
             tokenizer = own_tasks.tokenizer_of(FLAGS.model, FLAGS.revision)
             if tokenizer is not None:
                 fitted = fitting_tasks(tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks))
@@ -315,17 +316,19 @@ def ask(modules: Sequence[Any] = ()) -> Asked:
 
 
 def study_from_flags(
-    model: Model | None = None, out: Path | None = None, modules: Sequence[Any] = ()
+    model: Model | None = None,
+    out: Path | None = None,
+    checks: Sequence[Callable[[DecoderConfig], None]] = (),
 ) -> Study:
     """Loads the model and opens the journal that the flags ask for.
 
     Args:
-      modules: as for `ask`.
+      checks: as for `ask`.
 
     Raises:
       TaskVecError: flags that do not fit, or a model whose writes and reads do not agree.
     """
-    asked = ask(modules)
+    asked = ask(checks)
     out = out or command.results_directory()
     journal = open_journal(out)
     model = model or command.model_from_flags()

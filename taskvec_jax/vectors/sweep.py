@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.distributed.sharding import put_rows
@@ -50,24 +49,6 @@ class Answers(NamedTuple):
 
     tokens: np.ndarray
     logits: np.ndarray
-
-
-def _writable(
-    last: jax.Array,
-    layers: jax.Array,
-    length: int,
-    size: int,
-    schedule: tuple[tuple[int, int], ...],
-) -> jax.Array:
-    """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
-    first_layers = np.zeros(layers.shape[1], np.int32)
-    for stop, alive in schedule:
-        first_layers[alive:] = stop  # still unborn in this group, which ends at `stop`
-    num_layers = schedule[-1][0]
-    inside = ((last >= size - 1) & (last < length))[:, None]  # [B, 1]
-    return jnp.concatenate(
-        [inside, inside & (layers >= first_layers) & (layers < num_layers)], axis=1
-    )
 
 
 def read_texts(

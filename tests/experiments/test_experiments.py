@@ -11,6 +11,7 @@ import pytest
 from experiments import bijections, conflicting_tasks, dose, main_results, task_geometry
 from experiments.cross_models import compare
 from experiments.page import figures
+from experiments.page import main_results as page
 from experiments.page.section import Table, lines, number, score, text
 from experiments.run.journal import Journal
 from experiments.run.study import Study, some_of_each, task_sha256
@@ -137,7 +138,7 @@ def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) 
 def test_the_headline_is_true_of_any_scores(scores, words):
     baseline, vector, icl = scores
     mean = {"baseline": baseline, "task_vector": vector, "icl": icl}
-    assert main_results.section_headline("m", mean, 5, 3) == f"On m one vector {words}"
+    assert page.section_headline("m", mean, 5, 3) == f"On m one vector {words}"
 
 
 def test_averages_are_over_tasks_where_icl_gains_a_fifth():
@@ -223,8 +224,8 @@ def test_an_answer_is_judged_by_its_category_and_not_by_the_beginning_of_a_name(
     example = {"query": "x", "answer": "Paris", "icl": "Paris", "task_vector": "Par"}
     for category, right in (("knowledge", True), ("knowledge_base", False)):
         task = {"category": category}
-        assert main_results._right(task, example, "task_vector") is right
-        assert main_results._right(task, example, "icl")
+        assert page._right(task, example, "task_vector") is right
+        assert page._right(task, example, "icl")
 
 
 def test_categories_of_ones_own_have_names_and_colours_of_their_own():

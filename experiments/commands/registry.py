@@ -1,0 +1,57 @@
+"""The experiments there are; `paper` and `report` read this table, in this order."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from types import ModuleType
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One experiment.
+
+    Attributes:
+      name: of its module `experiments.<name>`, which has `run(study)` or, with a dataclass
+        `Options`, `run(study, options)`, and perhaps `check_options(options, config)`; of its page
+        `experiments.page.<name>`, which has `section(result)` and `draw_figures(result)`; and of
+        its JSON file.
+      in_paper: `experiments.paper` runs it.
+    """
+
+    name: str
+    in_paper: bool = True
+
+    @property
+    def module(self) -> ModuleType:
+        """What computes it."""
+        return importlib.import_module(f"experiments.{self.name}")
+
+    @property
+    def options(self) -> type[Any] | None:
+        """The dataclass of its own options, if it has any."""
+        return getattr(self.module, "Options", None)
+
+    @property
+    def page(self) -> ModuleType:
+        """What shows it."""
+        return importlib.import_module(f"experiments.page.{self.name}")
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("main_results"),
+        Experiment("conflicting_tasks"),
+        Experiment("task_geometry"),
+        Experiment("vocabulary_projection"),
+        Experiment("bijections"),
+        Experiment("dose"),
+        Experiment("patch_map"),
+        Experiment("portability"),
+        Experiment("learned_task_vector", in_paper=False),
+        Experiment("layer_sweep", in_paper=False),
+    )
+}
+IN_PAPER = tuple(experiment for experiment in EXPERIMENTS.values() if experiment.in_paper)

@@ -1,0 +1,93 @@
+"""Runs experiments: one from its command line, or several on one study."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.commands import options
+from experiments.commands.registry import EXPERIMENTS, Experiment
+from experiments.page.section import Section, lines
+from experiments.run import flags as command
+from experiments.run import study as studies
+from experiments.run.flags import console
+from experiments.run.study import Study
+from taskvec_jax.transformer.config import DecoderConfig
+
+
+def main(name: str) -> None:
+    """The command line of one experiment, `python -m experiments.<name>`."""
+    experiment = EXPERIMENTS[name]
+    studies.define_flags()
+    define_options([experiment])
+    command.run(lambda: run_alone(experiment))
+
+
+def define_options(experiments: Sequence[Experiment]) -> None:
+    """Defines the flags of the experiments' own options."""
+    for experiment in experiments:
+        if experiment.options is not None:
+            options.define(experiment.options)
+
+
+def checks_of(experiments: Sequence[Experiment]) -> list[Callable[[DecoderConfig], None]]:
+    """For each experiment that can refuse its options: what refuses those of the command line."""
+
+    def check_of(experiment: Experiment) -> Callable[[DecoderConfig], None]:
+        return lambda config: experiment.module.check_options(given_to(experiment), config)
+
+    return [
+        check_of(experiment)
+        for experiment in experiments
+        if hasattr(experiment.module, "check_options")
+    ]
+
+
+def given_to(experiment: Experiment) -> Any:
+    """The options that the command line gives to an experiment; None if it has none."""
+    return None if experiment.options is None else options.from_flags(experiment.options)
+
+
+def run_alone(experiment: Experiment) -> None:
+    """Runs one experiment on a study of its own."""
+    study = studies.study_from_flags(checks=checks_of([experiment]))
+    try:
+        finish(study, experiment)
+    finally:
+        study.journal.close()
+
+
+def finish(study: Study, experiment: Experiment) -> dict[str, Any]:
+    """Runs one experiment, writes its JSON and figures, and says what it found."""
+    study.started = time.monotonic()
+    given = given_to(experiment)
+    module = experiment.module
+    result = module.run(study) if given is None else module.run(study, given)
+    path = study.out / f"{experiment.name}.json"
+    command.write_json(path, result)
+    written = draw_all(experiment, result, study.out)
+    show(experiment.page.section(result))
+    console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)
+    return result
+
+
+def draw_all(experiment: Experiment, result: dict[str, Any], out: Path) -> list[Path]:
+    """Draws an experiment's figures from its result as PNG and SVG."""
+    from experiments.page import figures  # matplotlib is slow to import
+
+    written = []
+    with figures.theme("light"):
+        for stem, figure in experiment.page.draw_figures(result).items():
+            written += figures.save(figure, out / stem)
+    return written
+
+
+def show(section: Section) -> None:
+    """Prints the first table and the words."""
+    if section.tables:
+        for i, line in enumerate(lines(section.tables[0])):
+            console.print(line, markup=False, style="bold" if i == 0 else None)
+    for sentence in section.words:
+        console.print(sentence, markup=False)
