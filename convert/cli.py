@@ -22,6 +22,7 @@ from taskvec_jax.transformer.config import DTYPES, DecoderConfig
 
 FLAGS = flags.FLAGS
 T = TypeVar("T")
+RENAMED = {"weights": "quantization"}  # flags of earlier versions
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -170,6 +171,11 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command: parses flags, and turns bad input into one line and exit status 2."""
 
     def parse(argv: list[str]) -> list[str]:
+        for word in argv[1:]:
+            name = word.lstrip("-").partition("=")[0]
+            if word.startswith("-") and name in RENAMED and RENAMED[name] in FLAGS:
+                _refuse(f"--{name} is called --{RENAMED[name]} now; --help lists the flags")
+        _show_in_help()
         try:
             rest = FLAGS(argv)
         except flags.Error as error:
@@ -192,6 +198,14 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(130)
 
     app.run(wrapped, flags_parser=parse)
+
+
+def _show_in_help() -> None:
+    """Makes --help list every flag of this project, wherever in it the flag is defined."""
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if not module.startswith("absl"):
+            for flag in defined:
+                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def _refuse(message: str) -> NoReturn:
