@@ -11,7 +11,8 @@ import pytest
 from test_experiments import task_scores
 
 from experiments import main_results
-from experiments.cross_models import compare, section
+from experiments.cross_models import compare
+from experiments.page.cross_models import section
 from experiments.report import build
 from experiments.run import flags as command
 from experiments.run import identity

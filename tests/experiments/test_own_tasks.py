@@ -8,6 +8,8 @@ import pytest
 from absl import flags
 
 from experiments import layer_sweep
+from experiments.commands.registry import EXPERIMENTS
+from experiments.commands.runner import run_alone
 from experiments.run import flags as command
 from experiments.run import study as studies
 from experiments.run.own_tasks import own_tasks, tokenizer_of
@@ -100,5 +102,5 @@ def test_the_layer_sweep_says_what_it_leaves_out_before_its_first_row(
     out = tmp_path / "out"
     parsed(f"--model={SMALL_MODEL}", f"--task_data={tmp_path / 'data'}", f"--out={out}")
     with pytest.raises(ReachedError):
-        layer_sweep.main()
+        run_alone(EXPERIMENTS["layer_sweep"])
     assert "left out: own_words: this tokenizer leaves none" in capsys.readouterr().out

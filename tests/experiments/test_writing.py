@@ -70,7 +70,7 @@ def test_no_experiment_takes_a_full_disk_for_a_task_that_cannot_be_measured(tmp_
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_is_full_anywhere_else_is_one_line_of_a_command(number, tmp_path):
     code = (
-        "import sys\nfrom experiments import command\n"
+        "import sys\nfrom experiments.run import flags as command\n"
         f"def main():\n    raise OSError({number}, 'no room', 'the/file')\n"
         "command.run(main)"
     )
