@@ -31,12 +31,12 @@ def define_model_flags(dtype: str | None) -> None:
     flags.DEFINE_string(
         "model",
         DEFAULT_MODEL,
-        "a known name, ORG/NAME of the Hugging Face hub, or the path of a Hugging Face directory,"
-        " .gguf file, Meta's consolidated.*.pth or converted model",
+        "A known name, ORG/NAME of the Hugging Face hub, or the path of a Hugging Face directory,"
+        " .gguf file, Meta's consolidated.*.pth or converted model.",
     )
-    flags.DEFINE_string("revision", None, "branch, tag or commit on the hub, such as step1000")
+    flags.DEFINE_string("revision", None, "Branch, tag or commit on the hub, such as step1000.")
     as_source = "" if dtype else "; as the source has them when left out"
-    flags.DEFINE_enum("dtype", dtype, list(DTYPES), f"of the parameters{as_source}")
+    flags.DEFINE_enum("dtype", dtype, list(DTYPES), f"Dtype of the parameters{as_source}.")
 
 
 def define_mesh_flags() -> None:
@@ -44,16 +44,18 @@ def define_mesh_flags() -> None:
     flags.DEFINE_string(
         "mesh",
         None,
-        "data:N,model:M, devices that prompts and parameters are split over; when left out, all"
-        " devices are on data if the model fits one, else on model",
+        "data:N,model:M: devices that prompts and parameters are split over. When left out, all"
+        " devices are on data if the model fits one, else on model.",
     )
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT where process 0 of several listens; auto: ask the cluster (Slurm, TPU, ...)",
+        "HOST:PORT where process 0 of several listens. auto: ask the cluster (Slurm, TPU, ...).",
     )
-    flags.DEFINE_integer("num_processes", None, "how many processes there are; see --coordinator")
-    flags.DEFINE_integer("process_id", None, "which of them this is, from 0; 0 prints and writes")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are; see --coordinator.")
+    flags.DEFINE_integer(
+        "process_id", None, "Which process this is, from 0; process 0 prints and writes."
+    )
 
 
 def define_list(

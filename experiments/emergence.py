@@ -270,5 +270,5 @@ def _line(step: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     studies.define_flags()
-    flags.DEFINE_string("run", None, "directory of a run of experiments.small_pythia.train")
+    flags.DEFINE_string("run", None, "Directory of a run of experiments.small_pythia.train.")
     command.run(main)

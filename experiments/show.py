@@ -146,6 +146,6 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "task", None, f"the task to show; when left out the model's own first, else {DEFAULT_TASK}"
     )
-    flags.DEFINE_integer("index", 0, "which test prompt, counted from 0")
-    flags.DEFINE_integer("layer", None, "show this layer of injection only")
+    flags.DEFINE_integer("index", 0, "Which test prompt, counted from 0.")
+    flags.DEFINE_integer("layer", None, "Show injection at this layer only.")
     command.run(main)

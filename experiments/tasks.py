@@ -129,5 +129,5 @@ def print_pairs(task: Task, tokenizer: Tokenizer) -> None:
 if __name__ == "__main__":
     command.define_model_flags()
     command.define_task_flags()
-    flags.DEFINE_string("show", None, "name of a task whose pairs are printed")
+    flags.DEFINE_string("show", None, "Name of a task whose pairs are printed.")
     command.run(main)

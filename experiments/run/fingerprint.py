@@ -73,7 +73,14 @@ def library_files(file: Path) -> tuple[Path, ...]:
 
 @functools.cache
 def _loaded_by(path: Path) -> tuple[Path, ...]:
-    """The files of the library that the imports of one file name."""
+    """The files of the library that the imports of one file name.
+
+    Of the library's own `__init__`, which any import of it loads, only the set-up of the compiler
+    counts: the rest is the list of what is public, and computes nothing (a test holds that no file
+    here takes a name from it).
+    """
+    if path == LIBRARY / "__init__.py":
+        return (LIBRARY / "distributed" / "backend.py",)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return tuple(dict.fromkeys(file for name in _imported(tree) for file in _files_of(name)))
 

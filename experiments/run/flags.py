@@ -55,42 +55,50 @@ def define_model_flags() -> None:
         "quantization",
         "none",
         list(QUANTIZATIONS),
-        "int8 keeps the kernels of linear maps in one byte a number; --dtype is then that of all"
-        " else and of products",
+        "How kernels of linear maps are kept. int8: one byte a number; --dtype is then the dtype of"
+        " all other parameters and of products.",
     )
-    flags.DEFINE_bool("plan", False, "say what the model needs and where it fits, and do nothing")
+    flags.DEFINE_bool("plan", False, "Say what the model needs and where it fits, and do nothing.")
 
 
 def define_prompt_flags() -> None:
     """The flags of `Settings`, and the choice of tasks."""
     defaults = Settings()
-    flags.DEFINE_integer("num_prompts", defaults.num_prompts, "dev prompts, and test prompts")
     flags.DEFINE_integer(
-        "num_demonstrations", defaults.num_demonstrations, "demonstrations in each prompt"
+        "num_prompts",
+        defaults.num_prompts,
+        "Number of dev prompts, and of test prompts, for each task.",
     )
     flags.DEFINE_integer(
-        "num_dummy_queries", defaults.num_dummy_queries, "dummy queries theta is averaged over"
+        "num_demonstrations", defaults.num_demonstrations, "Demonstrations in each prompt."
     )
-    flags.DEFINE_integer("seed", defaults.seed, "of the draw of prompts")
     flags.DEFINE_integer(
-        "batch_size", defaults.batch_size, "prompts a compiled call works on; changes no result"
+        "num_dummy_queries",
+        defaults.num_dummy_queries,
+        "Dummy queries that theta is averaged over.",
+    )
+    flags.DEFINE_integer("seed", defaults.seed, "Seed for drawing prompts.")
+    flags.DEFINE_integer(
+        "batch_size",
+        defaults.batch_size,
+        "Prompts that a compiled call works on; it changes no result.",
     )
     flags.DEFINE_float(
         "memory_gb",
         None,
-        "most memory to use, that of this machine when left out; fewer prompts a call are taken"
-        " to stay below it",
+        "Most memory to use, in GB; that of this machine when left out. Fewer prompts a call are"
+        " taken to stay below it.",
     )
-    flags.DEFINE_list("tasks", None, "names, separated by commas; all when left out")
+    flags.DEFINE_list("tasks", None, "Names of tasks, separated by commas; all when left out.")
     define_task_flags()
 
 
 def define_task_flags() -> None:
     """Where tasks come from."""
     flags.DEFINE_string(
-        "task_data", None, "directory of category/name.json files to use instead of our own"
+        "task_data", None, "Directory of category/name.json files to use instead of our own tasks."
     )
-    flags.DEFINE_string("task_file", None, "JSON or Python file of tasks that join the others")
+    flags.DEFINE_string("task_file", None, "JSON or Python file of tasks that join the others.")
 
 
 def settings_from_flags() -> Settings:

@@ -266,7 +266,7 @@ def define_flags() -> None:
     """All flags a study needs."""
     command.define_model_flags()
     command.define_prompt_flags()
-    flags.DEFINE_string("out", None, "directory for results; results/<run> when left out")
+    flags.DEFINE_string("out", None, "Directory for results; results/<run> when left out.")
 
 
 @dataclasses.dataclass(frozen=True)

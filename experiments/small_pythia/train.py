@@ -4,7 +4,8 @@
     python -m experiments.small_pythia.train --out=results/train_small_plain --vector_loss=0
 
 The architecture is Pythia's (GPT-NeoX), a million parameters; the tasks and the vocabulary are in
-`experiments.small_pythia.mixture`. Loss on the answers alone; AdamW, linear warm-up, cosine, clipped gradients.
+`experiments.small_pythia.mixture`. Loss on the answers alone; AdamW, linear warm-up, cosine,
+clipped gradients.
 --vector_loss=W adds W times the vector-prompting loss (Yang et al. 2025, arXiv 2501.09240): the
 answer of a zero-shot query whose arrow is overwritten, after --vector_layer, with theta of the
 row's own demonstrations and another query.
@@ -356,24 +357,26 @@ def draw(result: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     defaults = Training(steps=1200)
-    flags.DEFINE_string("out", "results/train_small", "directory of the run")
-    flags.DEFINE_integer("steps", defaults.steps, "of the optimiser")
-    flags.DEFINE_integer("batch_size", 32, "rows of a step")
-    flags.DEFINE_integer("seed", defaults.seed, "of weights and rows")
-    flags.DEFINE_integer("num_layers", 6, "layers of the model")
-    flags.DEFINE_integer("width", 128, "width of the model")
-    flags.DEFINE_integer("num_heads", 4, "heads of the model")
-    flags.DEFINE_float("learning_rate", defaults.learning_rate, "at its height")
-    flags.DEFINE_integer("warmup", defaults.warmup, "steps over which it rises")
-    flags.DEFINE_float("weight_decay", defaults.weight_decay, "of AdamW")
-    flags.DEFINE_float("clip", defaults.clip, "largest norm of a gradient")
-    flags.DEFINE_float("vector_loss", 0.5, "weight of the vector-prompting loss; 0: none")
-    flags.DEFINE_integer("vector_layer", 2, "where that loss reads and writes theta")
+    flags.DEFINE_string("out", "results/train_small", "Directory of the run.")
+    flags.DEFINE_integer("steps", defaults.steps, "Steps of the optimiser.")
+    flags.DEFINE_integer("batch_size", 32, "Rows of a step.")
+    flags.DEFINE_integer("seed", defaults.seed, "Seed of the weights and of the rows.")
+    flags.DEFINE_integer("num_layers", 6, "Layers of the model.")
+    flags.DEFINE_integer("width", 128, "Width of the model.")
+    flags.DEFINE_integer("num_heads", 4, "Heads of the model.")
+    flags.DEFINE_float("learning_rate", defaults.learning_rate, "Learning rate at its highest.")
+    flags.DEFINE_integer("warmup", defaults.warmup, "Steps over which the learning rate rises.")
+    flags.DEFINE_float("weight_decay", defaults.weight_decay, "Weight decay of AdamW.")
+    flags.DEFINE_float("clip", defaults.clip, "Largest norm of a gradient.")
+    flags.DEFINE_float("vector_loss", 0.5, "Weight of the vector-prompting loss; 0: none.")
+    flags.DEFINE_integer("vector_layer", 2, "Layer at which that loss reads and writes theta.")
     flags.DEFINE_string(
         "mesh",
         None,
         "data:N,model:M, devices that rows and parameters are split over; unset: one",
     )
-    flags.DEFINE_integer("log_every", 50, "steps between lines of the log")
-    flags.DEFINE_integer("save_every", 200, "steps between states a killed run goes on from")
+    flags.DEFINE_integer("log_every", 50, "Steps between lines of the log.")
+    flags.DEFINE_integer(
+        "save_every", 200, "Steps between the states that a killed run goes on from."
+    )
     command.run(main)

@@ -97,7 +97,7 @@ def test_every_change_of_a_library_functions_body_changes_the_modules_code(path)
 
 def test_the_code_of_every_library_module_that_a_unit_loads_is_part_of_its_hash(monkeypatch):
     plain = fingerprint(evaluate_task)
-    file = LIBRARY / "evaluation.py"
+    file = LIBRARY / "evaluation/protocol.py"
     codes = {path: fingerprints._library_code(path) for path in library_files(file)}
     for path in codes:
         changed = {**codes, path: codes[path] + "changed"}
@@ -106,21 +106,37 @@ def test_the_code_of_every_library_module_that_a_unit_loads_is_part_of_its_hash(
 
 
 def test_every_unit_loads_what_decides_its_numbers_and_not_what_cannot():
-    files = [LIBRARY / "evaluation.py"]
+    files = [LIBRARY / "evaluation/protocol.py"]
     files += [ROOT / "experiments" / f"{module}.py" for module in COMPUTING]
     for file in files:
         loaded = {str(path.relative_to(LIBRARY)) for path in library_files(file)}
-        computing = "decoder layers sweep task_vectors prompts sampling evaluation quantization"
+        computing = (
+            "distributed/backend evaluation/protocol prompting/prompts prompting/sampling"
+            " transformer/decoder transformer/layers transformer/quantization vectors/batching"
+            " vectors/programs vectors/rows vectors/sweep"
+        )
         assert {f"{name}.py" for name in computing.split()} <= loaded
         assert "tasks/__init__.py" in loaded
-        # Counts of operations, and training a model, make no unit's value.
-        assert not {"work.py", "training.py"} & loaded
+
+
+def test_no_file_takes_a_name_from_the_list_of_what_is_public():
+    for package in ("taskvec_jax", "convert", "experiments"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path == LIBRARY / "__init__.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module == "taskvec_jax":
+                    for alias in node.names:
+                        module = LIBRARY / alias.name
+                        assert module.is_dir() or module.with_suffix(".py").is_file(), path
 
 
 def test_a_module_that_an_experiment_does_not_load_is_not_in_its_hash():
     dose, learned = (library_files(ROOT / "experiments" / f"{n}.py") for n in ("dose", "emergence"))
-    assert LIBRARY / "learning.py" not in {*dose, *learned}
-    assert LIBRARY / "learning.py" in library_files(ROOT / "experiments/learned_task_vector.py")
+    assert LIBRARY / "vectors/learning.py" not in {*dose, *learned}
+    assert LIBRARY / "vectors/learning.py" in library_files(
+        ROOT / "experiments/learned_task_vector.py"
+    )
 
 
 @pytest.mark.parametrize(("module", "name"), UNITS)
