@@ -28,6 +28,7 @@ from experiments.commands.runner import draw_all, show
 from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
+from experiments.run.results import prepare_out, write_json
 from taskvec_jax.errors import TaskVecError
 
 NAME = "cross_models"
@@ -102,14 +103,14 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
 def write(directories: Sequence[Path], out: Path) -> dict[str, Any]:
     """Writes the comparison and its figures."""
     result = compare(directories)
-    command.write_json(out / f"{NAME}.json", result)
+    write_json(out / f"{NAME}.json", result)
     draw_all(CROSS_MODELS, result, out)
     return result
 
 
 def main() -> None:
     """Compares the directories the flags name."""
-    out = command.prepare_out(flags.FLAGS.out or "results")
+    out = prepare_out(flags.FLAGS.out or "results")
     show(CROSS_MODELS.page.section(write([Path(path) for path in flags.FLAGS.results], out)))
     command.console.print(f"wrote {out / NAME}.json and its figures", markup=False)
 

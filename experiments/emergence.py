@@ -31,9 +31,16 @@ from experiments.commands.registry import Experiment
 from experiments.commands.runner import draw_all, show
 from experiments.run import flags as command
 from experiments.run import identity
-from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of
+from experiments.run.results import (
+    prepare_out,
+    provenance,
+    results_name,
+    run_from_flags,
+    write_json,
+)
+from experiments.run.start import define_flags, fitting_tasks, open_journal, tell_left_out
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import check_injection, evaluate_task
@@ -173,9 +180,9 @@ def results_directory() -> Path:
 
     The steps are not part of the name: more of them join those that are done.
     """
-    run = command.run_from_flags(FLAGS.run or FLAGS.model)
+    run = run_from_flags(FLAGS.run or FLAGS.model)
     del run["revision"]
-    return command.prepare_out(FLAGS.out or f"results/{command.results_name(run)}_emergence", run)
+    return prepare_out(FLAGS.out or f"results/{results_name(run)}_emergence", run)
 
 
 def main() -> None:
@@ -186,9 +193,9 @@ def main() -> None:
     asked = command.tasks_from_flags(model=first)
     available = command.available_tasks_from_flags(model=first)
     if (tokenizer := tokenizer_of(first, moments[0].revision)) is not None:
-        studies.fitting_tasks(tokenizer, asked, settings, must_fit=bool(FLAGS.tasks))
+        fitting_tasks(tokenizer, asked, settings, must_fit=bool(FLAGS.tasks))
     out = results_directory()
-    journal = studies.open_journal(out)
+    journal = open_journal(out)
     started = time.monotonic()
     steps: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
@@ -205,10 +212,10 @@ def main() -> None:
             )
             if study is None:
                 settings = command.within_memory(settings, model, asked)
-                tasks, left_out = studies.fitting_tasks(
+                tasks, left_out = fitting_tasks(
                     model.tokenizer, asked, settings, must_fit=bool(FLAGS.tasks)
                 )
-                studies.tell_left_out(left_out)
+                tell_left_out(left_out)
                 study = Study(model, tasks, available, settings, settings, out, journal)
             study = _with_model(study, model)
             hashes[f"step{moment.step}"] = model.weights_sha256
@@ -236,11 +243,11 @@ def main() -> None:
             "task_file": FLAGS.task_file,
             "left_out": left_out,
         },
-        "provenance": command.provenance(study.model, settings.seed, time.monotonic() - started),
+        "provenance": provenance(study.model, settings.seed, time.monotonic() - started),
         "steps": steps,
         "appears": {key: appearance(steps, key) for key in ("icl", "task_vector")},
     }
-    command.write_json(out / f"{NAME}.json", result)
+    write_json(out / f"{NAME}.json", result)
     draw_all(EMERGENCE, result, out)
     show(EMERGENCE.page.section(result))
     console.print(f"wrote {out / NAME}.json and .png")
@@ -269,6 +276,6 @@ def _line(step: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
+    define_flags()
     flags.DEFINE_string("run", None, "Directory of a run of experiments.small_pythia.train.")
     command.run(main)

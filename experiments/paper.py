@@ -27,6 +27,8 @@ from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
+from experiments.run.results import results_directory, results_name, run_from_flags
+from experiments.run.start import ask, define_flags, study_from_flags
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 
@@ -39,9 +41,9 @@ def main() -> None:
     outs: dict[Path, str] = {}
     for name in names:  # before hours go into the first
         FLAGS.model = name
-        studies.ask(checks_of(IN_PAPER))
-        asked = command.run_from_flags()
-        out = top / command.results_name(asked) if several or not FLAGS.out else top
+        ask(checks_of(IN_PAPER))
+        asked = run_from_flags()
+        out = top / results_name(asked) if several or not FLAGS.out else top
         if out in outs:
             raise TaskVecError(
                 f"two models of --model={','.join(names)} would share {out}; name each once"
@@ -51,7 +53,7 @@ def main() -> None:
     directories = []
     for out, name in outs.items():
         FLAGS.model = name
-        directories.append(command.results_directory(out))
+        directories.append(results_directory(out))
         run_model(directories[-1])
     if several:
         cross_models.write(directories, top)
@@ -62,7 +64,7 @@ def main() -> None:
 def run_model(out: Path) -> None:
     """Every experiment on one model, then its page."""
     started = time.monotonic()
-    study = studies.study_from_flags(out=out, checks=checks_of(IN_PAPER))
+    study = study_from_flags(out=out, checks=checks_of(IN_PAPER))
     try:
         for experiment in IN_PAPER:
             console.rule(experiment.name)
@@ -97,7 +99,7 @@ def run_or_leave_out(study: studies.Study, experiment: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    studies.define_flags()
+    define_flags()
     define_options(IN_PAPER)
     flags.FLAGS["model"].help = "one model, or several with commas between"
     command.run(main)

@@ -36,6 +36,7 @@ from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import console
+from experiments.run.results import prepare_out
 from experiments.run.writing import write_whole
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.registry import DEFAULT_MODEL
@@ -273,7 +274,7 @@ def main() -> None:
     """Builds the page the flags ask for."""
     directories = [Path(path) for path in flags.FLAGS.results]
     default = directories[0] if len(directories) == 1 else Path("results")
-    out = command.prepare_out(flags.FLAGS.out or str(default))
+    out = prepare_out(flags.FLAGS.out or str(default))
     console.print(f"wrote {write(directories, out, out)}", markup=False)
 
 

@@ -43,6 +43,7 @@ from experiments.bench import synthetic_model
 from experiments.bench.memory import process_peak
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
+from experiments.run.results import prepare_out, write_json
 from taskvec_jax.distributed.plan import parameter_count
 from taskvec_jax.errors import TaskVecError
 
@@ -53,7 +54,7 @@ def main() -> None:
     """Runs the benchmark the flags ask for."""
     if FLAGS.width < 64 or FLAGS.width % 64:
         raise TaskVecError(f"--width is {FLAGS.width}; allowed: multiples of 64")
-    out, dtype = command.prepare_out(FLAGS.out), FLAGS.dtype
+    out, dtype = prepare_out(FLAGS.out), FLAGS.dtype
     config = synthetic_model.make_config(FLAGS.layers, FLAGS.width, FLAGS.vocabulary)
     size = 2 * parameter_count(config)
     results: dict[str, Any] = {"bytes": size, "layers": FLAGS.layers, "width": FLAGS.width}
@@ -66,7 +67,7 @@ def main() -> None:
             if FLAGS.processes > 1:
                 results[kind]["shared"] = by_several(source, Path(scratch), kind, dtype, size)
     results |= {"dtype": dtype, "cores": os.cpu_count(), "machine": platform.processor()}
-    command.write_json(out / "conversion_benchmark.json", results)
+    write_json(out / "conversion_benchmark.json", results)
     over = [
         f"{name} of {kind}"
         for kind in FLAGS.formats

@@ -52,9 +52,10 @@ from experiments.bench.memory import process_peak
 from experiments.page import figures
 from experiments.run import flags as command
 from experiments.run import identity
-from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of
+from experiments.run.results import prepare_out, provenance, write_json
+from experiments.run.start import fitting_tasks, tell_left_out
 from taskvec_jax.distributed.plan import in_precision
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.judging import Judge
@@ -593,13 +594,11 @@ def main() -> None:
     model = DEFAULT_MODEL if FLAGS.shape else FLAGS.model  # whose tokenizer is used
     tasks = command.tasks_from_flags(model=model)
     if (tokenizer := tokenizer_of(model, None)) is not None:
-        tasks, left_out = studies.fitting_tasks(
-            tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks)
-        )
-        studies.tell_left_out(left_out)
+        tasks, left_out = fitting_tasks(tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks))
+        tell_left_out(left_out)
     run = {"dtypes": FLAGS.dtypes, **identity.of_settings(settings)}
     name = f"random {FLAGS.shape}" if FLAGS.shape else FLAGS.model
-    out = command.prepare_out(FLAGS.out, {"model": name, **run})
+    out = prepare_out(FLAGS.out, {"model": name, **run})
     started = time.monotonic()
     by_dtype = {}
     for dtype in FLAGS.dtypes:
@@ -614,13 +613,11 @@ def main() -> None:
             "tasks": [task.name for task in tasks],
             "repeats": FLAGS.repeats,
         },
-        "provenance": command.provenance(
-            load_model(model), settings.seed, time.monotonic() - started
-        ),
+        "provenance": provenance(load_model(model), settings.seed, time.monotonic() - started),
         "headline": headline(by_dtype),
         "dtypes": by_dtype,
     }
-    command.write_json(out / "benchmark.json", result)
+    write_json(out / "benchmark.json", result)
     drawn = draw(result, out / "benchmark")
     console.print("wrote " + ", ".join(map(str, [out / "benchmark.json", *drawn])))
 

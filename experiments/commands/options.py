@@ -37,7 +37,8 @@ def define(options: type[Any]) -> None:
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
-        kind, default, explained = hints[field.name], field.default, field.metadata["help"]
+        kind, explained = hints[field.name], field.metadata["help"]
+        default: Any = field.default
         if isinstance(kind, types.UnionType):
             (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
         if typing.get_origin(kind) is Literal:

@@ -11,8 +11,9 @@ from experiments.commands import options
 from experiments.commands.registry import EXPERIMENTS, Experiment
 from experiments.page.section import Section, lines
 from experiments.run import flags as command
-from experiments.run import study as studies
 from experiments.run.flags import console
+from experiments.run.results import write_json
+from experiments.run.start import define_flags, study_from_flags
 from experiments.run.study import Study
 from taskvec_jax.transformer.config import DecoderConfig
 
@@ -20,7 +21,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 def main(name: str) -> None:
     """The command line of one experiment, `python -m experiments.<name>`."""
     experiment = EXPERIMENTS[name]
-    studies.define_flags()
+    define_flags()
     define_options([experiment])
     command.run(lambda: run_alone(experiment))
 
@@ -52,7 +53,7 @@ def given_to(experiment: Experiment) -> Any:
 
 def run_alone(experiment: Experiment) -> None:
     """Runs one experiment on a study of its own."""
-    study = studies.study_from_flags(checks=checks_of([experiment]))
+    study = study_from_flags(checks=checks_of([experiment]))
     try:
         finish(study, experiment)
     finally:
@@ -66,7 +67,7 @@ def finish(study: Study, experiment: Experiment) -> dict[str, Any]:
     module = experiment.module
     result = module.run(study) if given is None else module.run(study, given)
     path = study.out / f"{experiment.name}.json"
-    command.write_json(path, result)
+    write_json(path, result)
     written = draw_all(experiment, result, study.out)
     show(experiment.page.section(result))
     console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)

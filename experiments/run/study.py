@@ -13,39 +13,32 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from experiments.run import flags as command
-from experiments.run import identity, own_tasks, preemption
+from experiments.run import identity
 from experiments.run.fingerprint import fingerprint
-from experiments.run.flags import FLAGS, console
 from experiments.run.journal import Journal
+from experiments.run.results import (
+    matmul_precision,
+    provenance,
+)
 from experiments.run.writing import WriteError
-from taskvec_jax.distributed.processes import all_or_none, is_first_process
-from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controls import evaluate_with_controls
 from taskvec_jax.evaluation.protocol import (
     Settings,
     best_layer,
-    check_injection,
     choose_layer,
-    draw_prompts,
     read_test_theta,
 )
-from taskvec_jax.models.loading import check_dtype
 from taskvec_jax.models.model import Model
-from taskvec_jax.models.names import describe
-from taskvec_jax.prompting.prompts import fit
-from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
-from taskvec_jax.transformer.config import DecoderConfig
 
 # Whose versions are part of a unit's name: what they compute is in its value.
 NUMERIC = ("flax", "jax", "jaxlib", "numpy", "optax", "scikit-learn", "tokenizers")
@@ -108,7 +101,7 @@ class Study:
             "tokenizer": self.model.tokenizer.sha256,
             "config": self.model.config.to_dict(),
             "device": [device.platform, device.device_kind],
-            "matmul_precision": command.matmul_precision(),
+            "matmul_precision": matmul_precision(),
             "task": task and {"name": task.name, "sha256": task_sha256(task)},
             "settings": decisive,
             **more,
@@ -185,9 +178,7 @@ class Study:
                 "tasks": [task.name for task in self.tasks],
                 **self.record,
             },
-            "provenance": command.provenance(
-                self.model, settings.seed, time.monotonic() - self.started
-            ),
+            "provenance": provenance(self.model, settings.seed, time.monotonic() - self.started),
             **payload,
         }
 
@@ -260,153 +251,3 @@ def some_of_each(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
             covered.add(task.category)
             chosen.append(task)
     return chosen
-
-
-def define_flags() -> None:
-    """All flags a study needs."""
-    command.define_model_flags()
-    command.define_prompt_flags()
-    flags.DEFINE_string("out", None, "Directory for results; results/<run> when left out.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What the flags ask for, looked over before anything is loaded or written.
-
-    Attributes:
-      settings: of the run.
-      tasks: those to run, whether they fit or not.
-      available: all that are known.
-      fitted: the tasks that fit and why the others do not (`fitting_tasks`); None where the
-        model's tokenizer is not here yet.
-    """
-
-    settings: Settings
-    tasks: list[Task]
-    available: list[Task]
-    fitted: tuple[list[Task], dict[str, str]] | None
-
-
-def ask(checks: Sequence[Callable[[DecoderConfig], None]] = ()) -> Asked:
-    """Reads the flags of a study and finds what is wrong with them, without the model's weights.
-
-    Args:
-      checks: each is called with the model's config, and raises TaskVecError where the options of
-        an experiment that will be run cannot be meant.
-
-    Raises:
-      TaskVecError: flags that cannot be meant, an unknown model or task, a named task that does not
-        fit.
-    """
-    settings = command.settings_from_flags()
-    tasks, available = command.tasks_from_flags(), command.available_tasks_from_flags()
-    check_dtype(FLAGS.dtype)
-    if FLAGS.mesh:
-        MeshShape.parse(FLAGS.mesh)
-    fitted = None
-    with all_or_none():
-        if is_first_process():  # of several processes only its files count
-            _, config = describe(FLAGS.model, FLAGS.revision)
-            for check in checks:
-                check(config)
-            tokenizer = own_tasks.tokenizer_of(FLAGS.model, FLAGS.revision)
-            if tokenizer is not None:
-                fitted = fitting_tasks(tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks))
-    return Asked(settings, tasks, available, fitted)
-
-
-def study_from_flags(
-    model: Model | None = None,
-    out: Path | None = None,
-    checks: Sequence[Callable[[DecoderConfig], None]] = (),
-) -> Study:
-    """Loads the model and opens the journal that the flags ask for.
-
-    Args:
-      checks: as for `ask`.
-
-    Raises:
-      TaskVecError: flags that do not fit, or a model whose writes and reads do not agree.
-    """
-    asked = ask(checks)
-    out = out or command.results_directory()
-    journal = open_journal(out)
-    model = model or command.model_from_flags()
-    settings = command.within_memory(asked.settings, model, asked.tasks)
-    command.check_results(out, model)
-    short = command.short_demonstrations()
-    tasks, left_out = asked.fitted or fitting_tasks(
-        model.tokenizer, asked.tasks, settings, must_fit=bool(FLAGS.tasks)
-    )
-    tell_left_out(left_out)
-    study = Study(
-        model=model,
-        tasks=tasks,
-        available=asked.available,
-        settings=settings,
-        short_settings=dataclasses.replace(settings, num_demonstrations=short),
-        out=out,
-        journal=journal,
-        named=bool(FLAGS.tasks),
-        record={
-            "task_data": FLAGS.task_data,
-            "task_file": FLAGS.task_file,
-            "left_out": left_out,
-        },
-    )
-    difference = check_injection(model, settings.batch_size)
-    console.print(
-        f"{model.name}: own residual re-injected after each layer: top logit moves by"
-        f" {difference:.1e} at most"
-    )
-    return study
-
-
-def open_journal(out: Path) -> Journal:
-    """The journal of a directory, which SIGTERM ends between two units."""
-    preemption.listen()
-    journal = Journal(out, preemption.stop_if_asked)
-    if journal.unreadable:
-        console.print(
-            f"{journal.path}: {journal.unreadable} damaged line"
-            f"{'s' * (journal.unreadable > 1)}; what stood there is computed again",
-            markup=False,
-        )
-    return journal
-
-
-def fitting_tasks(
-    tokenizer: Tokenizer, tasks: Sequence[Task], settings: Settings, must_fit: bool
-) -> tuple[list[Task], dict[str, str]]:
-    """The tasks that a tokenizer and these settings can pose, found before any costs time.
-
-    Args:
-      must_fit: the tasks were named one by one, so one that does not fit is an error.
-
-    Returns:
-      The tasks, and why the others were left out, by name.
-
-    Raises:
-      TaskVecError: a named task does not fit, or none does.
-    """
-    fitting, left_out, why = [], {}, TaskVecError("there is no task to run; name one with --tasks")
-    for task in tasks:
-        try:
-            fitted = fit(task, tokenizer)
-            draw_prompts(fitted, dataclasses.replace(settings, num_prompts=1), "test")
-        except TaskVecError as error:
-            if must_fit:
-                raise
-            why = error
-            left_out[task.name] = str(error)
-        else:
-            fitting.append(task)
-    if not fitting:
-        raise why
-    return fitting, left_out
-
-
-def tell_left_out(left_out: Mapping[str, str]) -> None:
-    """A line for each task that is left out."""
-    for reason in left_out.values():
-        console.print(f"left out: {reason}", markup=False)

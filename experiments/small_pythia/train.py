@@ -40,6 +40,7 @@ from jax.sharding import Mesh
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import FLAGS, console
+from experiments.run.results import prepare_out, provenance, write_json
 from experiments.run.writing import told, write_whole
 from experiments.small_pythia import training
 from experiments.small_pythia.mixture import (
@@ -227,7 +228,7 @@ def go_on_from(out: Path, config: DecoderConfig, settings: Training, about: Any)
                 " another --out, or the settings it was begun with"
             )
     else:
-        command.write_json(record, about)
+        write_json(record, about)
     with writing(out / "state"):
         pass  # a run killed while it replaced the state has left it beside its place
     if not (out / "state").exists():
@@ -263,7 +264,7 @@ def main() -> None:
     }
     mesh = make_mesh(MeshShape.parse(FLAGS.mesh)) if FLAGS.mesh else None
     training.check_rows(mesh, FLAGS.batch_size)
-    out = command.prepare_out(FLAGS.out)
+    out = prepare_out(FLAGS.out)
     state = go_on_from(out, config, settings, about)
     mixture = Mixture(tokenizer, settings.seed, FLAGS.batch_size)
     origin = {"model": NAME, "source": "experiments.small_pythia.train", "made_with": about}
@@ -319,9 +320,9 @@ def finish(
         "seconds": seconds,
         "tokens_per_second": sum(line["tokens"] for line in lines) / seconds,
         "log": lines,
-        "provenance": command.provenance(model, about["training"]["seed"], seconds),
+        "provenance": provenance(model, about["training"]["seed"], seconds),
     }
-    command.write_json(out / f"{NAME}.json", result)
+    write_json(out / f"{NAME}.json", result)
     from experiments.page import figures  # matplotlib is slow to import
 
     with figures.theme("light"):

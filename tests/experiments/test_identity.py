@@ -14,8 +14,8 @@ from experiments import main_results
 from experiments.cross_models import compare
 from experiments.page.cross_models import section
 from experiments.report import build
-from experiments.run import flags as command
 from experiments.run import identity
+from experiments.run.results import write_json
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
 
@@ -170,7 +170,7 @@ def test_files_that_are_no_results_do_not_stand_in_the_way(tmp_path: Path) -> No
 def test_what_replaces_a_result_of_other_tasks_says_so(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "main_results.json"
     for tasks, said in ((["a"], ""), (["a"], ""), (["a", "b"], "replaces a result of other tasks")):
-        command.write_json(path, {"settings": {"tasks": tasks, "batch_size": len(said)}})
+        write_json(path, {"settings": {"tasks": tasks, "batch_size": len(said)}})
         assert said in (printed := capsys.readouterr().out)
         assert bool(printed) == bool(said)
         assert json.loads(path.read_text())["settings"]["tasks"] == tasks

@@ -11,8 +11,9 @@ from experiments import layer_sweep
 from experiments.commands.registry import EXPERIMENTS
 from experiments.commands.runner import run_alone
 from experiments.run import flags as command
-from experiments.run import study as studies
+from experiments.run import start
 from experiments.run.own_tasks import own_tasks, tokenizer_of
+from experiments.run.start import ask, define_flags, fitting_tasks
 from experiments.small_pythia.mixture import HELD_OUT, TRAINING_TASKS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
@@ -36,7 +37,7 @@ def parsed(monkeypatch):
             f"DEFINE_{kind}",
             lambda *args, define=define, **how: define(*args, flag_values=values, **how),
         )
-    studies.define_flags()
+    define_flags()
     return lambda *words: values(["command", *words])
 
 
@@ -50,7 +51,7 @@ def test_the_small_model_is_run_on_what_it_was_trained_on(parsed, tmp_path):
     available = names(command.available_tasks_from_flags())
     assert available[: len(TASKS)] == list(TASKS)
     assert {*TRAINED, HELD_OUT.name} <= {*available}
-    asked = studies.ask()
+    asked = ask()
     assert asked.fitted is not None
     assert names(asked.fitted[0]) == TRAINED
     assert not asked.fitted[1]
@@ -76,11 +77,11 @@ def test_tasks_that_a_tokenizer_cannot_pose_are_left_out_and_named_ones_refused(
     assert tokenizer is not None
     words = Task("own", "words", (Pair("house", "maison"), Pair("cat", "chat")))
     tasks, settings = [words, TASKS["algorithmic_to_upper"]], Settings(num_prompts=1)
-    fitting, left_out = studies.fitting_tasks(tokenizer, tasks, settings, must_fit=False)
+    fitting, left_out = fitting_tasks(tokenizer, tasks, settings, must_fit=False)
     assert names(fitting) == ["algorithmic_to_upper"]
     assert "own_words: this tokenizer leaves none" in left_out["own_words"]
     with pytest.raises(TaskVecError, match="own_words: this tokenizer leaves none"):
-        studies.fitting_tasks(tokenizer, tasks, settings, must_fit=True)
+        fitting_tasks(tokenizer, tasks, settings, must_fit=True)
 
 
 def test_the_layer_sweep_says_what_it_leaves_out_before_its_first_row(
@@ -95,8 +96,8 @@ def test_the_layer_sweep_says_what_it_leaves_out_before_its_first_row(
         raise ReachedError
 
     monkeypatch.setattr(layer_sweep, "run_tasks", run_tasks)
-    monkeypatch.setattr(studies.preemption, "listen", lambda: None)  # SIGTERM stays as it is
-    monkeypatch.setattr(studies, "check_injection", lambda model, batch_size: 0.0)
+    monkeypatch.setattr(start.preemption, "listen", lambda: None)  # SIGTERM stays as it is
+    monkeypatch.setattr(start, "check_injection", lambda model, batch_size: 0.0)
     (tmp_path / "data" / "own").mkdir(parents=True)
     (tmp_path / "data" / "own" / "words.json").write_text(json.dumps({"house": "maison"}))
     out = tmp_path / "out"

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import pytest
+import tokenizers
 from conftest import LLAMA
 
 from experiments.dose import score_writes
@@ -43,6 +44,7 @@ def name_of(
 
 def other_tokenizer() -> Tokenizer:
     backend = build_tokenizer()._backend
+    assert isinstance(backend, tokenizers.Tokenizer)
     backend.add_tokens(["one more"])
     return Tokenizer(backend)
 

@@ -11,8 +11,8 @@ import pytest
 from tiny_checkpoint import ROOT
 
 from experiments.page import figures
-from experiments.run.flags import write_json
 from experiments.run.journal import Journal
+from experiments.run.results import write_json
 from experiments.run.study import Study
 from experiments.run.writing import WriteError, write_whole
 from taskvec_jax.evaluation.protocol import Settings
