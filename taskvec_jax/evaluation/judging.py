@@ -1,4 +1,4 @@
-"""taskvec_jax.evaluation.judging"""
+"""Which predicted tokens are right, by the paper's rule, and the accuracy of a set of answers."""
 
 from __future__ import annotations
 

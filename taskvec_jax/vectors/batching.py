@@ -1,4 +1,4 @@
-"""Calls of a compiled program on many rows: chunks of similar length, halved where memory is short."""
+"""Runs a compiled program over many rows in chunks; where memory is short, chunks are halved."""
 
 from __future__ import annotations
 
