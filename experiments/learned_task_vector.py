@@ -48,7 +48,6 @@ from taskvec_jax.evaluation.protocol import (
     read_theta,
 )
 from taskvec_jax.prompting.prompts import (
-    UNFILTERED_CATEGORY,
     FittedTask,
     Prompt,
     fit,
@@ -259,7 +258,7 @@ def answer_tokens(judge: Judge, pair: Pair) -> list[int]:
     found = []
     for answer in (pair.output, *(space + accepted for accepted in pair.accepted)):
         ids = tokenizer.continuation(query, answer)
-        if len(ids) == 1 or (ids and fitted.task.category == UNFILTERED_CATEGORY):
+        if len(ids) == 1 or (ids and fitted.task.match == "prefix"):
             found.append(ids[0])
     return sorted(set(found))
 

@@ -12,6 +12,7 @@ from experiments.page.section import Cell, Section, Table, number, score, text
 from taskvec_jax.evaluation.controls import CONTROLS
 from taskvec_jax.evaluation.judging import is_correct
 from taskvec_jax.tasks import Pair
+from taskvec_jax.tasks.task import CONVENTIONS  # for results written before they held `match`
 
 CONTROL_TITLES = {
     "majority_class": "majority",
@@ -231,7 +232,8 @@ def _worst_table(tasks: dict[str, Any]) -> Table:
 def _right(task: dict[str, Any], example: dict[str, str], measure: str) -> bool:
     """By the paper's rule, other accepted answers left aside: examples do not hold them."""
     pair = Pair(example["query"], example["answer"])
-    return is_correct(task["category"], pair, example[measure])
+    match = task.get("match") or CONVENTIONS.get(task["category"], {}).get("match", "exact")
+    return is_correct(match, pair, example[measure])
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:

@@ -194,8 +194,8 @@ def evaluate_with_controls(
 
 
 def _says(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool]:
-    category = judge.fitted.task.category
-    return [is_correct(category, p.query, said) for p, said in zip(prompts, answers, strict=True)]
+    match = judge.fitted.task.match
+    return [is_correct(match, p.query, said) for p, said in zip(prompts, answers, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from taskvec_jax.prompting.prompts import (
     render_query,
     sample,
 )
-from taskvec_jax.tasks.task import Task, check_task
+from taskvec_jax.tasks.task import Match, Task, check_task
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.rows import tree_length
@@ -81,7 +81,7 @@ class TaskResult:
     """Everything measured on one task.
 
     Attributes:
-      category: of the task; answers are judged by it.
+      category: of the task.
       baseline: zero-shot, no injection, on the queries of dev and test.
       icl: demonstrations and query, on test.
       task_vector: theta of each test prompt injected at `best_layer`, on test.
@@ -93,6 +93,7 @@ class TaskResult:
       leading_space: the task was posed as ` x` -> ` y`.
       examples: all test prompts.
       warnings: what a reader should know before believing the numbers.
+      match: the rule by which answers were judged (`Task.match`).
     """
 
     category: str
@@ -109,6 +110,7 @@ class TaskResult:
     leading_space: bool
     examples: list[Example]
     warnings: list[str]
+    match: Match
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; `from_dict` reads them back."""
@@ -369,6 +371,7 @@ def score_task(
             )
         ],
         warnings=warnings,
+        match=fitted.task.match,
     )
 
 
