@@ -14,6 +14,7 @@ ICL .31, vector .24 (4 minutes on 2 shared cores).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -72,7 +73,7 @@ def directions(name: str, task: Task) -> dict[str, Task]:
     """
     if name == "copy":
         copies = tuple(Pair(pair.input, pair.input) for pair in task.pairs)
-        return {"forward": Task(task.category, name, copies)}
+        return {"forward": dataclasses.replace(task, short_name=name, pairs=copies)}
     sources: dict[str, list[str]] = {}
     for pair in task.pairs:
         for answer in dict.fromkeys((pair.output, *pair.accepted)):
@@ -89,9 +90,11 @@ def directions(name: str, task: Task) -> dict[str, Task]:
         if pair.input not in other or (own is forward and _agree(pair, other[pair.input]))
     ]
     return {
-        "forward": Task(task.category, f"{name}_forward", task.pairs),
-        "backward": Task(task.category, f"{name}_backward", tuple(backward.values())),
-        "both": Task(task.category, f"{name}_both", tuple(mixed)),
+        "forward": dataclasses.replace(task, short_name=f"{name}_forward", pairs=task.pairs),
+        "backward": dataclasses.replace(
+            task, short_name=f"{name}_backward", pairs=tuple(backward.values())
+        ),
+        "both": dataclasses.replace(task, short_name=f"{name}_both", pairs=tuple(mixed)),
     }
 
 
@@ -109,7 +112,7 @@ def _right(task: Task, result: TaskResult) -> dict[str, list[bool]]:
     pairs = {pair.input.strip(): pair for pair in task.pairs}
     return {
         measure: [
-            is_correct(task.category, pairs[example.query.strip()], getattr(example, measure))
+            is_correct(task.match, pairs[example.query.strip()], getattr(example, measure))
             for example in result.examples
         ]
         for measure in ("icl", "task_vector")

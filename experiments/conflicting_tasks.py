@@ -125,11 +125,9 @@ def shared_queries(a: FittedTask, b: FittedTask) -> list[tuple[Pair, Pair]]:
 
 def _mistakable(a: FittedTask, mine: Pair, b: FittedTask, other: Pair) -> bool:
     return any(
-        is_correct(b.task.category, other, answer)
-        for answer in (mine.output.strip(), *mine.accepted)
+        is_correct(b.task.match, other, answer) for answer in (mine.output.strip(), *mine.accepted)
     ) or any(
-        is_correct(a.task.category, mine, answer)
-        for answer in (other.output.strip(), *other.accepted)
+        is_correct(a.task.match, mine, answer) for answer in (other.output.strip(), *other.accepted)
     )
 
 

@@ -28,6 +28,7 @@ from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.judging import Judge, accuracy
 from taskvec_jax.evaluation.protocol import Settings, draw_prompts
+from taskvec_jax.evaluation.reading import read_prompts
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts
@@ -103,13 +104,9 @@ def score_prompts(study: Study, task: Task, layer: int, settings: Settings) -> d
     """ICL and task vector on test prompts of these settings."""
     model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
     test = draw_prompts(judge.fitted, settings, "test")
-    encode = model.tokenizer.encode_all
-    residuals, read = read_texts(
-        model, [encode([*p.dummies(), p.icl()]) for p in test], settings.batch_size
-    )
-    theta = residuals[:, : settings.num_dummy_queries, layer].mean(axis=1)
-    (vector,) = _scores(study, judge, test, theta[:, None], layer)
-    return {"icl": vars(accuracy(judge.correct(test, read.tokens[:, -1]))), "task_vector": vector}
+    theta, icl = read_prompts(model, test, settings.batch_size)
+    (vector,) = _scores(study, judge, test, theta[:, layer][:, None], layer)
+    return {"icl": vars(accuracy(judge.correct(test, icl))), "task_vector": vector}
 
 
 def score_dummies(study: Study, task: Task, layer: int, settings: Settings) -> dict[str, Any]:

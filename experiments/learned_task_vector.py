@@ -47,8 +47,8 @@ from taskvec_jax.evaluation.protocol import (
     random_like,
     read_theta,
 )
+from taskvec_jax.evaluation.reading import read_prompts
 from taskvec_jax.prompting.prompts import (
-    UNFILTERED_CATEGORY,
     FittedTask,
     Prompt,
     fit,
@@ -69,7 +69,7 @@ from taskvec_jax.vectors.learning import (
     make_examples,
 )
 from taskvec_jax.vectors.patching import read_states
-from taskvec_jax.vectors.sweep import inject_vectors, read_texts, sweep_layers
+from taskvec_jax.vectors.sweep import inject_vectors, sweep_layers
 
 NAME = "learned_task_vector"
 INITS = ("theta", "zero", "random")
@@ -260,7 +260,7 @@ def answer_tokens(judge: Judge, pair: Pair) -> list[int]:
     found = []
     for answer in (pair.output, *(space + accepted for accepted in pair.accepted)):
         ids = tokenizer.continuation(query, answer)
-        if len(ids) == 1 or (ids and fitted.task.category == UNFILTERED_CATEGORY):
+        if len(ids) == 1 or (ids and fitted.task.match == "prefix"):
             found.append(ids[0])
     return sorted(set(found))
 
@@ -432,10 +432,8 @@ def score_test(
 ) -> dict[str, Any]:
     """Accuracy on test by layer of own thetas, their mean and the learned vectors; and the ends."""
     model, size = study.model, study.settings.batch_size
-    encode = model.tokenizer.encode_all
-    queries = encode([p.zero_shot() for p in test])
-    residuals, read = read_texts(model, [encode([*p.dummies(), p.icl()]) for p in test], size)
-    theta = residuals[:, : study.settings.num_dummy_queries].mean(axis=1)  # [N, L, D]
+    queries = model.tokenizer.encode_all([p.zero_shot() for p in test])
+    theta, icl = read_prompts(model, test, size)
     swept = judge.correct(test, sweep_layers(model, queries, theta, size).tokens)
     both = np.concatenate([mean, learned.vectors])
     said = inject_vectors(
@@ -453,7 +451,7 @@ def score_test(
     }
     return {
         "baseline": vars(accuracy(swept[:, 0])),
-        "icl": vars(accuracy(judge.correct(test, read.tokens[:, -1]))),
+        "icl": vars(accuracy(judge.correct(test, icl))),
         **{name: [vars(accuracy(c)) for c in right.T] for name, right in scores.items()},
     }
 

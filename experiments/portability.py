@@ -27,7 +27,7 @@ from experiments.run.study import Study
 from taskvec_jax.evaluation.judging import Judge, accuracy
 from taskvec_jax.evaluation.protocol import draw_prompts
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import UNFILTERED_CATEGORY, FittedTask, Prompt, fit
+from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts
 
@@ -101,7 +101,7 @@ def fit_templates(model: Model, task: Task) -> FittedTask:
             len(model.tokenizer.continuation(template.ask(pair), pair.output))
             for template in TEMPLATES
         ]
-        if task.category == UNFILTERED_CATEGORY:
+        if task.match == "prefix":
             return min(lengths) > 0
         return set(lengths) == {1}
 

@@ -32,6 +32,7 @@ from taskvec_jax.transformer.decoder import (
     Decoder,
     Override,
     Params,
+    at_positions,
     flatten,
     leaf_shapes,
     unflatten,
@@ -194,7 +195,9 @@ def _losses(
     """The loss, (answer loss, accuracy, accuracy of injected queries), and whether the residual
     stream after each layer is finite where theta is read, bool [L]."""
     vector = training.vector_loss > 0
-    residuals, logits = decoder.apply(params, batch.tokens, batch.last, method="trace")
+    keep = {"resid": lambda x: at_positions(x, batch.last)}
+    x, kept = decoder.apply(params, batch.tokens, keep, method="keep")
+    residuals, logits = kept["resid"], decoder.apply(params, x, method="unembed")
     weights = batch.weights / batch.weights.sum()
     wrong = optax.softmax_cross_entropy_with_integer_labels(logits, batch.answers)
     loss = answer_loss = (weights * wrong).sum()

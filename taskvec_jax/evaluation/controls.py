@@ -1,52 +1,132 @@
 """Controls: what a task vector has to beat before it counts as carrying the task.
 
-Every control is scored on the same test prompts, by the same rule, as the task vector:
+Every control is scored on the same test prompts, by the same rule, as the task vector. Each is one
+entry of `CONTROLS`, with its name, its titles and how its answers are made; results, tables and the
+verdict follow from the entry. The zero-shot baseline is held against the task vector with them.
 
-* majority_class: always answer the most common output of the task's pairs;
-* copy_input: answer the query itself;
-* last_layer_replay: theta injected after the last block. Nothing is computed after it, so the
-  model repeats what it would have said to the dummy queries: what a prompt leaks without any task
-  being applied to the query;
-* other_task: theta of other tasks, in turn, at this task's layer;
-* random_vector: a random direction of theta's norm at this task's layer;
-* shuffled_labels: theta from the same demonstrations with their outputs passed round.
-
-The zero-shot baseline is held against the task vector with them.
+Shapes: N test prompts, L layers, D width.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.judging import Accuracy, Judge, accuracy, is_correct
+from taskvec_jax.evaluation.control_prompts import (
+    majority_answer,
+    other_prompts,
+    shuffle_labels,
+)
+from taskvec_jax.evaluation.judging import Accuracy, accuracy, is_correct
 from taskvec_jax.evaluation.protocol import (
     Measured,
-    Settings,
-    TaskResult,
     measure,
     random_control,
     score_task,
 )
+from taskvec_jax.evaluation.reading import read_prompts
+from taskvec_jax.evaluation.results import Settings, TaskResult
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
-from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.tasks.task import Task
-from taskvec_jax.vectors.sweep import inject_vectors, read_texts, sweep_layers
+from taskvec_jax.vectors.sweep import inject_vectors, sweep_layers
 
-CONTROLS: Mapping[str, str] = {
-    "majority_class": "the most common answer",
-    "copy_input": "copying the input",
-    "last_layer_replay": "last-layer replay",
-    "other_task": "theta of other tasks",
-    "random_vector": "a random vector of the same norm",
-    "shuffled_labels": "theta from shuffled labels",
+
+class Texts(NamedTuple):
+    """Answers that are texts, one for each test prompt; no model is asked."""
+
+    texts: list[str]
+
+
+class Tokens(NamedTuple):
+    """Answers that are predicted tokens, int [N]."""
+
+    tokens: np.ndarray
+
+
+class Vectors(NamedTuple):
+    """Vectors [N, D], whose answers are predicted with them at the task's layer."""
+
+    vectors: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Materials:
+    """What controls are made of.
+
+    Attributes:
+      measured: the task, its prompts, thetas and layer.
+      settings: of the run.
+      swept: int [N, 1 + L], predicted tokens of the test queries: untouched, then with each test
+        prompt's own theta injected after every layer.
+      shuffled: [N, D], theta at the task's layer from demonstrations with their outputs passed
+        round.
+      lent: [N, D], theta at that layer from prompts of other tasks; None if there is no other task.
+    """
+
+    measured: Measured
+    settings: Settings
+    swept: np.ndarray
+    shuffled: np.ndarray
+    lent: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """One control.
+
+    Attributes:
+      phrase: what it is, inside a sentence.
+      title: the same over a column of a table.
+      make: its answers, or the vectors that give them; None where it cannot be made.
+    """
+
+    phrase: str
+    title: str
+    make: Callable[[Materials], Texts | Tokens | Vectors | None]
+
+
+def _majority_class(m: Materials) -> Texts:
+    """Always the most common output of the task's pairs."""
+    return Texts([majority_answer(m.measured.judge.fitted)] * len(m.measured.test))
+
+
+def _copy_input(m: Materials) -> Texts:
+    """The query itself."""
+    return Texts([prompt.query.input.strip() for prompt in m.measured.test])
+
+
+def _last_layer_replay(m: Materials) -> Tokens:
+    """Theta injected after the last block. Nothing is computed after it, so the model repeats its
+    answer to the dummy queries: what a prompt leaks without any task applied to the query."""
+    return Tokens(m.swept[:, -1])
+
+
+def _other_task(m: Materials) -> Vectors | None:
+    """Theta of other tasks, in turn."""
+    return None if m.lent is None else Vectors(m.lent)
+
+
+def _random_vector(m: Materials) -> Vectors:
+    """A random direction of theta's norm."""
+    return Vectors(random_control(m.measured, m.settings))
+
+
+def _shuffled_labels(m: Materials) -> Vectors:
+    """Theta from the same demonstrations with their outputs passed round."""
+    return Vectors(m.shuffled)
+
+
+CONTROLS: Mapping[str, Control] = {
+    "majority_class": Control("the most common answer", "majority", _majority_class),
+    "copy_input": Control("copying the input", "copy", _copy_input),
+    "last_layer_replay": Control("last-layer replay", "replay", _last_layer_replay),
+    "other_task": Control("theta of other tasks", "other θ", _other_task),
+    "random_vector": Control("a random vector of the same norm", "random", _random_vector),
+    "shuffled_labels": Control("theta from shuffled labels", "shuffled", _shuffled_labels),
 }
 
 
@@ -74,67 +154,6 @@ class ControlledResult:
         return {**rest.pop("result"), **rest}
 
 
-def majority_answer(fitted: FittedTask) -> str:
-    """The most common output of a task's pairs, stripped; ties to the earliest pair."""
-    return collections.Counter(pair.output.strip() for pair in fitted.pairs).most_common(1)[0][0]
-
-
-def shuffle_labels(prompt: Prompt, *seed: object) -> Prompt:
-    """The same demonstrations with their outputs passed round, so that none keeps its own place.
-
-    A lone demonstration takes the output of a dummy query.
-    """
-    shown = prompt.demonstrations
-    if len(shown) == 1:
-        outputs = [prompt.dummy_queries[0].output]
-    else:
-        order = draw(seeded("shuffled labels", *seed), range(len(shown)), len(shown))
-        outputs = [""] * len(shown)
-        for here, there in zip(order, order[1:] + order[:1], strict=True):
-            outputs[here] = shown[there].output
-    return dataclasses.replace(
-        prompt,
-        demonstrations=tuple(
-            pair._replace(output=output, accepted=())
-            for pair, output in zip(shown, outputs, strict=True)
-        ),
-    )
-
-
-def other_prompts(
-    model: Model, task: Task, others: Sequence[Task], settings: Settings
-) -> list[Prompt]:
-    """Prompts of other tasks, taken in turn: prompt i is of task i modulo their number.
-
-    Tasks that this tokenizer or these settings rule out are passed over.
-    """
-    fitted = []
-    for other in others:
-        if other.name != task.name:
-            try:
-                fits = fit(other, model.tokenizer)
-                _draw_one(fits, settings, 0)
-            except TaskVecError:
-                continue
-            fitted.append(fits)
-    return [
-        _draw_one(fitted[i % len(fitted)], settings, i)
-        for i in range(settings.num_prompts if fitted else 0)
-    ]
-
-
-def _draw_one(fitted: FittedTask, settings: Settings, i: int) -> Prompt:
-    (prompt,) = sample(
-        fitted,
-        seed=settings.seed,
-        split=f"lent/{i}",
-        count=1,
-        num_demonstrations=settings.num_demonstrations,
-        num_dummy_queries=settings.num_dummy_queries,
-    )
-    return prompt
-
-
 def evaluate_with_controls(
     model: Model,
     task: Task,
@@ -155,47 +174,66 @@ def evaluate_with_controls(
       TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
     """
     m = measure(model, task, settings, progress)
-    n, encode, judge = len(m.test), model.tokenizer.encode_all, m.judge
-    queries = encode([prompt.zero_shot() for prompt in m.test])
+    judge, n = m.judge, len(m.test)
+    queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in m.test])
     swept = sweep_layers(model, queries, m.theta, settings.batch_size).tokens  # [N, 1 + L]
     progress(n)
 
     shuffled = [shuffle_labels(p, settings.seed, task.name, i) for i, p in enumerate(m.test)]
     lent = other_prompts(model, task, others, settings)
-    texts = [encode([*p.dummies(), p.icl()]) for p in [*shuffled, *lent]]
-    residuals, read = read_texts(model, texts, settings.batch_size)
-    theta = residuals[:, : settings.num_dummy_queries, m.layer].mean(axis=1)  # [N or 2N, D]
+    theta, icl = read_prompts(model, [*shuffled, *lent], settings.batch_size)
+    theta = theta[:, m.layer]  # [N or 2N, D]
     progress(n)
-    # Without another task the shuffled theta stands in its place, so that shapes stay few.
-    vectors = [random_control(m, settings), theta[:n], theta[-n:]]
-    injected = inject_vectors(
-        model, queries, np.stack(vectors, axis=1), np.full(3, m.layer), settings.batch_size
-    ).tokens
+    materials = Materials(m, settings, swept, theta[:n], theta[n:] if lent else None)
+    answers = _answers(materials, queries)
     progress(n)
 
-    majority = majority_answer(judge.fitted)
-    controls: dict[str, Accuracy | None] = {
-        "majority_class": accuracy(_says(judge, m.test, [majority] * n)),
-        "copy_input": accuracy(_says(judge, m.test, [p.query.input.strip() for p in m.test])),
-        "last_layer_replay": accuracy(judge.correct(m.test, swept[:, -1])),
-        "other_task": accuracy(judge.correct(m.test, injected[:, 3])) if lent else None,
-        "random_vector": accuracy(judge.correct(m.test, injected[:, 1])),
-        "shuffled_labels": accuracy(judge.correct(m.test, injected[:, 2])),
-    }
+    controls = {name: _score(m, given) for name, given in answers.items()}
+    random = controls["random_vector"]
+    assert random is not None  # it needs nothing that could be absent
     curve = judge.correct(m.test, swept[:, 1:]).mean(axis=0)
     result = ControlledResult(
-        result=score_task(m, swept[:, 0], swept[:, 1 + m.layer], injected[:, 1]),
+        result=score_task(m, swept[:, 0], swept[:, 1 + m.layer], random),
         controls=controls,
-        icl_shuffled_labels=accuracy(judge.correct(m.test, read.tokens[:n, -1])),
+        icl_shuffled_labels=accuracy(judge.correct(m.test, icl[:n])),
         test_accuracy_by_layer=[float(share) for share in curve],
-        majority_answer=majority,
+        majority_answer=majority_answer(judge.fitted),
     )
     return result, m
 
 
-def _says(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[bool]:
-    category = judge.fitted.task.category
-    return [is_correct(category, p.query, said) for p, said in zip(prompts, answers, strict=True)]
+def _answers(
+    materials: Materials, queries: Sequence[Sequence[int]]
+) -> dict[str, Texts | Tokens | None]:
+    """The answers of each control; those given with vectors are predicted, all in one call."""
+    m, settings = materials.measured, materials.settings
+    made = {name: control.make(materials) for name, control in CONTROLS.items()}
+    vectors = {name: found.vectors for name, found in made.items() if isinstance(found, Vectors)}
+    predicted: dict[str, Tokens] = {}
+    if vectors:
+        # For a control that cannot be made another's vectors are written, and what they give is
+        # not used: the number of copies, and so the compiled program, is the same for all tasks.
+        absent = [next(iter(vectors.values())) for found in made.values() if found is None]
+        stacked = np.stack([*vectors.values(), *absent], axis=1)
+        layers = np.full(stacked.shape[1], m.layer)
+        tokens = inject_vectors(m.judge.model, queries, stacked, layers, settings.batch_size).tokens
+        predicted = {name: Tokens(tokens[:, i]) for i, name in enumerate(vectors, start=1)}
+    return {
+        name: predicted[name] if isinstance(found, Vectors) else found
+        for name, found in made.items()
+    }
+
+
+def _score(m: Measured, answers: Texts | Tokens | None) -> Accuracy | None:
+    """Accuracy on the test prompts; None where the control could not be made."""
+    if answers is None:
+        return None
+    if isinstance(answers, Tokens):
+        return accuracy(m.judge.correct(m.test, answers.tokens))
+    match = m.judge.fitted.task.match
+    return accuracy(
+        [is_correct(match, p.query, text) for p, text in zip(m.test, answers.texts, strict=True)]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +276,8 @@ def judge_controls(task: Mapping[str, Any]) -> Verdict:
     margins = {name: difference_low(vector, value) for name, value in scores.items()}
     best = max(scores, key=lambda name: scores[name]["accuracy"])
     closest = min(margins, key=lambda name: margins[name])
-    names = {"baseline": "the zero-shot baseline", **CONTROLS}
+    names = {"baseline": "the zero-shot baseline"}
+    names |= {name: control.phrase for name, control in CONTROLS.items()}
     height, margin = scores[best]["accuracy"], margins[closest]
     if margin > 0:
         words = f"beats its controls (best: {names[best]}, {height:.2f})"

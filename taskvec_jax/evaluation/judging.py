@@ -1,4 +1,4 @@
-"""taskvec_jax.evaluation.judging"""
+"""Which predicted tokens are right, by the paper's rule, and the accuracy of a set of answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import (
-    UNFILTERED_CATEGORY,
-    FittedTask,
-    Prompt,
-    render_query,
-)
-from taskvec_jax.tasks.task import Pair
+from taskvec_jax.prompting.prompts import FittedTask, Prompt, render_query
+from taskvec_jax.tasks.task import Match, Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +40,18 @@ def accuracy(correct: Sequence[bool] | np.ndarray) -> Accuracy:
     return Accuracy(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def is_correct(category: str, pair: Pair, answer: str) -> bool:
+def is_correct(match: Match, pair: Pair, answer: str) -> bool:
     """The paper's rule.
 
-    Knowledge: either string begins with the other, because the answer may be several tokens and
-    only one is decoded. Every other category: equal to the output or to an accepted alternative.
+    "exact": equal to the output or to an accepted alternative. "prefix": either string begins with
+    the other, because the answer may be several tokens and only one is decoded.
 
     Args:
+      match: of the task (`Task.match`).
       answer: one predicted token, decoded and stripped.
     """
     allowed = [pair.output.strip(), *pair.accepted]
-    if category != UNFILTERED_CATEGORY:
+    if match == "exact":
         return answer in allowed
     return bool(answer) and any(a.startswith(answer) or answer.startswith(a) for a in allowed)
 
@@ -73,11 +69,11 @@ class Judge:
 
     def correct(self, prompts: Sequence[Prompt], tokens: np.ndarray) -> np.ndarray:
         """Whether each predicted token, int [N, ...], is right for its prompt: bool [N, ...]."""
-        category = self.fitted.task.category
+        match = self.fitted.task.match
         decoded = {int(t): self.model.tokenizer.decode_answer(int(t)) for t in np.unique(tokens)}
         flat = tokens.reshape(len(prompts), -1)
         right = [
-            [is_correct(category, prompt.query, decoded[int(token)]) for token in row]
+            [is_correct(match, prompt.query, decoded[int(token)]) for token in row]
             for prompt, row in zip(prompts, flat, strict=True)
         ]
         return np.array(right, bool).reshape(tokens.shape)

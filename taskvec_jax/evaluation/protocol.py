@@ -16,14 +16,10 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.judging import Accuracy, Judge, accuracy
+from taskvec_jax.evaluation.reading import draw_prompts, read_prompts, read_theta
+from taskvec_jax.evaluation.results import Example, Settings, TaskResult
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import (
-    FittedTask,
-    Prompt,
-    fit,
-    render_query,
-    sample,
-)
+from taskvec_jax.prompting.prompts import Prompt, fit, render_query
 from taskvec_jax.tasks.task import Task, check_task
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.vectors.patching import read_states
@@ -36,89 +32,6 @@ from taskvec_jax.wording import short_repr
 # all layers, 2026-11-26): 1.8e-3 in bfloat16, 5.2e-4 in float16.
 IDENTITY_TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 2e-2, "float16": 5e-3}
 LONGEST = 10  # prompts of each task, by characters, among which the one of most tokens is sought
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a run.
-
-    Attributes:
-      num_prompts: prompts of each of dev and test (the paper: 50).
-      num_demonstrations: shown in each prompt (the paper: 5).
-      num_dummy_queries: theta is averaged over this many (the paper: 2).
-      seed: of the draw of prompts.
-      batch_size: rows a compiled call works on; changes no number beyond float noise.
-    """
-
-    num_prompts: int = 50
-    num_demonstrations: int = 5
-    num_dummy_queries: int = 2
-    seed: int = 0
-    batch_size: int = 50
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            got = getattr(self, field.name)
-            if not isinstance(got, int | np.integer) or isinstance(got, bool):
-                raise TaskVecError(f"{field.name} is {short_repr(got)}; it must be a whole number")
-            object.__setattr__(self, field.name, int(got))  # NumPy's numbers are not JSON's
-            if got < 1 and field.name != "seed":
-                raise TaskVecError(f"{field.name} is {got}; it must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One test prompt and what the model said."""
-
-    query: str
-    answer: str
-    icl: str
-    task_vector: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """Everything measured on one task.
-
-    Attributes:
-      category: of the task; answers are judged by it.
-      baseline: zero-shot, no injection, on the queries of dev and test.
-      icl: demonstrations and query, on test.
-      task_vector: theta of each test prompt injected at `best_layer`, on test.
-      random_vector: control; a random direction of theta's norm injected at the same place.
-      icl_strict, task_vector_strict: by the rule "the first token of the answer".
-      best_layer: argmax of dev accuracy, ties to the lowest.
-      dev_accuracy_by_layer: [L].
-      num_pairs: pairs the tokenizer filter kept, of `num_all_pairs`.
-      leading_space: the task was posed as ` x` -> ` y`.
-      examples: all test prompts.
-      warnings: what a reader should know before believing the numbers.
-    """
-
-    category: str
-    baseline: Accuracy
-    icl: Accuracy
-    task_vector: Accuracy
-    random_vector: Accuracy
-    icl_strict: Accuracy
-    task_vector_strict: Accuracy
-    best_layer: int
-    dev_accuracy_by_layer: list[float]
-    num_pairs: int
-    num_all_pairs: int
-    leading_space: bool
-    examples: list[Example]
-    warnings: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file; `from_dict` reads them back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TaskResult:
-        """Reads what `to_dict` wrote."""
-        read = {k: Accuracy(**v) if isinstance(v, dict) else v for k, v in values.items()}
-        return cls(**{**read, "examples": [Example(**example) for example in values["examples"]]})
 
 
 def best_layer(dev_accuracy: Sequence[float] | np.ndarray) -> int:
@@ -148,8 +61,8 @@ class Measured:
       judge: scores predicted tokens of this task.
       dev, test: the prompts.
       theta: float32 [N, L, D], theta of each test prompt after every layer.
-      icl: int [N], what the model says to the whole test prompts.
-      dev_swept: int [N, 1 + L], what it says to the dev queries: untouched, then with each
+      icl: int [N], the predicted token after each whole test prompt.
+      dev_swept: int [N, 1 + L], predicted tokens of the dev queries: untouched, then with each
         prompt's own theta injected after every layer.
       curve: [L], dev accuracy by layer.
       layer: argmax of the curve, ties to the lowest.
@@ -163,18 +76,6 @@ class Measured:
     dev_swept: np.ndarray
     curve: np.ndarray
     layer: int
-
-
-def draw_prompts(fitted: FittedTask, settings: Settings, split: str) -> list[Prompt]:
-    """The prompts of one split ("dev" or "test") under these settings."""
-    return sample(
-        fitted,
-        seed=settings.seed,
-        split=split,
-        count=settings.num_prompts,
-        num_demonstrations=settings.num_demonstrations,
-        num_dummy_queries=settings.num_dummy_queries,
-    )
 
 
 def longest_rows(model: Model, tasks: Sequence[Task], settings: Settings) -> tuple[int, int, int]:
@@ -207,12 +108,6 @@ def longest_rows(model: Model, tasks: Sequence[Task], settings: Settings) -> tup
 
 def _characters(prompt: Prompt) -> int:
     return sum(map(len, [*prompt.dummies(), prompt.icl()]))
-
-
-def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.ndarray:
-    """Theta of each prompt after every layer, averaged over its dummy queries: [N, L, D]."""
-    texts = [model.tokenizer.encode_all(prompt.dummies()) for prompt in prompts]
-    return read_texts(model, texts, batch_size)[0].mean(axis=1)
 
 
 def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:
@@ -264,16 +159,11 @@ def measure(
     """
     judge = Judge(model, fit(task, model.tokenizer))
     dev, test = (draw_prompts(judge.fitted, settings, split) for split in ("dev", "test"))
-    n, encode = len(dev), model.tokenizer.encode_all
-    # Test prompts branch into the dummy queries and the query itself, dev prompts only the former.
-    texts = [encode(p.dummies()) for p in dev] + [encode([*p.dummies(), p.icl()]) for p in test]
-    residuals, read = read_texts(model, texts, settings.batch_size)
-    theta = residuals[:, : settings.num_dummy_queries].mean(axis=1)  # [2N, L, D]
+    n = len(dev)
+    theta, icl = read_prompts(model, test, settings.batch_size, theta_only=dev)  # [2N, L, D], [N]
     swept, curve = sweep_dev(judge, dev, theta[:n], settings.batch_size)
     progress(n)
-    return Measured(
-        judge, dev, test, theta[n:], read.tokens[n:, -1], swept, curve, best_layer(curve)
-    )
+    return Measured(judge, dev, test, theta[n:], icl, swept, curve, best_layer(curve))
 
 
 def random_control(measured: Measured, settings: Settings) -> np.ndarray:
@@ -325,18 +215,20 @@ def evaluate_task(
         settings.batch_size,
     ).tokens
     progress(len(queries))
-    return score_task(measured, *injected.T)
+    untouched, vector, random = injected.T
+    control = accuracy(measured.judge.correct(measured.test, random))
+    return score_task(measured, untouched, vector, control)
 
 
 def score_task(
-    measured: Measured, untouched: np.ndarray, vector: np.ndarray, random: np.ndarray
+    measured: Measured, untouched: np.ndarray, vector: np.ndarray, random_vector: Accuracy
 ) -> TaskResult:
-    """Judges what the model says to the zero-shot test queries.
+    """Scores predicted tokens of the zero-shot test queries.
 
     Args:
       untouched: int [N], with nothing injected.
       vector: int [N], with theta of each prompt at the best layer.
-      random: int [N], with a random vector in its place.
+      random_vector: with a random vector in its place.
     """
     m = measured
     judge, fitted = m.judge, m.judge.fitted
@@ -354,7 +246,7 @@ def score_task(
         baseline=accuracy(base),
         icl=accuracy(judge.correct(m.test, m.icl)),
         task_vector=accuracy(judge.correct(m.test, vector)),
-        random_vector=accuracy(judge.correct(m.test, random)),
+        random_vector=random_vector,
         icl_strict=accuracy(judge.strictly_correct(m.test, m.icl)),
         task_vector_strict=accuracy(judge.strictly_correct(m.test, vector)),
         best_layer=m.layer,
@@ -363,12 +255,13 @@ def score_task(
         num_all_pairs=fitted.num_all,
         leading_space=fitted.leading_space,
         examples=[
-            Example(p.query.input, p.query.output, said, told)
-            for p, said, told in zip(
+            Example(p.query.input, p.query.output, icl, injected)
+            for p, icl, injected in zip(
                 m.test, judge.answers(m.icl), judge.answers(vector), strict=True
             )
         ],
         warnings=warnings,
+        match=fitted.task.match,
     )
 
 

@@ -1,10 +1,10 @@
 """When an answer counts as right: two rules, as functions of text alone.
 
 `paper` scores one predicted token, as the task-vector paper (Hendel et al. 2023) and its code do:
-in knowledge tasks either text may begin with the other, elsewhere they are equal. `full` scores
-generated text: a whole accepted answer, and then the end of a word. Under both, case is ignored in
-translation and counts elsewhere. The same rule scores a model's answers and its controls, such as
-the best constant answer.
+where a task's `match` is "prefix" either text may begin with the other, elsewhere they are equal.
+`full` scores generated text: a whole accepted answer, and then the end of a word. Under both, case
+is ignored where the task says so (`ignore_case`, translation) and counts elsewhere. The same rule
+scores a model's answers and its controls, such as the best constant answer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Literal, NamedTuple, get_args
 from taskvec_jax.errors import TaskVecError
 
 RuleName = Literal["paper", "full"]
-PREFIX_CATEGORY = "knowledge"  # `paper`: one token is the beginning of an answer of several
-CASELESS_CATEGORY = "translation"
 _SAME = str.maketrans({"’": "'", "ʼ": "'", "‐": "-", "‑": "-"})  # typographic twins
 _LAST = "\U0010ffff"  # sorts behind every text
 
@@ -62,15 +60,20 @@ class ScoringRule:
         return text.casefold() if self.ignore_case else text
 
 
-def scoring_rule(name: str, category: str) -> ScoringRule:
-    """The rule of a name for a category of tasks.
+def scoring_rule(
+    name: str, *, match: Literal["exact", "prefix"] = "exact", ignore_case: bool = False
+) -> ScoringRule:
+    """The rule of a name for a task.
+
+    Args:
+      name: "paper" or "full".
+      match, ignore_case: as the task says (`tasks.Task`).
 
     Raises:
       TaskVecError: there is no rule of that name.
     """
-    ignore_case = category == CASELESS_CATEGORY
     if name == "paper":
-        return ScoringRule("paper", category == PREFIX_CATEGORY, ignore_case)
+        return ScoringRule("paper", match == "prefix", ignore_case)
     if name == "full":
         return ScoringRule("full", False, ignore_case)
     raise TaskVecError(f"rule is {name!r}; allowed: {', '.join(get_args(RuleName))}")

@@ -18,8 +18,6 @@ from taskvec_jax.tasks.task import Pair, Task, check_task
 
 PREFIX = "example:"
 SEPARATOR = "\n"
-UNFILTERED_CATEGORY = "knowledge"  # answers may be several tokens long
-RULE_CATEGORY = "algorithmic"  # letters stand as they are, never behind a space
 LEADING_SPACE_SHARE = 0.7  # of the pairs that the plain form keeps
 FEW_PAIRS = 70
 LETTERS = 3  # an answer of so many letters, each a token, is spelled and not said
@@ -100,10 +98,11 @@ def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
     """Keeps the pairs this tokenizer can pose.
 
     A pair's text must come back from its tokens, the unknown token not among them. The arrow must
-    be the query's last token, alone. Outside the knowledge category the answer must be one token
-    after it; a knowledge answer, of which the first token is judged, must not be spelled letter by
-    letter. Word lists take the form with leading spaces when it keeps at least 0.7 times as many
-    pairs as the plain form; letters and knowledge stay plain (the paper's code).
+    be the query's last token, alone. Where the task's `match` is "exact" the answer must be one
+    token after it; where it is "prefix", so that the first token alone is judged, the answer must
+    not be spelled letter by letter. Where `leading_space` is "auto", pairs take the form with
+    leading spaces when it keeps at least 0.7 times as many pairs as the plain form (the paper's
+    code).
     Remembered for each tokenizer: controls ask for every other task once a task.
 
     Raises:
@@ -123,12 +122,13 @@ def _fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
             f" not in '{ARROW}'; set add_eos_token to false in tokenizer_config.json, or take"
             f" {end!r} out of the post_processor of tokenizer.json, and convert again"
         )
-    single = task.category != UNFILTERED_CATEGORY
-    kept, left_out = _sift(task.pairs, tokenizer, single)
-    leading_space = False
-    if single and task.category != RULE_CATEGORY:
+    single = task.match == "exact"
+    plain = ([], {}) if task.leading_space is True else _sift(task.pairs, tokenizer, single)
+    (kept, left_out), leading_space = plain, False
+    if task.leading_space is not False:
         spaced, reasons = _sift([*map(_spaced, task.pairs)], tokenizer, single)
-        if spaced and len(spaced) >= LEADING_SPACE_SHARE * len(kept):
+        always = task.leading_space is True
+        if always or (spaced and len(spaced) >= LEADING_SPACE_SHARE * len(kept)):
             kept, left_out, leading_space = spaced, reasons, True
     if not kept:
         raise TaskVecError(

@@ -115,19 +115,19 @@ class Tokenizer:
         """
         return self.encode_all([text])[0]
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids of many texts, with the model's own BOS.
 
         Raises:
           TaskVecError: the tokenizer cannot read a text, or the model has no row for a token.
         """
-        _check_texts(texts)
+        texts = _check_texts(texts)
         if len(texts) < FEW:
             rows = [self._encoding(text).ids for text in texts]
         else:
             try:
                 with _clear(f"the tokenizer cannot read one of {len(texts)} texts"):
-                    encodings = self._backend.encode_batch_fast(list(texts))
+                    encodings = self._backend.encode_batch_fast(texts)
             except TaskVecError:
                 encodings = [self._encoding(text) for text in texts]  # which names the text
             rows = [encoding.ids for encoding in encodings]
@@ -292,8 +292,8 @@ def _is_row(value: Any) -> bool:
     )
 
 
-def _check_texts(texts: Any) -> None:
-    """Refuses what is no list of texts.
+def _check_texts(texts: Any) -> list[str]:
+    """The texts as a list; refuses what is no iterable of strings.
 
     Raises:
       TaskVecError: it shows what was given.
@@ -302,9 +302,11 @@ def _check_texts(texts: Any) -> None:
         raise TaskVecError(
             f"texts is {short_repr(texts)}; it must be a list of strings, so one text is ['a->']"
         )
-    if isinstance(texts, Sequence) and not all(isinstance(text, str) for text in texts):
-        odd = next(text for text in texts if not isinstance(text, str))
-        raise TaskVecError(f"{short_repr(odd)} is no text; each must be a string")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TaskVecError(f"{short_repr(text)} is no text; each must be a string")
+    return texts
 
 
 def _check_row(row: Any) -> None:

@@ -35,4 +35,7 @@ def algorithmic_tasks() -> list[Task]:
         "to_upper": [Pair(a, a.upper()) for a in LETTERS],
         "to_lower": [Pair(a.upper(), a) for a in LETTERS],
     }
-    return [Task("algorithmic", name, tuple(pairs)) for name, pairs in rules.items()]
+    return [
+        Task("algorithmic", name, tuple(pairs), leading_space=False)
+        for name, pairs in rules.items()
+    ]

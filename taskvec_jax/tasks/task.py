@@ -1,12 +1,28 @@
-"""A task: a name, and pairs of input and output."""
+"""A task: a name, pairs of input and output, and how it is posed and scored."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.wording import short_repr
+
+Match = Literal["exact", "prefix"]
+LeadingSpace = bool | Literal["auto"]
+# What a task of a category is like where it does not say so itself. The categories are the paper's.
+CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
+    "algorithmic": {"leading_space": False},  # letters stand as they are
+    "knowledge": {"match": "prefix", "leading_space": False},  # answers of several tokens
+    "translation": {"ignore_case": True},
+}
+DEFAULTS = {"match": "exact", "leading_space": "auto", "ignore_case": False}
+ALLOWED: Mapping[str, tuple[Any, ...]] = {
+    "match": ("exact", "prefix"),
+    "leading_space": (True, False, "auto"),
+    "ignore_case": (True, False),
+}
 
 
 class Pair(NamedTuple):
@@ -22,18 +38,30 @@ class Task:
     """A mapping to be shown by examples.
 
     Attributes:
-      category: algorithmic, linguistic, translation, knowledge, or any other word. Knowledge
-        answers may be several tokens long and are judged by prefix (`evaluation.is_correct`).
+      category: algorithmic, linguistic, translation, knowledge, or any other word.
       short_name: the name inside its category.
       pairs: inputs are unique.
+      match: "exact": an answer is one token and must equal an accepted answer. "prefix": answers
+        may be several tokens long, and the one token that is predicted is right if it begins an
+        accepted answer or an accepted answer begins it (`evaluation.judging.is_correct`).
+      leading_space: True: pairs are written ` x` -> ` y` in a prompt; False: as they stand; "auto":
+        with a space, unless the tokenizer keeps clearly fewer pairs that way.
+      ignore_case: case does not count under the rules of `evaluation.scoring`.
+
+    `match`, `leading_space` and `ignore_case` that are left out are those of the category in
+    `CONVENTIONS`, else those of `DEFAULTS`; they are never None once the task is made.
 
     Raises:
-      TaskVecError: a part of another type, such as a plain tuple in place of a `Pair`.
+      TaskVecError: a part of another type, such as a plain tuple in place of a `Pair`, or another
+        value than those above.
     """
 
     category: str
     short_name: str
     pairs: tuple[Pair, ...]
+    match: Match = None  # type: ignore[assignment]  # set by __post_init__
+    leading_space: LeadingSpace = None  # type: ignore[assignment]
+    ignore_case: bool = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         for name in ("category", "short_name"):
@@ -46,11 +74,28 @@ class Task:
         object.__setattr__(self, "pairs", tuple(self.pairs))  # a list cannot be hashed
         for i, pair in enumerate(self.pairs, start=1):
             _check_pair(pair, f"task {self.name}, pair {i}")
+        unsaid = DEFAULTS | dict(CONVENTIONS.get(self.category, {}))
+        for name, default in unsaid.items():
+            got = getattr(self, name)
+            if got is None:
+                object.__setattr__(self, name, default)
+            elif not is_allowed(name, got):
+                raise TaskVecError(f"task {self.name}: {must_be(name, got)}")
 
     @property
     def name(self) -> str:
         """`category_short_name`, as in the paper's released results."""
         return f"{self.category}_{self.short_name}"
+
+
+def is_allowed(name: str, value: Any) -> bool:
+    """Whether `match`, `leading_space` or `ignore_case` may have this value; 1 is not True."""
+    return any(type(value) is type(allowed) and value == allowed for allowed in ALLOWED[name])
+
+
+def must_be(name: str, value: Any) -> str:
+    """What to say of a value that `is_allowed` refuses."""
+    return f"{name} is {short_repr(value)}; allowed: {', '.join(map(repr, ALLOWED[name]))}"
 
 
 def _check_pair(pair: Any, which: str) -> None:

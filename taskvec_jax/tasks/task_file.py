@@ -4,7 +4,7 @@ A directory holds `category/name.json`, each `{input: output}` or a list of
 `{"input", "output", "accepted"}` (accepted is optional). A file of one's own tasks is
 
 * JSON: one object `{"category": ..., "name": ..., "pairs": ...}` or a list of them, pairs as
-  above; or
+  above, and optionally `"match"`, `"leading_space"` and `"ignore_case"` (see `task.Task`); or
 * Python: a module with `TASKS`, a list of `Task`. It is run as code.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tasks.located_json import LocatedDict, line_of, parse
-from taskvec_jax.tasks.task import Pair, Task
+from taskvec_jax.tasks.task import ALLOWED, Pair, Task, is_allowed, must_be
 
 PAIR_KEYS = {"input", "output", "accepted"}
-TASK_KEYS = {"category", "name", "pairs"}
+TASK_KEYS = {"category", "name", "pairs"}  # and optionally those of task.ALLOWED
 
 
 class Problems(list[str]):
@@ -155,20 +155,30 @@ def _own_json(path: Path, problems: Problems) -> list[Task]:
     tasks = []
     for entry in raw if isinstance(raw, list) else [raw]:
         line = line_of(entry)
-        if not isinstance(entry, dict) or set(entry) != TASK_KEYS:
+        if not isinstance(entry, dict) or set(entry) - set(ALLOWED) != TASK_KEYS:
             got = sorted(entry) if isinstance(entry, dict) else entry
             problems.add(
-                line, f'a task is an object {{"category", "name", "pairs"}}, this is {got!r}'
+                line,
+                'a task is an object {"category", "name", "pairs"} and optionally'
+                f" {', '.join(ALLOWED)}; this is {got!r}",
             )
             continue
         before = len(problems)
         for key in ("category", "name"):
             if not isinstance(entry[key], str) or not entry[key].strip():
                 problems.add(line_of(entry[key]) or line, f"{key} must be a string, not empty")
+        said = {key: _plain(entry[key]) for key in ALLOWED if key in entry}
+        for key, value in said.items():
+            if not is_allowed(key, value):
+                problems.add(line_of(entry[key]) or line, must_be(key, value))
         pairs = _pairs(entry["pairs"], problems)
         if len(problems) == before:
-            tasks.append(Task(str(entry["category"]), str(entry["name"]), tuple(pairs)))
+            tasks.append(Task(str(entry["category"]), str(entry["name"]), tuple(pairs), **said))
     return tasks
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
 
 
 def _run(path: Path, problems: Problems) -> list[Task]:

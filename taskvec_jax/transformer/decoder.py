@@ -79,7 +79,7 @@ class Decoder(nn.Module):
     def apply(self, variables: Params, *args: Any, method: str = "__call__", **options: Any) -> Any:
         """Flax's apply; gives what the method gives.
 
-        Outside of any transformation, `__call__`, `read` and `trace` are checked on the host and
+        Outside of any transformation, `__call__` and `read` are checked on the host and
         then run as one compiled program, which later calls with the same shapes use again.
         """
         if method in _PROGRAMS and get_opaque_trace_state(convention="flax") == _NO_TRACE:
@@ -141,15 +141,6 @@ class Decoder(nn.Module):
         kept = {"resid": lambda x: at_positions(x, positions)}
         x, states = self._run(parts, tokens, override, kept, lengths=lengths)
         return states["resid"], self._logits(parts, at_positions(x, positions))
-
-    def trace(self, tokens: jax.Array, positions: Any) -> tuple[jax.Array, jax.Array]:
-        """As `read`, with the logits after every token: residuals [L, B, D], logits [B, T, V]."""
-        tokens = check_tokens(self.config, tokens)
-        positions = check_index("read position", positions, tokens.shape[1], tokens.shape[0])
-        parts = self._parts()
-        kept = {"resid": lambda x: at_positions(x, positions)}
-        x, states = self._run(parts, tokens, None, kept)
-        return states["resid"], self._logits(parts, x)
 
     def keep(
         self,
@@ -289,9 +280,7 @@ class _Parts(NamedTuple):
     unembed: nn.Module | None
 
 
-_PROGRAMS = {
-    name: inspect.signature(getattr(Decoder, name)) for name in ("__call__", "read", "trace")
-}
+_PROGRAMS = {name: inspect.signature(getattr(Decoder, name)) for name in ("__call__", "read")}
 _NO_TRACE = get_opaque_trace_state(convention="flax")  # outside of jit, vmap, grad
 
 

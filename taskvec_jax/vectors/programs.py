@@ -1,4 +1,30 @@
-"""taskvec_jax.vectors.programs"""
+"""The two compiled programs of the sweep: `read_rows` and `inject_rows`.
+
+Both run rows that are trees: a trunk, and branches that continue it without seeing each other
+(see `layers.Layout`). `read_rows` reads several texts that begin alike:
+
+    tokens     demonstrations          dummy query 1    dummy query 2    query
+    branch     0 0 0 0 0 0 0 0 0 0 0   1 1 1 1 1 1      2 2 2 2 2        3 3 3 3 3
+               +------- trunk -------+-- branch 1 --*
+                                     +-- branch 2 --*
+                                     +-- branch 3 --*
+                                                    * residual stream read here, every layer
+
+`inject_rows` writes many vectors over the last token of one zero-shot query. Copies of that token
+are branches of one token each; a copy joins the row shortly before its layer is done:
+
+    tokens     example : Plum     ->         ->      ->      ->     ...
+    branch     0       0 0        1          2       3       4
+               +---- trunk ---+-- untouched
+                              +-- copy 0, replaced by vector 0 after its layer
+                              +-- copy 1, replaced by vector 1 after its layer
+                              +-- ...
+
+The untouched query and the copies attend to the trunk and to themselves only, so one forward pass
+gives the answers of all of them.
+
+Shapes: B rows, T tokens, R branches read, C copies, P tokens written in a copy, L layers, D width.
+"""
 
 from __future__ import annotations
 

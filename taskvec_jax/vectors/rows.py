@@ -1,4 +1,7 @@
-"""taskvec_jax.vectors.rows"""
+"""Rows of token ids on the host: texts that begin alike become one tree (drawn in programs.py).
+
+Shapes: B rows, T tokens of a row, R branches.
+"""
 
 from __future__ import annotations
 

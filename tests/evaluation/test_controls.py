@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 from conftest import LLAMA, model_of
 
+from experiments.page import main_results as page
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.control_prompts import majority_answer, other_prompts, shuffle_labels
 from taskvec_jax.evaluation.controls import (
     CONTROLS,
+    Control,
+    Texts,
+    Tokens,
+    Vectors,
     difference_low,
     evaluate_with_controls,
     judge_controls,
-    majority_answer,
-    other_prompts,
-    shuffle_labels,
 )
 from taskvec_jax.evaluation.judging import accuracy
 from taskvec_jax.evaluation.protocol import Settings, evaluate_task
+from taskvec_jax.evaluation.reading import read_prompts
 from taskvec_jax.prompting.prompts import FittedTask, Prompt
 from taskvec_jax.tasks import TASKS, Pair, Task
 
@@ -130,6 +135,42 @@ def test_the_controlled_run_gives_the_same_scores_as_the_plain_one(random_model)
     assert replay
     assert full.test_accuracy_by_layer[-1] == replay.accuracy
     assert {"baseline", "controls", "test_accuracy_by_layer"} <= full.to_dict().keys()
+
+
+def test_a_control_is_one_entry_from_its_answers_to_the_pages_tables(random_model, monkeypatch):
+    """Answers as texts, as tokens and by a vector, and none, each scored as it is elsewhere."""
+    task = TASKS["algorithmic_to_lower"]
+    added = {
+        "always_b": Control("always b", "b", lambda m: Texts(["b"] * len(m.measured.test))),
+        "untouched": Control("no vector", "none", lambda m: Tokens(m.swept[:, 0])),
+        "itself": Control("theta", "θ", lambda m: Vectors(m.measured.theta[:, m.measured.layer])),
+        "absent": Control("nothing", "nil", lambda m: None),
+    }
+    for name, control in added.items():
+        monkeypatch.setitem(CONTROLS, name, control)  # type: ignore[arg-type]
+    found, m = evaluate_with_controls(random_model, task, [], SMALL)
+    assert list(found.controls) == list(CONTROLS)
+    of_b = sum(p.query.output == "b" for p in m.test)
+    assert found.controls["always_b"] == accuracy(np.arange(len(m.test)) < of_b)
+    assert found.controls["itself"] == found.result.task_vector
+    assert found.controls["absent"] is None
+    assert found.controls["other_task"] is None
+    words, titles = page._all_controls(), [c.title for c in CONTROLS.values()]
+    assert words.endswith("theta from shuffled labels, always b, no vector, theta and nothing")
+    row = found.to_dict() | {"verdict": "", "beats_controls": False}
+    assert page._controls_table({task.name: row}).columns[3:-2] == titles
+
+
+def test_prompts_of_several_numbers_of_dummy_queries_are_refused(random_model):
+    one, two = (
+        Prompt((Pair("a", "b"),), Pair("c", "d"), (Pair("e", "f"),) * count) for count in (1, 2)
+    )
+    for prompts in ([one, two], [dataclasses.replace(one, dummy_queries=())]):
+        with pytest.raises(TaskVecError, match="dummy queries; allowed: one or more, the same"):
+            read_prompts(random_model, prompts, 2)
+    both, alone = read_prompts(random_model, [two], 2, theta_only=[two]), [two]
+    np.testing.assert_allclose(both.theta[0], both.theta[1], atol=1e-5)
+    assert both.icl.tolist() == read_prompts(random_model, alone, 2).icl.tolist()
 
 
 def test_majority_and_copy_are_what_their_names_say(random_model):

@@ -43,18 +43,18 @@ def test_nothing_to_score_is_refused():
 
 def test_exact_categories_accept_the_output_and_its_alternatives_only():
     pair = Pair(" chien", " dog", ("hound",))
-    assert is_correct("translation", pair, "dog")
-    assert is_correct("translation", pair, "hound")
+    assert is_correct("exact", pair, "dog")
+    assert is_correct("exact", pair, "hound")
     for wrong in ("", "d", "dogs", "Dog", "houn"):
-        assert not is_correct("translation", pair, wrong)
+        assert not is_correct("exact", pair, wrong)
 
 
 def test_knowledge_accepts_a_prefix_either_way_but_never_nothing():
     pair = Pair("Bolivia", "Sucre", ("La Paz",))
     for right in ("Sucre", "S", "Suc", "Sucres", "La"):
-        assert is_correct("knowledge", pair, right)
+        assert is_correct("prefix", pair, right)
     for wrong in ("", "Z", "ucre", "sucre"):
-        assert not is_correct("knowledge", pair, wrong)
+        assert not is_correct("prefix", pair, wrong)
 
 
 def test_the_strict_rule_wants_the_first_token_of_an_answer(default_model):

@@ -106,6 +106,22 @@ def test_too_few_pairs_for_a_prompt_are_refused(tokenizer):
         sample(fitted, seed=0, split="dev", count=1, num_demonstrations=30, num_dummy_queries=2)
 
 
+def test_the_form_and_the_length_of_answers_follow_what_the_task_says_not_its_category(tokenizer):
+    words = TASKS["linguistic_antonyms"].pairs[:60]
+    spaced, plain = (
+        fit(Task("own", "x", words, leading_space=said), tokenizer) for said in (True, False)
+    )
+    assert (spaced.leading_space, plain.leading_space) == (True, False)
+    assert all(pair.input.startswith(" ") for pair in spaced.pairs)
+    assert set(plain.pairs) <= set(words)
+    long = (Pair("Suva", "the islands of Fiji"), Pair("Oslo", "the south of Norway"))
+    assert (
+        fit(Task("own", "long", long, match="prefix"), tokenizer).pairs[0].output.endswith("Fiji")
+    )
+    with pytest.raises(TaskVecError, match="the answer is not one token"):
+        fit(Task("knowledge", "long", long, match="exact"), tokenizer)
+
+
 def test_few_pairs_are_warned_of(tokenizer):
     task = Task("translation", "odd", tuple(Pair(f"w{i}", "antidisestablish") for i in range(100)))
     with pytest.raises(TaskVecError, match="leaves none of 100 pairs"):

@@ -32,6 +32,31 @@ def test_a_json_file_of_tasks_is_read(tmp_path):
     assert second.pairs == (Pair("Oslo", "North Sea", ("Skagerrak",)),)
 
 
+def test_a_task_of_a_file_says_how_it_is_posed_and_scored_or_takes_its_categorys_conventions(
+    tmp_path,
+):
+    pairs = '"name": "x", "pairs": {"a": "b"}'
+    texts = {
+        '"category": "own"': ("exact", "auto", False),
+        '"category": "knowledge"': ("prefix", False, False),
+        '"category": "knowledge", "match": "exact", "leading_space": "auto"': (
+            "exact",
+            "auto",
+            False,
+        ),
+        '"category": "own", "match": "prefix", "leading_space": true': ("prefix", True, False),
+        '"category": "algorithmic"': ("exact", False, False),
+        '"category": "translation"': ("exact", "auto", True),
+        '"category": "translation", "ignore_case": false': ("exact", "auto", False),
+    }
+    path = tmp_path / "mine.json"
+    for text, wanted in texts.items():
+        path.write_text(f"{{{text}, {pairs}}}")
+        (task,) = read_own_tasks(path)
+        assert (task.match, task.leading_space, task.ignore_case) == wanted
+        assert type(task.match) is str
+
+
 def test_a_python_file_of_tasks_joins_the_others(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(PYTHON)
@@ -67,6 +92,11 @@ def test_a_python_file_of_tasks_joins_the_others(tmp_path):
             ["1: category must be a string", "2: pairs must be"],
         ),
         ("[]", ["holds no task"]),
+        (
+            '{"category": "own", "name": "x", "pairs": {"a": "b"}, "leading_space": 1,\n'
+            '"match": "begins"}',
+            ["2: match is 'begins'; allowed: 'exact', 'prefix'", "1: leading_space is 1; allowed"],
+        ),
     ],
 )
 def test_every_problem_of_a_json_file_is_named_with_its_line(tmp_path, text, problems):

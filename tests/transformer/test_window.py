@@ -147,7 +147,6 @@ def run_each(model: Model, text: list[int]) -> dict[str, Any]:
     return {
         "decoder": lambda: model.decoder.apply(model.params, tokens),
         "read": lambda: model.decoder.apply(model.params, tokens, last, method="read"),
-        "trace": lambda: model.decoder.apply(model.params, tokens, last, method="trace"),
         "read_texts": lambda: sweep.read_texts(model, [[text]], 1),
         "inject_vectors": lambda: sweep.inject_vectors(model, [text], vectors, np.array([0]), 1),
         "read_states": lambda: read_states(model.decoder, model.params, tokens, last[:, None]),

@@ -13,6 +13,7 @@ import pytest
 from conftest import LLAMA, PYTHIA, logits_of, model_of, random_params
 
 from experiments import learned_task_vector
+from experiments.page import learned_task_vector as page
 from experiments.run.journal import Journal
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
@@ -328,13 +329,13 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     assert np.array(found["train_losses"]).min() > 0  # a KL
     result: dict[str, Any] = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
     result["recipe"] = {"num_positions": positions}
-    words = learned_task_vector.section(result).words
+    words = page.section(result).words
     assert "of 1 tasks" in words[0]
     assert any("over the last 2 tokens" in word for word in words) == (positions == 2)
-    assert list(learned_task_vector.draw_figures(result)) == ["learned_task_vector"]
+    assert list(page.draw_figures(result)) == ["learned_task_vector"]
     one = {k: v[:1] if isinstance(v, list) else v for k, v in found.items()}
     result["tasks"][task.name] = one | {"extracted_layer": 0}
-    assert list(learned_task_vector.draw_figures(result)) == ["learned_task_vector"]
+    assert list(page.draw_figures(result)) == ["learned_task_vector"]
 
 
 @pytest.mark.parametrize("init", ["zero", "random"])
