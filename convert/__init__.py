@@ -18,22 +18,13 @@ from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
 from . import tokenizers
-from .families import gptj, llama, names, pythia, rules
+from .families import GGUF_FAMILIES, HF_FAMILIES, llama, meta, names, rules, tree
 from .families.family import Family
-from .families.rules import Place, Share, Source
+from .families.rules import Source
+from .families.tree import Place, Share
 from .formats import beside
 from .formats.sources import GGUFSource, MetaSource, open_weights, other_forms, read_json
 
-HF_FAMILIES: dict[str, Family] = {  # model_type of config.json ->
-    "llama": llama.FAMILY,
-    "mistral": llama.FAMILY,
-    "gpt_neox": pythia.FAMILY,
-    "gptj": gptj.FAMILY,
-}
-GGUF_FAMILIES: dict[str, Family] = {  # general.architecture ->
-    "llama": llama.FAMILY,
-    "gptneox": pythia.FAMILY,
-}
 _OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}  # ends of files of a model
 
 
@@ -45,7 +36,7 @@ class Opened(NamedTuple):
       source: the tensors.
       files: what the source consists of.
       tokenizer: the model's own.
-      read: (place, progress, share) -> parameter tree; see `rules.to_tree`.
+      read: (place, progress, share) -> parameter tree; see `families.tree.to_tree`.
     """
 
     config: DecoderConfig
@@ -68,8 +59,8 @@ def open_model(path: Path, dtype: str | None) -> Opened:
 
     Args:
       path: a Hugging Face directory, a .gguf file, or a directory of Meta's consolidated.*.pth.
-      dtype: of the parameters, one of `taskvec_jax.transformer.config.DTYPES`; None: the dtype the source
-        has where that is half precision, else float32, so that nothing is lost.
+      dtype: of the parameters, one of `taskvec_jax.transformer.config.DTYPES`. None: the source's
+        own if that is half precision, else float32, so that nothing is lost.
 
     Raises:
       TaskVecError: the path holds no model, an unsupported one, or a damaged one.
@@ -105,7 +96,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         family, source, table = llama.FAMILY, MetaSource(path), llama.META
         files = source.files
         where = str(path / "params.json")
-        config = llama.config_from_meta(source.meta, source, where, dtype or "float32")
+        config = meta.config_from_meta(source.meta, source, where, dtype or "float32")
         tokenizer = tokenizers.from_meta_directory(path)
     else:
         beside.refuse_adapter(path)
@@ -123,7 +114,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         config = dataclasses.replace(config, dtype=_dtype(source, used))
 
     def read(place: Place, progress: Callable[[int, int], None], share: Share) -> Params:
-        return rules.to_tree(
+        return tree.to_tree(
             table,
             config,
             source,
@@ -154,7 +145,7 @@ def convert(
       TaskVecError: the path holds no model, an unsupported one, or a damaged one.
     """
     opened = open_model(path, dtype)
-    return Converted(opened.config, opened.read(place, progress, rules.whole), opened.tokenizer)
+    return Converted(opened.config, opened.read(place, progress, tree.whole), opened.tokenizer)
 
 
 def read_config(path: Path) -> DecoderConfig:

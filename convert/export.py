@@ -28,18 +28,10 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
-from . import HF_FAMILIES
 from . import cli as command
-from .families.family import Family
-from .families.rules import from_tree
+from .families import FAMILIES
+from .families.tree import from_tree
 from .formats import safetensors_file
-
-FAMILIES: dict[str, Family] = {  # family of our config ->
-    "llama": HF_FAMILIES["llama"],
-    "pythia": HF_FAMILIES["gpt_neox"],
-    "gptj": HF_FAMILIES["gptj"],
-}
-
 
 # Files of a model, in any form: what is left of an older one would be read beside the new one.
 _OF_A_MODEL = re.compile(
@@ -72,8 +64,6 @@ def export(config: DecoderConfig, params: Params, tokenizer: Tokenizer, director
     check_target(directory)
     family = FAMILIES[config.family]
     raw = family.config_to_hf(config) | {"dtype": config.dtype}
-    if config.family == "pythia" and not config.mlp_bias:
-        raise TaskVecError("a GPT-NeoX without biases in its MLP cannot be a Hugging Face model")
     tensors = list(from_tree(family.hf, config, params))
     size = sum(math.prod(shape) for _, shape, _ in tensors) * jnp.dtype(config.dtype).itemsize
     with _writing(directory, size) as made:

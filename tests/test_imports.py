@@ -138,7 +138,7 @@ def test_foreign_libraries_have_one_door():
     assert doors["sentencepiece"] == {"taskvec_jax.prompting.sentencepieces"}
     assert doors["transformers"] == {
         "convert.tokenizers",
-        "convert.verify",  # the reference
+        "convert.verify.reference",
         "experiments.bench.torch_loop",  # the other side of the benchmark
     }
     assert all(module.split(".")[0] in ("convert", "experiments") for module in doors["absl"])
