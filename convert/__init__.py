@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompting.tokenizer import Backend
+from taskvec_jax.prompting.backend import Backend
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
@@ -22,7 +22,7 @@ from .families import GGUF_FAMILIES, HF_FAMILIES, llama, meta, names, rules, tre
 from .families.family import Family
 from .families.rules import Source
 from .families.tree import Place, Share
-from .formats import beside
+from .formats import beside, gguf_tokenizer
 from .formats.sources import GGUFSource, MetaSource, open_weights, other_forms, read_json
 
 _OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}  # ends of files of a model
@@ -80,7 +80,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         assert family.config_from_gguf is not None
         table = family.gguf
         config = family.config_from_gguf(source.meta, source, str(path), dtype or "float32")
-        tokenizer = tokenizers.from_gguf(source.meta, str(path))
+        tokenizer = gguf_tokenizer.from_gguf(source.meta, str(path))
     elif (path / "config.json").is_file():
         family, raw = _read_hf(path)
         table = family.hf

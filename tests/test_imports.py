@@ -20,7 +20,8 @@ RANKS = [
         "taskvec_jax.evaluation.statistics",
         "taskvec_jax.evaluation.geometry",
     ],
-    ["taskvec_jax.tasks", "taskvec_jax.prompting.tokenizer"],
+    ["taskvec_jax.tasks", "taskvec_jax.prompting.backend", "taskvec_jax.prompting.checks"],
+    ["taskvec_jax.prompting.tokenizer"],
     [
         "taskvec_jax.transformer.checks",
         "taskvec_jax.transformer.layers",

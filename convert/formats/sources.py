@@ -22,7 +22,7 @@ from .safetensors_file import SafetensorsFile
 from .torch_file import TorchFile
 
 INDEX = ".index.json"
-QUANTIZATIONS = (  # the order in which transformers looks for them
+WEIGHTS = (  # the order in which transformers looks for them
     "model.safetensors",
     f"model.safetensors{INDEX}",
     "pytorch_model.bin",
@@ -271,7 +271,7 @@ def open_weights(directory: Path, named: str | None = None) -> DirectorySource:
                 " allowed: a .safetensors file, or an index of such files, of its own directory"
             )
         return DirectorySource(directory, named)
-    for name in QUANTIZATIONS:
+    for name in WEIGHTS:
         if (directory / name).is_file():
             return DirectorySource(directory, name)
     raise TaskVecError(

@@ -76,7 +76,7 @@ def check_run(name: str, run: Run) -> None:
       TaskVecError: it names the first such site and its text.
     """
     for i, (sites, logits) in enumerate(zip(run.sites, run.logits, strict=True)):
-        finite = [np.isfinite(site).all() for site in (*sites, logits)]
+        finite = [bool(np.isfinite(site).all()) for site in (*sites, logits)]
         if not all(finite):
             places = [_site_name(place) for place in range(len(sites))]
             place = [*places, "logits"][finite.index(False)]

@@ -317,7 +317,7 @@ SIZES = {
 EPS = {"llama": "attention.layer_norm_rms_epsilon", "gptneox": "attention.layer_norm_epsilon"}
 
 
-def gguf_config(arch: str, shapes: Shapes | None = None, **changes: Any) -> DecoderConfig:
+def gguf_config(arch: str, shapes: Shapes | None = None, /, **changes: Any) -> DecoderConfig:
     own = {"rope.dimension_count": 2, "use_parallel_residual": True} if arch == "gptneox" else {}
     values = {**SIZES, EPS[arch]: 1e-5, **own, **changes}
     meta = {f"{arch}.{key}": value for key, value in values.items() if value is not None}

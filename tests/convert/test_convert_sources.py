@@ -21,6 +21,7 @@ from convert import convert, open_model, read_config
 from convert.fetch import hub
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten
 
 SMALL: dict[str, Any] = {
@@ -226,7 +227,7 @@ def test_a_split_gguf_is_read_whole_whichever_part_is_named(
         got = convert(part, None)
         assert got.config == expected.config
         assert not got.config.tied_unembed
-        assert got.tokenizer.to_str() == expected.tokenizer.to_str()
+        assert Tokenizer(got.tokenizer).sha256 == Tokenizer(expected.tokenizer).sha256
         for path, leaf in flatten(expected.params).items():
             np.testing.assert_array_equal(leaf, flatten(got.params)[path], err_msg=path)
 
