@@ -1,4 +1,4 @@
-"""Weights in: whatever a model came as -> config, parameter tree, tokenizer.
+"""Conversion: a model in a foreign format -> config, parameter tree, tokenizer.
 
 python -m convert --model=llama-7b            writes checkpoints/llama-7b
 python -m convert.verify --model=PATH         parity certificate against Hugging Face
@@ -25,11 +25,12 @@ from .families.tree import Place, Share
 from .formats import beside, gguf_tokenizer
 from .formats.sources import GGUFSource, MetaSource, open_weights, other_forms, read_json
 
-_OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}  # ends of files of a model
+# Suffixes of files that are one part of a model's directory.
+_OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}
 
 
 class Opened(NamedTuple):
-    """A source whose config and tokenizer are read, and whose weights are not yet.
+    """A model whose config and tokenizer have been read, and its weights not yet.
 
     Attributes:
       config: with the dtype the parameters will have.
@@ -55,7 +56,7 @@ class Converted(NamedTuple):
 
 
 def open_model(path: Path, dtype: str | None) -> Opened:
-    """Looks at foreign weights and checks everything that can be checked before reading them.
+    """Opens foreign weights, and checks everything that can be checked before reading them.
 
     Args:
       path: a Hugging Face directory, a .gguf file, or a directory of Meta's consolidated.*.pth.
@@ -87,9 +88,9 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         source = open_weights(path, _named_weights(raw))
         files = source.files
         stored = [name for name in source.shapes() if not family.ignored.search(name)]
-        beside.refuse_quantised_tensors(stored, str(path))
+        beside.refuse_quantized_tensors(stored, str(path))
         config = family.config_from_hf(raw, str(path / "config.json"), dtype or "float32")
-        source = names.in_words_of(family, source, config.tied_unembed)
+        source = names.renamed_source(family, source, config.tied_unembed)
         tokenizer = tokenizers.from_directory(path)
     elif (path / "params.json").is_file() and any(path.glob("consolidated.*.pth")):
         beside.refuse_adapter(path)
@@ -149,7 +150,7 @@ def convert(
 
 
 def read_config(path: Path) -> DecoderConfig:
-    """The shapes of foreign weights, from their config alone where that says everything.
+    """The config of foreign weights, read without their tensors where the format allows it.
 
     Raises:
       TaskVecError: the path holds no model, or an unsupported one.
@@ -188,18 +189,18 @@ def _read_hf(path: Path) -> tuple[Family, dict[str, Any]]:
             f" {', '.join(HF_FAMILIES)}"
         )
     family = _family(HF_FAMILIES, kind, f"{where}: model_type")
-    beside.refuse_quantised_config(raw, str(where))
+    beside.refuse_quantized_config(raw, str(where))
     return family, raw
 
 
 def _named_weights(raw: dict[str, Any]) -> str | None:
-    """The file that config.json names as its weights; the key is taken out, for it is used."""
+    """The file that config.json names as its weights; the key is removed, as it has been used."""
     named = raw.pop("transformers_weights", None)
     return None if named is None else str(named)
 
 
 def _dtype(source: Source, used: Iterable[str]) -> str:
-    """The dtype that loses nothing of the parameters; what is not one of them does not count."""
+    """The dtype that loses nothing of the tensors in `used`; other tensors do not count."""
     dtypes = source.dtypes()
     kinds = {dtypes[name] for name in used}
     return kinds.pop() if kinds in ({"float16"}, {"bfloat16"}) else "float32"

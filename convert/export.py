@@ -1,4 +1,4 @@
-"""Our parameters -> a Hugging Face directory again: the tables of the families, read backwards.
+"""Writes a model as a Hugging Face directory: the tables of the families, applied backwards.
 
     python -m convert.export --model=smollm2-135m-instruct --out=/tmp/smollm2
 
@@ -58,8 +58,8 @@ def export(config: DecoderConfig, params: Params, tokenizer: Tokenizer, director
       directory: made if it is not there.
 
     Raises:
-      TaskVecError: a model that Hugging Face has no words for, no room to write, or something at
-        the place of the directory that is not to be replaced.
+      TaskVecError: a model that Hugging Face's formats cannot express, no room to write, or
+        something at the place of the directory that is not to be replaced.
     """
     check_target(directory)
     family = FAMILIES[config.family]
@@ -144,7 +144,7 @@ def _replace(made: Path, directory: Path) -> None:
 
 
 def main() -> None:
-    """Exports the model the flags ask for."""
+    """Exports the model that the flags name."""
     out = Path(command.FLAGS.out)
     check_target(out)
     model = load_model(command.FLAGS.model, command.FLAGS.dtype or "float32")

@@ -1,7 +1,8 @@
-"""Tokenizers in: whatever a model came with -> one tokenizer, the model's own BOS kept.
+"""The tokenizer of a model in a foreign format, with the model's own BOS.
 
-A tokenizer.json is used as it stands, a sentencepiece model through sentencepiece itself. The only
-module that touches `transformers`, and only where a Hugging Face directory has neither.
+A tokenizer.json is used unchanged, a sentencepiece model through sentencepiece itself.
+`transformers` is imported only to compare with a sentencepiece model, and where a directory has
+neither file.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _PROBES = (  # texts in which readers of a sentencepiece model are known to diff
 def from_directory(directory: Path) -> Backend:
     """The tokenizer of a Hugging Face directory.
 
-    tokenizer.json as it stands; where there is none, tokenizer.model as sentencepiece (or tiktoken)
+    tokenizer.json unchanged; where there is none, tokenizer.model as sentencepiece (or tiktoken)
     reads it; where there is neither, what transformers makes of vocab.json and merges.txt.
 
     Raises:
@@ -64,11 +65,10 @@ def from_directory(directory: Path) -> Backend:
 
 
 def _from_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
-    """A tokenizer.json as it stands.
+    """A tokenizer.json, unchanged but for BOS and EOS that it leaves open.
 
-    tokenizer_config.json is asked for one thing that the file may leave open: a file that has no
-    post-processor, or one of byte-level offsets alone, puts nothing around a text, and
-    `add_bos_token` or `add_eos_token` may do so.
+    A file without a post-processor, or with one of byte-level offsets alone, puts nothing around a
+    text; then `add_bos_token` and `add_eos_token` of tokenizer_config.json say what is put there.
     """
     backend = read_tokenizer_json(path)
     if backend.post_processor is not None and not isinstance(
@@ -89,12 +89,12 @@ def _from_tokenizer_model(path: Path) -> Backend:
     if is_tiktoken(path):
         return from_tiktoken(path)
     built = read_sentencepieces(path)
-    _tell_differences(path, built)
+    _warn_of_differences(path, built)
     return built
 
 
-def _tell_differences(path: Path, ours: SentencePieces) -> None:
-    """Says so if transformers reads other token ids from the same sentencepiece model."""
+def _warn_of_differences(path: Path, ours: SentencePieces) -> None:
+    """Warns if transformers reads other token ids from the same sentencepiece model."""
     try:
         with _quiet_transformers() as transformers:
             loaded = transformers.AutoTokenizer.from_pretrained(path.parent, local_files_only=True)
@@ -133,7 +133,7 @@ def _quiet_transformers() -> Iterator[Any]:
 
 
 def _from_transformers(directory: Path) -> tokenizers.Tokenizer:
-    """vocab.json and merges.txt: how text is split before them is the class's affair."""
+    """vocab.json and merges.txt; the tokenizer's class decides how text is split before them."""
     try:
         with _quiet_transformers() as transformers:
             loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -171,10 +171,10 @@ def from_meta_directory(directory: Path) -> Backend:
 
 
 def check_vocabulary(tokenizer: Backend, num_rows: int, where: str) -> None:
-    """A tokenizer and an embedding that belong together.
+    """Refuses a tokenizer that does not belong to an embedding.
 
-    A token that stands in the vocabulary's list of added tokens alone, as one for padding often
-    does, may be beyond the embedding: a text that holds it is refused when it comes.
+    An added token, such as one for padding, may have an id beyond the embedding; a text that holds
+    it is refused when it is tokenized.
 
     Args:
       num_rows: rows of the embedding.

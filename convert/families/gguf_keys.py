@@ -44,7 +44,7 @@ _GGUF_KEYS = frozenset(  # every key that the format has for a model, without it
 
 
 def _is_off(value: Any) -> bool:
-    """0, false, an empty list, or a list of these: what the format writes for "not there"."""
+    """Whether a value is 0, false, an empty list, or a list of these: the format's "not set"."""
     if isinstance(value, list):
         return all(map(_is_off, value))
     return isinstance(value, (bool, int, float)) and not value
@@ -110,7 +110,7 @@ class GGUFKeys(KeyReader):
 
 
 def gguf_always(keys: GGUFKeys, head_dim: int, layouts: tuple[str, ...]) -> None:
-    """Reads what both architectures of GGUF may ask for, and ends the reading of keys.
+    """Reads the keys that every architecture of GGUF may have, then calls `finish`.
 
     Raises:
       TaskVecError: tokens that see later ones, scores that are scaled otherwise, a layout of

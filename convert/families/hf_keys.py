@@ -17,7 +17,7 @@ from .keys import KeyReader, note
 # Name of an activation in transformers -> `DecoderConfig.gelu`.
 GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 # Keys of a Hugging Face config.json with which no value changes what the decoder computes for a
-# whole prompt at once. transformers may read them; nothing is said where they occur.
+# whole prompt at once. transformers may read them; no warning is given for them.
 _HARMLESS = """
     architectures auto_map model_type torch_dtype dtype transformers_version transformers.js_config
     name_or_path _name_or_path _commit_hash is_llama_config tokenizer_class
@@ -86,7 +86,7 @@ class HFKeys(KeyReader):
         inner = HFKeys(old or new, f"{self.where}: {name}")
         base = inner.get("rope_theta", float, base)
         share = inner.get("partial_rotary_factor", float, share)
-        if base_key != "rope_theta":  # a family with words of its own does not read the common ones
+        if base_key != "rope_theta":  # a family with its own names does not read the common ones
             self.agree("rope_theta", base)
             self.agree("partial_rotary_factor", share)
         kinds = ("default", "linear", "llama3")
@@ -175,7 +175,7 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
     """The inverse of `HFKeys.rope`, as transformers 5 writes it.
 
     Raises:
-      TaskVecError: scaling that Hugging Face has no words for.
+      TaskVecError: scaling that Hugging Face's config cannot express.
     """
     values: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.base}
     if rope.share != 1.0:

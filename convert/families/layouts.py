@@ -68,3 +68,39 @@ def unheads_bias(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
     """The inverse of `heads_bias`."""
     del config
     return x.reshape(-1)
+
+
+def _unpermuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """Query and key rows of GGUF and of Meta in Hugging Face's order.
+
+    They interleave the two halves of each head's rotary dimensions: row (h, i, half) of the file
+    is row (h, half, i) of Hugging Face.
+    """
+    heads = x.reshape(-1, config.head_dim // 2, 2, *x.shape[1:])
+    return heads.swapaxes(1, 2).reshape(x.shape)
+
+
+def _permuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """The inverse of `_unpermuted`."""
+    heads = x.reshape(-1, 2, config.head_dim // 2, *x.shape[1:])
+    return heads.swapaxes(1, 2).reshape(x.shape)
+
+
+def gguf_heads_out(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
+    """`heads_out` of queries and keys whose rotary dimensions interleave, in GGUF and of Meta."""
+    return heads_out(config, _unpermuted(config, x))
+
+
+def ungguf_heads_out(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """The inverse of `gguf_heads_out`."""
+    return _permuted(config, unheads_out(config, x))
+
+
+def gguf_heads_bias(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
+    """`heads_bias` of queries and keys whose rotary dimensions interleave."""
+    return heads_bias(config, _unpermuted(config, x))
+
+
+def ungguf_heads_bias(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """The inverse of `gguf_heads_bias`."""
+    return _permuted(config, unheads_bias(config, x))

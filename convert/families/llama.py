@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
@@ -15,11 +13,15 @@ from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling, gguf_tied
 from .hf_keys import HFKeys, Rope, rope_to_hf
 from .layouts import (
+    gguf_heads_bias,
+    gguf_heads_out,
     heads_bias,
     heads_in,
     heads_out,
     same,
     transposed,
+    ungguf_heads_bias,
+    ungguf_heads_out,
     unheads_bias,
     unheads_in,
     unheads_out,
@@ -30,38 +32,6 @@ from .rules import Rule, Source
 
 # Buffers; rope_freqs.weight of GGUF is read with the config.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")
-
-
-def _unpermuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    """Query and key rows of GGUF and of Meta in Hugging Face's order.
-
-    They interleave the two halves of each head's rotary dimensions: row (h, i, half) of the file
-    is row (h, half, i) of Hugging Face.
-    """
-    heads = x.reshape(-1, config.head_dim // 2, 2, *x.shape[1:])
-    return heads.swapaxes(1, 2).reshape(x.shape)
-
-
-def _permuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    """The inverse of `_unpermuted`."""
-    heads = x.reshape(-1, 2, config.head_dim // 2, *x.shape[1:])
-    return heads.swapaxes(1, 2).reshape(x.shape)
-
-
-def _gguf_heads(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
-    return heads_out(config, _unpermuted(config, x))
-
-
-def _ungguf_heads(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    return _permuted(config, unheads_out(config, x))
-
-
-def _gguf_bias(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
-    return heads_bias(config, _unpermuted(config, x))
-
-
-def _ungguf_bias(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    return _permuted(config, unheads_bias(config, x))
 
 
 _A = "model.layers.{layer}.self_attn."
@@ -94,7 +64,7 @@ HF: tuple[Rule, ...] = (
     Rule("lm_head.weight", ("unembed/kernel",), transposed, untransposed),
 )
 
-_GGUF_NAMES = {  # Hugging Face's words -> GGUF's
+_GGUF_NAMES = {  # parts of names in Hugging Face's files -> in GGUF's
     "model.embed_tokens.": "token_embd.",
     "model.norm.": "output_norm.",
     "lm_head.": "output.",
@@ -111,7 +81,7 @@ _GGUF_NAMES = {  # Hugging Face's words -> GGUF's
 }
 
 
-_META_NAMES = {  # Hugging Face's words -> Meta's
+_META_NAMES = {  # parts of names in Hugging Face's files -> in Meta's
     "model.embed_tokens.": "tok_embeddings.",
     "model.norm.": "norm.",
     "lm_head.": "output.",
@@ -129,14 +99,14 @@ _META_NAMES = {  # Hugging Face's words -> Meta's
 
 
 def _renamed(rule: Rule, names: Mapping[str, str]) -> Rule:
-    """A Hugging Face rule in the words, and with the row order, of GGUF or Meta."""
+    """A Hugging Face rule with the names, and the row order, of GGUF or Meta."""
     source = rule.source
     for theirs, other in names.items():
         source = source.replace(theirs, other)
     if rule.source.endswith(("q_proj.weight", "k_proj.weight")):
-        return Rule(source, rule.leaves, _gguf_heads, _ungguf_heads)
+        return Rule(source, rule.leaves, gguf_heads_out, ungguf_heads_out)
     if rule.source.endswith(("q_proj.bias", "k_proj.bias")):
-        return Rule(source, rule.leaves, _gguf_bias, _ungguf_bias)
+        return Rule(source, rule.leaves, gguf_heads_bias, ungguf_heads_bias)
     return rule._replace(source=source)
 
 
@@ -210,7 +180,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     LLaMA has no sliding window; what is not so is written as the Mistral that computes the same.
 
     Raises:
-      TaskVecError: the rope scaling, or the shape, cannot be said in it.
+      TaskVecError: transformers has no such rope scaling, or no such shape.
     """
     plain = config.width % config.num_heads == 0 and config.sliding_window is None
     if not plain and (config.attention_bias or config.mlp_bias):

@@ -100,7 +100,7 @@ HF: tuple[Rule, ...] = (
     Rule("embed_out.weight", ("unembed/kernel",), transposed, untransposed),
 )
 
-_GGUF_NAMES = {  # Hugging Face's words -> GGUF's
+_GGUF_NAMES = {  # parts of names in Hugging Face's files -> in GGUF's
     "gpt_neox.embed_in.": "token_embd.",
     "gpt_neox.final_layer_norm.": "output_norm.",
     "embed_out.": "output.",

@@ -1,4 +1,4 @@
-"""Conversion as data: a table of rules, applied from a source to our tree and back.
+"""Tables of rules: which source tensor fills which leaves of the parameter tree, and how.
 
 A rule ties one source tensor of a layer (or of the whole model) to the leaves it fills. Every
 source tensor must be used exactly once and every leaf filled exactly once; all mismatches of a
@@ -60,7 +60,7 @@ class Source(Protocol):
         ...
 
     def check_used(self, names: Iterable[str]) -> None:
-        """Refuses if the files contradict one another about these tensors; others do not count."""
+        """Refuses files that contradict one another about these tensors; others do not count."""
         ...
 
     def read(self, name: str) -> np.ndarray:
@@ -110,7 +110,7 @@ def _steps(rules: list[Rule], config: DecoderConfig) -> Iterator[Step]:
 
 
 def applicable_steps(table: tuple[Rule, ...], config: DecoderConfig) -> list[Step]:
-    """Every source tensor that a model of this config has in the words of a table.
+    """Every source tensor of a model of this config, by the names of a table.
 
     Raises:
       TaskVecError: the table does not fill every leaf once.
@@ -140,7 +140,7 @@ def check(
     ignored: re.Pattern[str],
     tied: tuple[str, str] | None = None,
 ) -> list[Step]:
-    """Holds the names and shapes of a source against a table, before anything is read.
+    """Compares the names and shapes of a source with a table, before any tensor is read.
 
     Returns:
       The steps of the conversion, in order.

@@ -116,9 +116,9 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _cast(target: np.ndarray, part: np.ndarray) -> None:
-    """Copies and casts; overflow is looked for afterwards.
+    """Copies and casts, without a check for overflow.
 
-    A transposed part is copied in tiles, which stay in the processor's cache: 7 times faster.
+    A transposed part is copied in tiles that stay in the processor's cache: 7 times faster.
     """
     fast = int(np.argmin(part.strides)) if part.ndim else 0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -139,7 +139,7 @@ def all_finite(x: np.ndarray) -> bool:
     chunks = (flat[i : i + CHUNK] for i in range(0, flat.size, CHUNK))
     if x.dtype.name not in _EXPONENTS:
         return all(np.isfinite(chunk).all() for chunk in chunks)
-    exponent = np.uint16(_EXPONENTS[x.dtype.name])  # looking at bits is faster in half precision
+    exponent = np.uint16(_EXPONENTS[x.dtype.name])  # comparing bits is faster in half precision
     return not any(((chunk.view(np.uint16) & exponent) == exponent).any() for chunk in chunks)
 
 
@@ -166,7 +166,7 @@ def _check_finite(source: Source, name: str, tensor: np.ndarray, target: np.ndar
 
 
 def _check_tied(source: Source, tied: tuple[str, str], embedding: np.ndarray) -> None:
-    """Some releases store a tied unembedding once more: it must then be the same numbers."""
+    """Refuses a tied unembedding that is stored a second time with other numbers."""
     unembedding = source.read(tied[0])
     if not np.array_equal(unembedding, embedding):
         raise TaskVecError(

@@ -135,7 +135,7 @@ def fetch_config(repository: str, revision: str | None) -> Path:
 def cached_snapshot(repository: str, revision: str | None) -> Path | None:
     """The directory, named by its commit, that the hub's cache has for a revision; None: none.
 
-    Only the cache is looked at, and what it holds need not be whole.
+    Only the cache is searched, and what it holds may be incomplete.
 
     Args:
       repository, revision: as for `fetch`.

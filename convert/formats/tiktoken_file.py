@@ -33,7 +33,7 @@ _FIRST_LINE = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n")
 
 
 def is_tiktoken(path: Path) -> bool:
-    """Whether the file looks like one; sentencepiece's do not."""
+    """Whether the first line is one of tiktoken's; that of a sentencepiece model is not."""
     with path.open("rb") as file:
         return bool(_FIRST_LINE.match(file.read(100)))
 
@@ -92,7 +92,7 @@ def from_tiktoken(path: Path) -> tokenizers.Tokenizer:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in byte-level BPE: itself if it can be seen."""
+    """The letter that byte-level BPE writes for each byte: the byte itself if it is printable."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     others = iter(range(256, 512))
     return [chr(byte if byte in seen else next(others)) for byte in range(256)]
@@ -101,7 +101,7 @@ def _byte_letters() -> list[str]:
 def _merges(tokens: Sequence[str]) -> list[tuple[str, str]]:
     """Merge rules in the order in which tiktoken would apply them.
 
-    tiktoken has no list of merges: it joins the two neighbours whose union is the token of the
+    tiktoken has no list of merges: it joins the two neighbours whose union is the token of
     lowest rank. So every way to cut a token in two tokens is a merge, ranked by the token.
     """
     rank = {token: i for i, token in enumerate(tokens)}

@@ -34,8 +34,8 @@ class TorchFile:
         """Reads names and shapes.
 
         Raises:
-          TaskVecError: the file is not whole, holds something else, or is of before torch 1.6 and
-            torch is not there.
+          TaskVecError: the file is not whole, holds something else, or was written before torch 1.6
+            and torch is not installed.
         """
         self.path = path
         self._whole: dict[str, np.ndarray] | None = None
@@ -55,7 +55,7 @@ class TorchFile:
                         self._starts[entry.storage] = _start_of(archive, entry.storage)
         except TaskVecError:
             raise
-        except Exception as error:  # zipfile and pickle raise many kinds for what is not theirs
+        except Exception as error:  # zipfile and pickle raise many kinds for damaged files
             reason = first_line(error)
             if is_out_of_memory(error):
                 raise TaskVecError(f"{path}: too little memory to read it ({reason})") from None
@@ -95,14 +95,14 @@ def _read_names(archive: zipfile.ZipFile) -> dict[str, Entry]:
     info = archive.getinfo(pickles[0])
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_PICKLE:
         raise ValueError(
-            f"a data.pkl of {info.file_size} bytes; allowed: {MAX_PICKLE}, as they are"
+            f"a data.pkl of {info.file_size} bytes; allowed: {MAX_PICKLE}, uncompressed"
         )
     data = archive.read(info)
     return read_pickle(data, archive, root)
 
 
 def _start_of(archive: zipfile.ZipFile, record: str) -> int:
-    """The first byte of a record in the file, behind a header of its own."""
+    """Position in the file of the first byte of a record, after the record's header."""
     info = archive.getinfo(record)
     with archive.open(info) as inside:  # checks that header
         del inside
@@ -117,7 +117,7 @@ def _start_of(archive: zipfile.ZipFile, record: str) -> int:
 
 
 def _read_old(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file of before torch 1.6."""
+    """Every tensor of a file written before torch 1.6."""
     try:
         import torch
     except ImportError:

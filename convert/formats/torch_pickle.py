@@ -46,7 +46,7 @@ _ALLOWED = frozenset(
 _OTHER_TYPE = re.compile(
     r"^torch\._utils\._rebuild_(tensor_v3|qtensor)$|^torch\.(float8|float4|Q[IU])|^bitsandbytes\."
 )
-_MEMO = frozenset({"BINPUT", "LONG_BINPUT"})  # whose argument is a place that memory is made for
+_MEMO = frozenset({"BINPUT", "LONG_BINPUT"})  # their argument decides how much memory is taken
 
 
 class Entry(NamedTuple):
@@ -114,14 +114,14 @@ class _Kind(NamedTuple):
 
 
 class _Named(dict[str, Any]):
-    """An OrderedDict, whose attributes (`_metadata` of a state_dict) are not looked at."""
+    """An OrderedDict, whose attributes (`_metadata` of a state_dict) are ignored."""
 
     def __setstate__(self, state: Any) -> None:
         _demand(isinstance(state, dict), "an OrderedDict")
 
 
 class _Call:
-    """One of our functions, made for one pickle: what that writes on it is gone with it."""
+    """A stand-in for a function, made anew for each pickle, so that no pickle can change it."""
 
     __slots__ = ("function",)
 
@@ -179,7 +179,7 @@ def _tensor(
     entry = Entry(storage.dtype, shape, storage.record, storage.numbers, offset, strides)
     if len(shape) != len(strides) or len(shape) > MAX_AXES:
         raise ValueError(f"a tensor has shape {shape} and strides {strides}")
-    # A stride of 0 would make much out of little.
+    # A stride of 0 would make a large tensor out of few numbers.
     if max(offset + reach(entry), math.prod(shape)) > storage.numbers:
         raise ValueError(f"a tensor of shape {shape} at {offset} has {storage.numbers} numbers")
     return entry
@@ -198,7 +198,7 @@ def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Entry:
 
 
 class _Names(pickle.Unpickler):
-    """Knows the words of torch.save, and no others."""
+    """Resolves the names that torch.save writes, and refuses all others."""
 
     def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file)

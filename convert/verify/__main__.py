@@ -29,7 +29,7 @@ from .report import report
 
 
 def main() -> None:
-    """Verifies the model the flags ask for."""
+    """Verifies the model that the flags name."""
     if FLAGS.make_goldens:
         model = load_model(FLAGS.model, "float32")
         make_goldens(model, GOLDENS / f"{Path(FLAGS.model).name}.npz")

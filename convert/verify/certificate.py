@@ -91,7 +91,10 @@ def _site_name(place: int) -> str:
 
 
 def compare(ours: Run, reference: Run, name: str = "this model") -> Certificate:
-    """Holds one run, called `name`, against another.
+    """Compares a run with a reference, site by site.
+
+    Args:
+      name: of the first, for messages.
 
     Raises:
       TaskVecError: one of them is not finite.

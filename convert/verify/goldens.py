@@ -45,7 +45,7 @@ def make_goldens(model: Model, path: Path) -> None:
 
 
 def check_goldens(model: Model) -> float:
-    """Holds a model against the numbers that Hugging Face gave for its weights.
+    """Compares a model with the numbers that Hugging Face gave for its weights.
 
     Returns:
       The largest difference, as a share of the largest value at its site.

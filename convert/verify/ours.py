@@ -31,7 +31,10 @@ def texts_to_tokens(model: Model) -> list[list[int]]:
 
 
 def run_ours(model: Model, dtype: str, rows: Sequence[Sequence[int]]) -> Run:
-    """Our decoder in a dtype; every position is read as the last one of a row of its own."""
+    """Runs this project's decoder in a dtype.
+
+    Each position of a text is read as the last position of a row [T]; all rows are the same text.
+    """
     decoder = Decoder(dataclasses.replace(model.config, dtype=dtype))
     wide = jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
     with wide:

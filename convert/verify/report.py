@@ -60,7 +60,7 @@ def report(name_or_path: str, dtype: str, revision: str | None = None) -> None:
 
 
 def check_hashes(path: Path, model: Model) -> None:
-    """Holds a converted model against the hashes of its manifest, if it is in their dtype.
+    """Compares a converted model with the hashes of its manifest, if it is in their dtype.
 
     Raises:
       TaskVecError: a parameter is not what was written.

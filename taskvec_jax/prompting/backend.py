@@ -27,7 +27,7 @@ def unknown_token(backend: Backend) -> int | None:
 
 
 def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
-    """Reads a tokenizer.json as it stands.
+    """Reads a tokenizer.json unchanged.
 
     Raises:
       TaskVecError: the file is missing or not a tokenizer.

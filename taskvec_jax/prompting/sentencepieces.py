@@ -1,8 +1,8 @@
-"""Tokenizers that came as a sentencepiece model (tokenizer.model), read by sentencepiece itself.
+"""Tokenizers that come as a sentencepiece model (tokenizer.model), read by sentencepiece itself.
 
-Everything that its file can say (user-defined pieces, where the dummy prefix goes, the compiled
-normaliser, unigram or BPE, ties between scores) is then as its authors mean it. The file does not
-say whether a text begins with BOS or ends in EOS: tokenizer_config.json beside it does.
+So everything in the file (user-defined pieces, where the dummy prefix goes, the compiled
+normaliser, unigram or BPE, ties between scores) has the meaning that its authors gave it. Whether a
+text begins with BOS or ends in EOS is not in the file, but in tokenizer_config.json beside it.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def flag(settings: dict[str, Any], name: str, path: Path) -> bool | None:
-    """True, False, or None where it is not said.
+    """A setting that is true or false; None where it is absent.
 
     Raises:
       TaskVecError: it is something else.

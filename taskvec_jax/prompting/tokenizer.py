@@ -1,4 +1,4 @@
-"""Text -> (tokens [B, T], last [B]); the one place that decides BOS, padding and the arrow.
+"""Text -> tokens [B, T] and last [B]; the one place that decides BOS, padding and the arrow.
 
 BOS is put where the model's own tokenizer puts it by default: its tokenizer.json says so, or the
 tokenizer_config.json beside its tokenizer.model.
@@ -175,7 +175,7 @@ class Tokenizer:
     def spells(self, text: str, ids: Sequence[int] | None = None) -> bool:
         """Whether a text comes back from its tokens as it was, the unknown token not among them.
 
-        A tokenizer.json without a decoder says nothing of how tokens become text: they are joined.
+        A tokenizer.json without a decoder does not say how tokens become text; they are joined.
 
         Args:
           ids: what `encode` gives for the text, where that is known.

@@ -199,7 +199,7 @@ QUANTIZABLE = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0",
 
 
 @pytest.mark.parametrize("kind", ["F16", *QUANTIZABLE])
-def test_every_type_that_gguf_quantises_reads_as_its_dequantised_self(
+def test_every_type_that_gguf_quantizes_reads_as_its_dequantized_self(
     kind: str, tmp_path: Path
 ) -> None:
     """The file's numbers, dequantized by the gguf package, given to Hugging Face."""
@@ -228,7 +228,7 @@ def test_every_type_that_gguf_quantises_reads_as_its_dequantised_self(
     hf.assert_same(hf.run_ours(ours, tokens), hf.run_hf(theirs, tokens))
 
 
-def test_every_type_that_gguf_dequantises_is_read(tmp_path: Path) -> None:
+def test_every_type_that_gguf_dequantizes_is_read(tmp_path: Path) -> None:
     """K and IQ types have no quantizer in Python: random blocks, against gguf's own reader."""
     kinds = list(gguf.quants._type_traits)
     assert len(kinds) >= 20

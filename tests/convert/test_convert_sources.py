@@ -406,7 +406,7 @@ def test_a_gguf_of_a_vocabulary_alone_is_refused(tmp_path: Path) -> None:
         ("quantization", {"group_size": 64, "bits": 4}, "quantized by an unnamed method"),
     ],
 )
-def test_quantised_weights_are_refused_by_their_method(
+def test_quantized_weights_are_refused_by_their_method(
     tmp_path: Path, key: str, value: Any, message: str
 ) -> None:
     directory = hf.save(model(1), tmp_path)
@@ -427,7 +427,7 @@ def test_quantised_weights_are_refused_by_their_method(
         ("q_proj.weight_packed", "compressed-tensors"), ("q_proj_blocks", "MXFP4"),
     ],
 )  # fmt: skip
-def test_quantised_tensors_are_named_where_the_config_is_silent(
+def test_quantized_tensors_are_named_where_the_config_is_silent(
     tmp_path: Path, suffix: str, method: str
 ) -> None:
     directory = hf.save(model(1), tmp_path)
