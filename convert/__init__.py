@@ -1,4 +1,4 @@
-"""Weights in: whatever a model came as -> config, parameter tree, tokenizer.
+"""Conversion: a model in a foreign format -> config, parameter tree, tokenizer.
 
 python -m convert --model=llama-7b            writes checkpoints/llama-7b
 python -m convert.verify --model=PATH         parity certificate against Hugging Face
@@ -13,39 +13,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompting.tokenizer import Backend
+from taskvec_jax.prompting.backend import Backend
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
 from . import tokenizers
-from .families import gptj, llama, names, pythia, rules
+from .families import GGUF_FAMILIES, HF_FAMILIES, llama, meta, names, rules, tree
 from .families.family import Family
-from .families.rules import Place, Share, Source
-from .formats import beside
+from .families.rules import Source
+from .families.tree import Place, Share
+from .formats import beside, gguf_tokenizer
 from .formats.sources import GGUFSource, MetaSource, open_weights, other_forms, read_json
 
-HF_FAMILIES: dict[str, Family] = {  # model_type of config.json ->
-    "llama": llama.FAMILY,
-    "mistral": llama.FAMILY,
-    "gpt_neox": pythia.FAMILY,
-    "gptj": gptj.FAMILY,
-}
-GGUF_FAMILIES: dict[str, Family] = {  # general.architecture ->
-    "llama": llama.FAMILY,
-    "gptneox": pythia.FAMILY,
-}
-_OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}  # ends of files of a model
+# Suffixes of files that are one part of a model's directory.
+_OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}
 
 
 class Opened(NamedTuple):
-    """A source whose config and tokenizer are read, and whose weights are not yet.
+    """A model whose config and tokenizer have been read, and its weights not yet.
 
     Attributes:
       config: with the dtype the parameters will have.
       source: the tensors.
       files: what the source consists of.
       tokenizer: the model's own.
-      read: (place, progress, share) -> parameter tree; see `rules.to_tree`.
+      read: (place, progress, share) -> parameter tree; see `families.tree.to_tree`.
     """
 
     config: DecoderConfig
@@ -64,12 +56,12 @@ class Converted(NamedTuple):
 
 
 def open_model(path: Path, dtype: str | None) -> Opened:
-    """Looks at foreign weights and checks everything that can be checked before reading them.
+    """Opens foreign weights, and checks everything that can be checked before reading them.
 
     Args:
       path: a Hugging Face directory, a .gguf file, or a directory of Meta's consolidated.*.pth.
-      dtype: of the parameters, one of `taskvec_jax.transformer.config.DTYPES`; None: the dtype the source
-        has where that is half precision, else float32, so that nothing is lost.
+      dtype: of the parameters, one of `taskvec_jax.transformer.config.DTYPES`. None: the source's
+        own if that is half precision, else float32, so that nothing is lost.
 
     Raises:
       TaskVecError: the path holds no model, an unsupported one, or a damaged one.
@@ -89,23 +81,23 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         assert family.config_from_gguf is not None
         table = family.gguf
         config = family.config_from_gguf(source.meta, source, str(path), dtype or "float32")
-        tokenizer = tokenizers.from_gguf(source.meta, str(path))
+        tokenizer = gguf_tokenizer.from_gguf(source.meta, str(path))
     elif (path / "config.json").is_file():
         family, raw = _read_hf(path)
         table = family.hf
         source = open_weights(path, _named_weights(raw))
         files = source.files
         stored = [name for name in source.shapes() if not family.ignored.search(name)]
-        beside.refuse_quantised_tensors(stored, str(path))
+        beside.refuse_quantized_tensors(stored, str(path))
         config = family.config_from_hf(raw, str(path / "config.json"), dtype or "float32")
-        source = names.in_words_of(family, source, config.tied_unembed)
+        source = names.renamed_source(family, source, config.tied_unembed)
         tokenizer = tokenizers.from_directory(path)
     elif (path / "params.json").is_file() and any(path.glob("consolidated.*.pth")):
         beside.refuse_adapter(path)
         family, source, table = llama.FAMILY, MetaSource(path), llama.META
         files = source.files
         where = str(path / "params.json")
-        config = llama.config_from_meta(source.meta, source, where, dtype or "float32")
+        config = meta.config_from_meta(source.meta, source, where, dtype or "float32")
         tokenizer = tokenizers.from_meta_directory(path)
     else:
         beside.refuse_adapter(path)
@@ -123,7 +115,7 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         config = dataclasses.replace(config, dtype=_dtype(source, used))
 
     def read(place: Place, progress: Callable[[int, int], None], share: Share) -> Params:
-        return rules.to_tree(
+        return tree.to_tree(
             table,
             config,
             source,
@@ -154,11 +146,11 @@ def convert(
       TaskVecError: the path holds no model, an unsupported one, or a damaged one.
     """
     opened = open_model(path, dtype)
-    return Converted(opened.config, opened.read(place, progress, rules.whole), opened.tokenizer)
+    return Converted(opened.config, opened.read(place, progress, tree.whole), opened.tokenizer)
 
 
 def read_config(path: Path) -> DecoderConfig:
-    """The shapes of foreign weights, from their config alone where that says everything.
+    """The config of foreign weights, read without their tensors where the format allows it.
 
     Raises:
       TaskVecError: the path holds no model, or an unsupported one.
@@ -197,18 +189,18 @@ def _read_hf(path: Path) -> tuple[Family, dict[str, Any]]:
             f" {', '.join(HF_FAMILIES)}"
         )
     family = _family(HF_FAMILIES, kind, f"{where}: model_type")
-    beside.refuse_quantised_config(raw, str(where))
+    beside.refuse_quantized_config(raw, str(where))
     return family, raw
 
 
 def _named_weights(raw: dict[str, Any]) -> str | None:
-    """The file that config.json names as its weights; the key is taken out, for it is used."""
+    """The file that config.json names as its weights; the key is removed, as it has been used."""
     named = raw.pop("transformers_weights", None)
     return None if named is None else str(named)
 
 
 def _dtype(source: Source, used: Iterable[str]) -> str:
-    """The dtype that loses nothing of the parameters; what is not one of them does not count."""
+    """The dtype that loses nothing of the tensors in `used`; other tensors do not count."""
     dtypes = source.dtypes()
     kinds = {dtypes[name] for name in used}
     return kinds.pop() if kinds in ({"float16"}, {"bfloat16"}) else "float32"

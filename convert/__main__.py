@@ -68,9 +68,9 @@ def main() -> None:
         f" {manifest['weights_sha256'][:16]}"
     )
     if FLAGS.verify:
-        from . import verify  # torch, where it is installed, is slow to import
+        from .verify.report import report  # torch, where it is installed, is slow to import
 
-        verify.report(str(out), FLAGS.dtype or "bfloat16")
+        report(str(out), FLAGS.dtype or "bfloat16")
 
 
 if __name__ == "__main__":

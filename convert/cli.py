@@ -1,4 +1,4 @@
-"""What every command line shares: flags of the model, a progress bar, errors in one line."""
+"""What all commands share: flags of the model, a progress bar, errors in one line."""
 
 from __future__ import annotations
 
@@ -88,15 +88,16 @@ def define_list(
 
 
 def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:
-    """What --mesh asks for, or the choice for a config; said aloud, once, where there is a choice.
+    """A function that gives the mesh for a config: that of --mesh, or else a choice.
 
-    Conversion on first use asks too, for a model in the source's precision: that is not said.
+    It prints the mesh once if there is a choice, but not when conversion on first use asks for a
+    mesh in another precision than that of the run.
 
     Raises:
       TaskVecError: --mesh cannot be read.
     """
     asked = MeshShape.parse(FLAGS.mesh) if FLAGS.mesh else None
-    said: set[str] = set()
+    printed: set[str] = set()
 
     def choose(config: DecoderConfig) -> Mesh | None:
         if asked is None and jax.device_count() == 1:
@@ -104,8 +105,8 @@ def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:
         mesh = make_mesh(asked or choose_mesh(config, batch_size))
         line = mesh_line(config, shape_of(mesh), batch_size)
         run = FLAGS.dtype or config.dtype, FLAGS.quantization if "quantization" in FLAGS else "none"
-        if (config.dtype, config.quantization) == run and line not in said:
-            said.add(line)
+        if (config.dtype, config.quantization) == run and line not in printed:
+            printed.add(line)
             console.print(line, markup=False)
         return mesh
 
@@ -113,7 +114,7 @@ def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:
 
 
 def join_processes() -> None:
-    """Becomes one of several processes if --coordinator says so, before any device is touched.
+    """Joins the other processes if --coordinator is given. Call it before any use of a device.
 
     Raises:
       TaskVecError: flags that do not go together, or the others cannot be reached.
@@ -145,7 +146,7 @@ def join_processes() -> None:
 
 
 def progress_bar() -> Progress:
-    """The house's progress bar; rows printed through its console stay above it."""
+    """A progress bar; lines printed through `console` stay above it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -157,8 +158,12 @@ def progress_bar() -> Progress:
 
 
 def reporting(work: Callable[[Report], T], name: str | None = None) -> T:
-    """Does a piece of work on a model, that of the flags unless another is named, behind a progress
-    bar, and gives its result."""
+    """Runs `work` with a progress bar and returns its result.
+
+    Args:
+      work: takes a function that reports progress.
+      name: of the model, shown beside the bar; None: that of the flags.
+    """
     name = name or FLAGS.model
     with progress_bar() as bar:
         row = bar.add_task(f"loading {name}", total=1)
@@ -189,7 +194,7 @@ def run(main: Callable[[], None]) -> None:
     def wrapped(argv: list[str]) -> None:
         del argv
         if not FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax and JAX speak at length below that
+            logging.set_verbosity(logging.WARNING)  # below it Orbax and JAX log many lines
         try:
             join_processes()
             main()

@@ -1,4 +1,4 @@
-"""Our parameters -> a Hugging Face directory again: the tables of the families, read backwards.
+"""Writes a model as a Hugging Face directory: the tables of the families, applied backwards.
 
     python -m convert.export --model=smollm2-135m-instruct --out=/tmp/smollm2
 
@@ -28,18 +28,10 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
-from . import HF_FAMILIES
 from . import cli as command
-from .families.family import Family
-from .families.rules import from_tree
+from .families import FAMILIES
+from .families.tree import from_tree
 from .formats import safetensors_file
-
-FAMILIES: dict[str, Family] = {  # family of our config ->
-    "llama": HF_FAMILIES["llama"],
-    "pythia": HF_FAMILIES["gpt_neox"],
-    "gptj": HF_FAMILIES["gptj"],
-}
-
 
 # Files of a model, in any form: what is left of an older one would be read beside the new one.
 _OF_A_MODEL = re.compile(
@@ -66,14 +58,12 @@ def export(config: DecoderConfig, params: Params, tokenizer: Tokenizer, director
       directory: made if it is not there.
 
     Raises:
-      TaskVecError: a model that Hugging Face has no words for, no room to write, or something at
-        the place of the directory that is not to be replaced.
+      TaskVecError: a model that Hugging Face's formats cannot express, no room to write, or
+        something at the place of the directory that is not to be replaced.
     """
     check_target(directory)
     family = FAMILIES[config.family]
     raw = family.config_to_hf(config) | {"dtype": config.dtype}
-    if config.family == "pythia" and not config.mlp_bias:
-        raise TaskVecError("a GPT-NeoX without biases in its MLP cannot be a Hugging Face model")
     tensors = list(from_tree(family.hf, config, params))
     size = sum(math.prod(shape) for _, shape, _ in tensors) * jnp.dtype(config.dtype).itemsize
     with _writing(directory, size) as made:
@@ -154,7 +144,7 @@ def _replace(made: Path, directory: Path) -> None:
 
 
 def main() -> None:
-    """Exports the model the flags ask for."""
+    """Exports the model that the flags name."""
     out = Path(command.FLAGS.out)
     check_target(out)
     model = load_model(command.FLAGS.model, command.FLAGS.dtype or "float32")

@@ -76,6 +76,8 @@ def gptj(**changes: Any) -> transformers.PreTrainedConfig:
     return transformers.GPTJConfig(**{**sizes, **changes})
 
 
+MODELS = {"llama": llama, "mistral": mistral, "gpt_neox": neox, "gptj": gptj}  # by model_type
+
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5_000.0,

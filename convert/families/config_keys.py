@@ -1,8 +1,9 @@
-"""Keys of a config.json that transformers reads; made by convert/families/read_keys.py."""
+"""Keys of a config.json that transformers reads for all models; made by read_keys.py."""
 
 TRANSFORMERS = "5.24.0"  # the release that does
 
-_COMMON = """
+COMMON = frozenset(
+    """
     _attn_implementation _attn_implementation_internal _commit_hash _experts_implementation
     _experts_implementation_internal _from_auto _from_pipeline _heterogeneity_spec _name_or_path
     _output_attentions _post_init_done _rope_type_labels allow_global_per_layer_attribute_access
@@ -23,33 +24,9 @@ _COMMON = """
     sub_configs_defaults text_config text_encoder tie_last_hidden_states tie_word_embeddings
     torch_dtype transformers_version transformers_weights use_cache use_safetensors
     vision_aspect_ratio vision_config vision_feature_layer vision_feature_select_strategy
-    vocab_size weight_mapping weights_only
-    """
-
-_LLAMA = """
-    attention_bias hidden_act intermediate_size mlp_bias pretraining_tp rms_norm_eps
-    """
-
-_MISTRAL = """
-    hidden_act intermediate_size rms_norm_eps
-    """
-
-_GPT_NEOX = """
-    attention_bias classifier_dropout hidden_act hidden_dropout intermediate_size is_decoder
-    layer_norm_eps rotary_emb_base rotary_pct use_parallel_residual
-    """
-
-_GPTJ = """
-    activation_function attn_pdrop embd_pdrop layer_norm_epsilon n_embd n_head n_inner n_layer
-    n_positions resid_pdrop rotary_dim
-    """
-
-READ: dict[str, frozenset[str]] = {  # model_type -> keys
-    "llama": frozenset((_COMMON + " " + _LLAMA).split()),
-    "mistral": frozenset((_COMMON + " " + _MISTRAL).split()),
-    "gpt_neox": frozenset((_COMMON + " " + _GPT_NEOX).split()),
-    "gptj": frozenset((_COMMON + " " + _GPTJ).split()),
-}
+    weight_mapping weights_only
+    """.split()
+)
 ROPE_READ: dict[str, frozenset[str]] = {  # rope_type -> keys; "": all types
     "": frozenset(
         (

@@ -9,10 +9,8 @@ from typing import Any
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
-from .keys import KeyReader
-from .pythia import GELUS
-from .rules import (
-    Rule,
+from .hf_keys import GELUS, HFKeys
+from .layouts import (
     heads_in,
     heads_out,
     same,
@@ -22,6 +20,7 @@ from .rules import (
     unsame,
     untransposed,
 )
+from .rules import Rule
 
 # Buffers that old releases wrote beside the weights.
 _IGNORED = re.compile(r"attn\.(masked_)?bias$|attn\.embed_positions$")
@@ -46,8 +45,14 @@ HF: tuple[Rule, ...] = (
     Rule("lm_head.bias", ("unembed/bias",), same, unsame),
 )
 
-
-_OWN = {
+# model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
+MODEL_TYPES = {
+    "gptj": (
+        "activation_function attn_pdrop embd_pdrop layer_norm_epsilon n_embd n_head n_inner n_layer"
+        " n_positions resid_pdrop rotary_dim vocab_size"
+    )
+}
+_GPTJ_NAMES = {  # transformers' common name -> GPT-J's
     "max_position_embeddings": "n_positions",
     "hidden_size": "n_embd",
     "num_attention_heads": "n_head",
@@ -62,8 +67,8 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
       TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
     # transformers has common names for these; a common name counts where both are there.
-    common = {_OWN[name]: value for name, value in raw.items() if name in _OWN}
-    keys = KeyReader({**{k: v for k, v in raw.items() if k not in _OWN}, **common}, where)
+    common = {_GPTJ_NAMES[name]: value for name, value in raw.items() if name in _GPTJ_NAMES}
+    keys = HFKeys({**{k: v for k, v in raw.items() if k not in _GPTJ_NAMES}, **common}, where)
     heads, width = keys.need_size("n_head"), keys.need_size("n_embd")
     config = DecoderConfig(
         family="gptj",
@@ -88,7 +93,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     for unused in ("head_dim", "num_key_value_heads", "sliding_window"):  # of what generation keeps
         keys.get(unused, int, 0, null=True)
     keys.layers_alike("full_attention")
-    keys.finish("gptj")
+    keys.finish("gptj", MODEL_TYPES["gptj"])
     return config
 
 
@@ -111,6 +116,8 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
 
 
 FAMILY = Family(
+    name="gptj",
+    model_types=MODEL_TYPES,
     hf=HF,
     ignored=_IGNORED,
     tied=("lm_head.weight", "transformer.wte.weight"),

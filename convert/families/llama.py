@@ -6,63 +6,32 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.transformer.config import DecoderConfig, RopeScaling
+from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
-from .keys import KeyReader, Rope, rope_to_hf
-from .rules import (
-    Rule,
-    Shapes,
-    Source,
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling, gguf_tied
+from .hf_keys import HFKeys, Rope, rope_to_hf
+from .layouts import (
+    gguf_heads_bias,
+    gguf_heads_out,
     heads_bias,
     heads_in,
     heads_out,
     same,
     transposed,
+    ungguf_heads_bias,
+    ungguf_heads_out,
     unheads_bias,
     unheads_in,
     unheads_out,
     unsame,
     untransposed,
 )
+from .rules import Rule, Source
 
 # Buffers; rope_freqs.weight of GGUF is read with the config.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")
-
-
-def _unpermuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    """Query and key rows of GGUF and of Meta in Hugging Face's order.
-
-    They interleave the two halves of each head's rotary dimensions: row (h, i, half) of the file
-    is row (h, half, i) of Hugging Face.
-    """
-    heads = x.reshape(-1, config.head_dim // 2, 2, *x.shape[1:])
-    return heads.swapaxes(1, 2).reshape(x.shape)
-
-
-def _permuted(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    """The inverse of `_unpermuted`."""
-    heads = x.reshape(-1, 2, config.head_dim // 2, *x.shape[1:])
-    return heads.swapaxes(1, 2).reshape(x.shape)
-
-
-def _gguf_heads(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
-    return heads_out(config, _unpermuted(config, x))
-
-
-def _ungguf_heads(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    return _permuted(config, unheads_out(config, x))
-
-
-def _gguf_bias(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
-    return heads_bias(config, _unpermuted(config, x))
-
-
-def _ungguf_bias(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    return _permuted(config, unheads_bias(config, x))
 
 
 _A = "model.layers.{layer}.self_attn."
@@ -95,7 +64,7 @@ HF: tuple[Rule, ...] = (
     Rule("lm_head.weight", ("unembed/kernel",), transposed, untransposed),
 )
 
-_GGUF_NAMES = {  # Hugging Face's words -> GGUF's
+_GGUF_NAMES = {  # parts of names in Hugging Face's files -> in GGUF's
     "model.embed_tokens.": "token_embd.",
     "model.norm.": "output_norm.",
     "lm_head.": "output.",
@@ -112,7 +81,7 @@ _GGUF_NAMES = {  # Hugging Face's words -> GGUF's
 }
 
 
-_META_NAMES = {  # Hugging Face's words -> Meta's
+_META_NAMES = {  # parts of names in Hugging Face's files -> in Meta's
     "model.embed_tokens.": "tok_embeddings.",
     "model.norm.": "norm.",
     "lm_head.": "output.",
@@ -130,19 +99,29 @@ _META_NAMES = {  # Hugging Face's words -> Meta's
 
 
 def _renamed(rule: Rule, names: Mapping[str, str]) -> Rule:
-    """A Hugging Face rule in the words, and with the row order, of GGUF or Meta."""
+    """A Hugging Face rule with the names, and the row order, of GGUF or Meta."""
     source = rule.source
     for theirs, other in names.items():
         source = source.replace(theirs, other)
     if rule.source.endswith(("q_proj.weight", "k_proj.weight")):
-        return Rule(source, rule.leaves, _gguf_heads, _ungguf_heads)
+        return Rule(source, rule.leaves, gguf_heads_out, ungguf_heads_out)
     if rule.source.endswith(("q_proj.bias", "k_proj.bias")):
-        return Rule(source, rule.leaves, _gguf_bias, _ungguf_bias)
+        return Rule(source, rule.leaves, gguf_heads_bias, ungguf_heads_bias)
     return rule._replace(source=source)
 
 
 GGUF: tuple[Rule, ...] = tuple(_renamed(rule, _GGUF_NAMES) for rule in HF)
 META: tuple[Rule, ...] = tuple(_renamed(rule, _META_NAMES) for rule in HF)
+
+
+# model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
+MODEL_TYPES = {
+    "llama": (
+        "attention_bias hidden_act intermediate_size mlp_bias pretraining_tp rms_norm_eps"
+        " vocab_size"
+    ),
+    "mistral": "hidden_act intermediate_size rms_norm_eps vocab_size",
+}
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -151,7 +130,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     Raises:
       TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
-    keys, mistral = KeyReader(raw, where), raw.get("model_type") == "mistral"
+    keys, mistral = HFKeys(raw, where), raw.get("model_type") == "mistral"
     heads, width = keys.need_size("num_attention_heads"), keys.need_size("hidden_size")
     head_dim = keys.get_size("head_dim", max(1, width // heads), null=True)
     max_length = keys.get_size("max_position_embeddings", 131_072 if mistral else 2048)
@@ -189,7 +168,8 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         dtype=dtype,
     )
     keys.require("hidden_act", "silu", ("silu", "swish"))
-    keys.finish("mistral" if mistral else "llama")
+    model_type = "mistral" if mistral else "llama"
+    keys.finish(model_type, MODEL_TYPES[model_type])
     return config
 
 
@@ -200,7 +180,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     LLaMA has no sliding window; what is not so is written as the Mistral that computes the same.
 
     Raises:
-      TaskVecError: the rope scaling, or the shape, cannot be said in it.
+      TaskVecError: transformers has no such rope scaling, or no such shape.
     """
     plain = config.width % config.num_heads == 0 and config.sliding_window is None
     if not plain and (config.attention_bias or config.mlp_bias):
@@ -245,9 +225,7 @@ def config_from_gguf(
     Raises:
       TaskVecError: a key is missing or asks for something not supported.
     """
-    keys = KeyReader(
-        {k.removeprefix("llama."): v for k, v in meta.items() if k.startswith("llama.")}, where
-    )
+    keys = GGUFKeys(meta, "llama", where)
     shapes = tensors.shapes()
     if len(shapes.get("token_embd.weight", ())) != 2:
         raise TaskVecError(f"{where}: token_embd.weight is missing; the file is not complete")
@@ -275,7 +253,7 @@ def config_from_gguf(
         rope_scaling=gguf_rope_scaling(keys, tensors, head_dim),
         max_length=max_length,
         sliding_window=keys.get("attention.sliding_window", int, 0) or None,  # 0: none
-        tied_unembed=_gguf_tied(meta, shapes, where),
+        tied_unembed=gguf_tied(meta, shapes, where),
         attention_bias="blk.0.attn_q.bias" in shapes,
         mlp_bias="blk.0.ffn_gate.bias" in shapes,
         dtype=dtype,
@@ -284,120 +262,16 @@ def config_from_gguf(
     return config
 
 
-def gguf_always(keys: KeyReader, head_dim: int, layouts: tuple[str, ...]) -> None:
-    """Reads what both architectures of GGUF may ask for, and ends the reading of keys.
-
-    Raises:
-      TaskVecError: tokens that see later ones, scores that are scaled otherwise, a layout of
-        tensors that is not in `layouts`, or a key that may change the numbers and was not read.
-    """
-    scale = keys.get("attention.scale", float, 0.0)
-    if np.float32(scale) not in (np.float32(0), np.float32(head_dim**-0.5)):
-        raise TaskVecError(
-            f"{keys.where}: attention.scale is {scale}; allowed: {head_dim**-0.5}, or 0 for it"
-        )
-    keys.require("attention.causal", True, (True,))
-    keys.require("tensor_data_layout", layouts[0], layouts)
-    keys.require("rope.scaling.attn_factor", 1.0, (1.0,))
-    keys.finish_gguf()
-
-
-def _gguf_tied(meta: Mapping[str, Any], shapes: Shapes, where: str) -> bool:
-    """Whether the embedding is the unembedding: llama.cpp takes it for one that is not there.
-
-    Raises:
-      TaskVecError: it may lie in a part of the model that is not here.
-    """
-    if "output.weight" in shapes:
-        return False
-    expected = meta.get("split.tensors.count", len(shapes))
-    if expected != len(shapes):
-        raise TaskVecError(
-            f"{where}: holds {len(shapes)} of the {expected} tensors of a split model, and no"
-            " output.weight; fetch the other parts beside it"
-        )
-    return True
-
-
-def gguf_rope_scaling(keys: KeyReader, tensors: Source, rope_dim: int) -> RopeScaling | None:
-    """Rope scaling of a GGUF file: linear in its metadata, "llama3" as a tensor of divisors.
-
-    As in llama.cpp a factor without a type is linear, an older name of the factor counts where the
-    newer is absent, and a factor of 0 is 1.
-
-    Raises:
-      TaskVecError: another kind, or a tensor that makes no sense.
-    """
-    kind = keys.require("rope.scaling.type", "linear", ("none", "linear"))
-    older = keys.get("rope.scale_linear", float, 0.0)
-    factor = keys.get("rope.scaling.factor", float, older) or 1.0
-    divisors: list[float] = []
-    if "rope_freqs.weight" in tensors.shapes():
-        values = tensors.read("rope_freqs.weight")
-        if values.shape != (rope_dim // 2,) or not (np.isfinite(values) & (values > 0)).all():
-            raise TaskVecError(
-                f"{keys.where}: rope_freqs.weight has shape {values.shape} or numbers that are"
-                f" not above 0, expected {rope_dim // 2} of them; fetch the file again"
-            )
-        divisors = [] if (values == 1).all() else [float(n) for n in values]
-    if kind == "none" or factor == 1:
-        return RopeScaling("divisors", divisors=tuple(divisors)) if divisors else None
-    if divisors:
-        raise TaskVecError(f"{keys.where}: two kinds of rope scaling at once are not supported")
-    return RopeScaling("linear", factor=factor)
-
-
-def config_from_meta(
-    raw: Mapping[str, Any], tensors: Source, where: str, dtype: str
-) -> DecoderConfig:
-    """Reads params.json of Meta's own releases.
-
-    Raises:
-      TaskVecError: a key is missing, unsupported or unknown.
-    """
-    keys = KeyReader(raw, where)
-    shapes = tensors.shapes()
-    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
-        if len(shapes.get(name, ())) != 2:
-            raise TaskVecError(f"{where}: {name} is missing; the download is not complete")
-    width, heads = keys.need_size("dim"), keys.need_size("n_heads")
-    head_dim = max(1, width // heads)
-    scaling = None
-    if keys.get("use_scaled_rope", bool, False):
-        # Meta's params.json leaves the factor to its program: 8 in 3.1, 32 in the small 3.2.
-        if width < 4096 and "rope_scaling_factor" not in raw:
-            raise TaskVecError(
-                f"{where}: use_scaled_rope without rope_scaling_factor, which differs between"
-                ' Llama 3.1 (8) and 3.2 (32); add "rope_scaling_factor" to the file'
-            )
-        scaling = RopeScaling("llama3", factor=keys.get("rope_scaling_factor", float, 8.0))
-    config = DecoderConfig(
-        family="llama",
-        vocab_size=shapes["tok_embeddings.weight"][0],
-        num_layers=keys.need_size("n_layers"),
-        width=width,
-        num_heads=heads,
-        num_kv_heads=keys.get_size("n_kv_heads", heads),
-        head_dim=head_dim,
-        mlp_width=shapes["layers.0.feed_forward.w1.weight"][0],
-        norm_eps=keys.need("norm_eps", float),
-        rope_base=keys.get("rope_theta", float, 10_000.0),
-        rope_dim=head_dim,
-        rope_scaling=scaling,
-        max_length=keys.get_size("max_seq_len", 2048),
-        dtype=dtype,
-    )
-    keys.finish_meta({"vocab_size", "multiple_of", "ffn_dim_multiplier", "max_batch_size"})
-    return config
-
-
 FAMILY = Family(
+    name="llama",
+    model_types=MODEL_TYPES,
     hf=HF,
     ignored=_IGNORED,
     tied=("lm_head.weight", "model.embed_tokens.weight"),
     prefix="model.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("llama",),
     gguf=GGUF,
     config_from_gguf=config_from_gguf,
 )

@@ -1,4 +1,4 @@
-"""Names of tensors as transformers itself may have saved them, in the words of a family's table.
+"""Gives tensors the names of a family's table, whichever names transformers saved them under.
 
 What `from_pretrained` accepts is accepted here: a name that is new in memory (`lm_head.weight` of a
 GPT-NeoX), the prefix of the base model left out or put before everything, and the one tensor of a
@@ -56,8 +56,8 @@ class NamedSource:
         self._source.check_used([self._stored[name] for name in names])
 
 
-def in_words_of(family: Family, source: Source, tied: bool) -> NamedSource:
-    """A source of a Hugging Face directory, in the names that the family's table has.
+def renamed_source(family: Family, source: Source, tied: bool) -> NamedSource:
+    """A source of a Hugging Face directory whose tensors have the names of the family's table.
 
     Args:
       tied: whether the config says that the unembedding is the embedding.

@@ -12,9 +12,10 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
-from .keys import KeyReader, Rope, rope_to_hf
-from .llama import gguf_always, gguf_rope_scaling
-from .rules import Rule, Source, heads_in, same, transposed, unheads_in, unsame, untransposed
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling
+from .hf_keys import GELUS, HFKeys, Rope, rope_to_hf
+from .layouts import heads_in, same, transposed, unheads_in, unsame, untransposed
+from .rules import Rule, Source
 
 # Buffers that old releases wrote beside the weights.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|attention\.(masked_)?bias$|^rope_freqs\.weight$")
@@ -99,7 +100,7 @@ HF: tuple[Rule, ...] = (
     Rule("embed_out.weight", ("unembed/kernel",), transposed, untransposed),
 )
 
-_GGUF_NAMES = {  # Hugging Face's words -> GGUF's
+_GGUF_NAMES = {  # parts of names in Hugging Face's files -> in GGUF's
     "gpt_neox.embed_in.": "token_embd.",
     "gpt_neox.final_layer_norm.": "output_norm.",
     "embed_out.": "output.",
@@ -126,7 +127,14 @@ def _gguf_rule(rule: Rule) -> Rule:
 
 GGUF: tuple[Rule, ...] = tuple(_gguf_rule(rule) for rule in HF)
 
-GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+
+# model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
+MODEL_TYPES = {
+    "gpt_neox": (
+        "attention_bias classifier_dropout hidden_act hidden_dropout intermediate_size is_decoder"
+        " layer_norm_eps rotary_emb_base rotary_pct use_parallel_residual vocab_size"
+    )
+}
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -135,7 +143,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     Raises:
       TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
-    keys = KeyReader(raw, where)
+    keys = HFKeys(raw, where)
     heads, width = keys.need_size("num_attention_heads"), keys.need_size("hidden_size")
     head_dim = max(1, width // heads)
     max_length = keys.get_size("max_position_embeddings", 2048)
@@ -165,7 +173,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     for unused in ("num_key_value_heads", "sliding_window"):  # of what generation keeps in memory
         keys.get(unused, int, 0, null=True)
     keys.layers_alike("full_attention")
-    keys.finish("gpt_neox")
+    keys.finish("gpt_neox", MODEL_TYPES["gpt_neox"])
     return config
 
 
@@ -173,8 +181,10 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """The config.json of this model.
 
     Raises:
-      TaskVecError: the rope scaling cannot be said in it.
+      TaskVecError: GPT-NeoX has no such rope scaling, or no MLP without biases.
     """
+    if not config.mlp_bias:
+        raise TaskVecError("a GPT-NeoX without biases in its MLP cannot be a Hugging Face model")
     share = config.rope_dim / config.head_dim
     if int(config.head_dim * share) != config.rope_dim:  # transformers rounds down
         share = (config.rope_dim + 0.5) / config.head_dim
@@ -214,9 +224,7 @@ def config_from_gguf(
     Raises:
       TaskVecError: a key is missing or asks for something not supported.
     """
-    keys = KeyReader(
-        {k.removeprefix("gptneox."): v for k, v in meta.items() if k.startswith("gptneox.")}, where
-    )
+    keys = GGUFKeys(meta, "gptneox", where)
     shapes = tensors.shapes()
     if len(shapes.get("token_embd.weight", ())) != 2:
         raise TaskVecError(f"{where}: token_embd.weight is missing; the file is not complete")
@@ -255,6 +263,8 @@ def config_from_gguf(
 
 
 FAMILY = Family(
+    name="pythia",
+    model_types=MODEL_TYPES,
     hf=HF,
     ignored=_IGNORED,
     tied=("embed_out.weight", "gpt_neox.embed_in.weight"),
@@ -262,6 +272,7 @@ FAMILY = Family(
     renamed={"lm_head.weight": "embed_out.weight"},
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("gptneox",),
     gguf=GGUF,
     config_from_gguf=config_from_gguf,
 )

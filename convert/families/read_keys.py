@@ -1,6 +1,10 @@
-"""Makes convert/families/config_keys.py: the keys of a config.json that transformers reads, by family.
+"""The keys of a config.json that transformers reads, found in its source.
 
-    python -m convert.families.read_keys
+    python -m convert.families.read_keys            rewrites config_keys.py
+    python -m convert.families.read_keys qwen2      prints what `Family.model_types` says of qwen2
+
+config_keys.py holds the keys that transformers reads for every model. What it reads for one
+`model_type` alone stands in that family's record. A test compares both with the installed release.
 
 The installed transformers is read as source text and never imported. What counts as reading a key
 of config.json:
@@ -11,11 +15,11 @@ of config.json:
   where the name comes from a literal list that a loop runs over;
 - `kwargs` in the methods of a configuration class that are handed what no field has taken.
 
-It is read in the family's configuration and model files and in the modules that all models share:
-the base configuration, loading, layers, masks, rotary embeddings, caches, the automatic classes and
-quantization. Code that only writes configurations is left out, and so is generation, which this
-project does not use. Reading too much does no harm: a key in the table that this project neither
-uses nor knows to be neutral is refused.
+The keys of every model are those read in the modules that all models share: the base configuration,
+loading, layers, masks, rotary embeddings, caches, the automatic classes and quantization. Those of
+one `model_type` are read in its configuration and model files. Code that only writes configurations
+is left out, and so is generation, which this project does not use. Finding too many keys does no
+harm: a key in the table that this project neither uses nor knows to be neutral is refused.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ import ast
 import functools
 import importlib.metadata
 import importlib.util
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-FAMILIES = ("llama", "mistral", "gpt_neox", "gptj")
+from . import HF_FAMILIES
+
 SHARED = (
     "configuration_utils.py",
     "modeling_rope_utils.py",
@@ -212,22 +218,35 @@ def _read(path: Path) -> _Reader:
     return reader
 
 
-def keys_of(family: str) -> set[str]:
-    """The keys of config.json that transformers reads for one `model_type`."""
+def common_keys() -> set[str]:
+    """The keys of config.json that transformers reads for every model."""
     root = transformers_directory()
-    own = root / "models" / family
-    files = [own / f"configuration_{family}.py", own / f"modeling_{family}.py"]
-    return set().union(*(_read(path).keys for path in [*(root / name for name in SHARED), *files]))
+    return set().union(*(_read(root / name).keys for name in SHARED))
+
+
+def own_keys(model_type: str) -> str:
+    """The keys that transformers reads for one `model_type` and not for every one, in order.
+
+    Raises:
+      FileNotFoundError: the installed transformers has no such model.
+    """
+    found = set().union(*(_read(path).keys for path in _own_files(model_type)))
+    return " ".join(sorted(found - common_keys()))
+
+
+def _own_files(model_type: str) -> list[Path]:
+    directory = transformers_directory() / "models" / model_type
+    return [directory / f"{kind}_{model_type}.py" for kind in ("configuration", "modeling")]
 
 
 def rope_keys() -> dict[str, set[str]]:
     """rope_type -> the keys inside rope_parameters that its frequencies are made of.
 
-    "" stands for those of every type, which the configuration itself reads.
+    "" stands for those of every type, which the configuration itself reads. The frequencies of the
+    default type are made in the models' own files.
     """
-    root = transformers_directory()
-    shared = _read(root / "modeling_rope_utils.py").rope_keys
-    own = [_read(root / "models" / name / f"modeling_{name}.py").rope_keys for name in FAMILIES]
+    shared = _read(transformers_directory() / "modeling_rope_utils.py").rope_keys
+    own = [_read(path).rope_keys for kind in HF_FAMILIES for path in _own_files(kind)]
     return {
         "": shared["standardize_rope_params"] | shared["convert_rope_params_to_dict"],
         "default": set().union(*(keys.get("compute_default_rope_parameters", ()) for keys in own)),
@@ -237,37 +256,36 @@ def rope_keys() -> dict[str, set[str]]:
 
 
 def text() -> str:
-    """The module that holds the table, for the transformers that is installed."""
-    families = {family: keys_of(family) for family in FAMILIES}
-    common = set.intersection(*families.values())
-    tables = {"COMMON": common, **{name.upper(): keys - common for name, keys in families.items()}}
+    """The module config_keys.py, for the transformers that is installed."""
     lines = [
-        '"""Keys of a config.json that transformers reads; made by convert/families/read_keys.py."""',
+        '"""Keys of a config.json that transformers reads for all models; made by read_keys.py."""',
         "",
         f'TRANSFORMERS = "{importlib.metadata.version("transformers")}"  # the release that does',
+        "",
+        "COMMON = frozenset(",
+        '    """',
+        textwrap.indent(_filled(common_keys()), "    "),
+        '    """.split()',
+        ")",
+        'ROPE_READ: dict[str, frozenset[str]] = {  # rope_type -> keys; "": all types',
     ]
-    for name, keys in tables.items():
-        lines += ["", f"_{name} = " + _literal(keys)]
-    lines += ["", "READ: dict[str, frozenset[str]] = {  # model_type -> keys"]
-    lines += [
-        f'    "{name}": frozenset((_COMMON + " " + _{name.upper()}).split()),' for name in FAMILIES
-    ]
-    lines += ["}", 'ROPE_READ: dict[str, frozenset[str]] = {  # rope_type -> keys; "": all types']
     for kind, keys in rope_keys().items():
         words = "".join(f'            "{key}",\n' for key in sorted(keys))
         lines.append(f'    "{kind}": frozenset(\n        (\n{words}        )\n    ),')
     return "\n".join([*lines, "}", ""])
 
 
-def _literal(words: set[str]) -> str:
-    body = textwrap.fill(" ".join(sorted(words)), 94, break_on_hyphens=False)
-    return '"""\n' + textwrap.indent(body, "    ") + '\n    """'
+def _filled(words: set[str]) -> str:
+    return textwrap.fill(" ".join(sorted(words)), 94, break_on_hyphens=False)
 
 
 def main() -> None:
-    """Writes the table."""
-    OUT.write_text(text(), encoding="utf-8")
-    print(f"wrote {OUT}")
+    """Writes the table, or prints the own keys of the `model_type`s given."""
+    for model_type in sys.argv[1:]:
+        print(f"{model_type}: {own_keys(model_type)}")
+    if not sys.argv[1:]:
+        OUT.write_text(text(), encoding="utf-8")
+        print(f"wrote {OUT}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from taskvec_jax.errors import TaskVecError, first_line
 
 from ..formats.beside import refuse_adapter_files
-from ..formats.sources import INDEX, QUANTIZATIONS, open_weights
+from ..formats.sources import INDEX, WEIGHTS, open_weights
 
 _SMALL = re.compile(
     r"config\.json|adapter_config\.json|tokenizer[^/]*\.(json|model)|added_tokens\.json"
@@ -37,9 +37,9 @@ _SHARDS = {  # an index -> the files it may name
 def wanted_files(names: list[str]) -> list[str]:
     """The files of a repository that a conversion needs; [] if it has no weights that are read.
 
-    Of weights in several forms the one that transformers would take; see `sources.QUANTIZATIONS`.
+    Of weights in several forms the one that transformers would take; see `sources.WEIGHTS`.
     """
-    chosen = next((name for name in QUANTIZATIONS if name in names), None)
+    chosen = next((name for name in WEIGHTS if name in names), None)
     if chosen is None:
         return []
     shards = _SHARDS.get(chosen)
@@ -135,7 +135,7 @@ def fetch_config(repository: str, revision: str | None) -> Path:
 def cached_snapshot(repository: str, revision: str | None) -> Path | None:
     """The directory, named by its commit, that the hub's cache has for a revision; None: none.
 
-    Only the cache is looked at, and what it holds need not be whole.
+    Only the cache is searched, and what it holds may be incomplete.
 
     Args:
       repository, revision: as for `fetch`.

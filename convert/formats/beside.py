@@ -1,6 +1,6 @@
-"""What makes a model another one than its tensors say: adapters beside it, quantized weights in it.
+"""Refuses what changes a model beyond its plain tensors: adapters, quantized weights.
 
-Nothing here is applied. Each is refused by its own name, with what to do instead.
+None of these is applied. Each is refused by its own name, with what to do instead.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _ORIGINAL = (
     "quantized Hugging Face weights are not supported. Use the original weights of this model, in"
     " 16 or 32 bits, or a GGUF file of it"
 )
-_QUANTISED_KEYS = ("quantization_config", "compression_config", "quantization")
-_QUANTISED_NAMES = {  # how the tensors are called that each way of quantising adds
+_QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
+_QUANTIZED_NAMES = {  # how the tensors are called that each way of quantizing adds
     r"\.weight_scale_inv$": "FP8",
     r"\.(qweight|qzeros|g_idx)$": "GPTQ or AWQ",
     r"\.(SCB|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$": "bitsandbytes",
@@ -70,13 +70,13 @@ def refuse_adapter_files(names: Iterable[str], where: str) -> None:
         )
 
 
-def refuse_quantised_config(raw: Mapping[str, Any], where: str) -> None:
+def refuse_quantized_config(raw: Mapping[str, Any], where: str) -> None:
     """Refuses a config.json that says that the weights are quantized.
 
     Raises:
       TaskVecError: it names the method.
     """
-    for key in _QUANTISED_KEYS:
+    for key in _QUANTIZED_KEYS:
         value = raw.get(key)
         if value is None:
             continue
@@ -89,21 +89,21 @@ def refuse_quantised_config(raw: Mapping[str, Any], where: str) -> None:
         named = (
             method if isinstance(method, str) else "bitsandbytes" if bits else "an unnamed method"
         )
-        said = " ".join([_SPELT.get(named, named)[:80], *bits])
-        raise TaskVecError(f"{where}: the weights are quantized by {said} ({key}); {_ORIGINAL}")
+        shown = " ".join([_SPELLED.get(named, named)[:80], *bits])
+        raise TaskVecError(f"{where}: the weights are quantized by {shown} ({key}); {_ORIGINAL}")
 
 
-_SPELT = {"fp8": "FP8", "gptq": "GPTQ", "awq": "AWQ", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}
+_SPELLED = {"fp8": "FP8", "gptq": "GPTQ", "awq": "AWQ", "mxfp4": "MXFP4", "nvfp4": "NVFP4"}
 
 
-def refuse_quantised_tensors(names: Iterable[str], where: str) -> None:
+def refuse_quantized_tensors(names: Iterable[str], where: str) -> None:
     """Refuses tensors that only quantized weights have, where config.json says nothing of it.
 
     Raises:
       TaskVecError: it names the method and a tensor.
     """
     for name in names:
-        for pattern, method in _QUANTISED_NAMES.items():
+        for pattern, method in _QUANTIZED_NAMES.items():
             if re.search(pattern, name):
                 raise TaskVecError(
                     f"{where}: the weights are quantized by {method} (tensor {name}); {_ORIGINAL}"

@@ -1,8 +1,8 @@
 """The GGUF format: metadata, a list of tensors, their (mostly quantized) bytes.
 
-The header is parsed here rather than by `gguf.GGUFReader`, which believes every length it reads
-(a hostile one keeps it busy for ever) and maps the file into memory. Dequantizing is the `gguf`
-package's own.
+The header is parsed here rather than by `gguf.GGUFReader`, which trusts every length that it reads
+(a hostile one keeps it busy without end) and maps the file into memory. The `gguf` package
+dequantizes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
 
 class _Cursor:
-    """Reads a file forward and never believes a length that the file cannot hold."""
+    """Reads a file forward, and refuses a length that the file cannot hold."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -170,7 +170,7 @@ def read_tensor(path: Path, name: str, entry: Entry) -> np.ndarray:
         data = read_numbers(path, np.dtype(np.uint8), entry.size, entry.start)
         return data.view(PLAIN[entry.kind.name]).reshape(entry.shape)
     try:
-        return _dequantised(path, entry)
+        return _dequantized(path, entry)
     except NotImplementedError:
         raise TaskVecError(
             f"{path}: tensor {name} is of type {entry.kind.name}, which the gguf package does not"
@@ -178,7 +178,7 @@ def read_tensor(path: Path, name: str, entry: Entry) -> np.ndarray:
         ) from None
 
 
-def _dequantised(path: Path, entry: Entry) -> np.ndarray:
+def _dequantized(path: Path, entry: Entry) -> np.ndarray:
     """Some rows at a time, so that beside the result there is next to nothing."""
     width = entry.shape[-1]
     rows = math.prod(entry.shape[:-1])

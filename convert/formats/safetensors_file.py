@@ -193,7 +193,7 @@ def write(
 
     Raises:
       OSError: the file cannot be written; what is there of it is not complete.
-      TaskVecError: a tensor is not what it was said to be.
+      TaskVecError: a tensor has not the shape that was given for it.
     """
     dtype, tensors = np.dtype(dtype), list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it

@@ -22,7 +22,7 @@ from .safetensors_file import SafetensorsFile
 from .torch_file import TorchFile
 
 INDEX = ".index.json"
-QUANTIZATIONS = (  # the order in which transformers looks for them
+WEIGHTS = (  # the order in which transformers looks for them
     "model.safetensors",
     f"model.safetensors{INDEX}",
     "pytorch_model.bin",
@@ -79,7 +79,7 @@ def _files(directory: Path, name: str) -> tuple[list[Path], dict[str, str] | Non
 class DirectorySource:
     """The weights of a Hugging Face directory: one file, or the shards that an index names.
 
-    Which tensors are used is known only when the config is read: `check_used` looks then for what
+    Which tensors are used is known only when the config is read: `check_used` then looks for what
     the index or a second file says differently of those, and of no others.
     """
 
@@ -169,7 +169,7 @@ class GGUFSource:
         }
 
     def check_used(self, names: Iterable[str]) -> None:
-        """See `rules.Source`: all tensors were looked at when the headers were read."""
+        """See `rules.Source`: all tensors were checked when the headers were read."""
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
@@ -231,7 +231,7 @@ class MetaSource:
         return {name: entry.dtype.name for name, entry in self._first.items()}
 
     def check_used(self, names: Iterable[str]) -> None:
-        """See `rules.Source`: all tensors were looked at when the headers were read."""
+        """See `rules.Source`: all tensors were checked when the headers were read."""
 
     def read(self, name: str) -> np.ndarray:
         """See `rules.Source`."""
@@ -271,7 +271,7 @@ def open_weights(directory: Path, named: str | None = None) -> DirectorySource:
                 " allowed: a .safetensors file, or an index of such files, of its own directory"
             )
         return DirectorySource(directory, named)
-    for name in QUANTIZATIONS:
+    for name in WEIGHTS:
         if (directory / name).is_file():
             return DirectorySource(directory, name)
     raise TaskVecError(
@@ -293,4 +293,4 @@ def other_forms(directory: Path) -> str:
         return (
             f". Here are {shown}: give a .gguf file by its own path, --model={directory}/NAME.gguf"
         )
-    return f". Here are {shown}: weights under other names or in other formats are not looked at"
+    return f". Here are {shown}: weights under other names or in other formats are not read"

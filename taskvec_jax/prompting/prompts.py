@@ -20,7 +20,7 @@ PREFIX = "example:"
 SEPARATOR = "\n"
 LEADING_SPACE_SHARE = 0.7  # of the pairs that the plain form keeps
 FEW_PAIRS = 70
-LETTERS = 3  # an answer of so many letters, each a token, is spelled and not said
+LETTERS = 3  # an answer of this many letters, each its own token, counts as spelled out
 NOT_SPELLED = "the vocabulary cannot spell them (their text does not come back from its tokens)"
 NO_ARROW = f"'{ARROW}' is not a token of its own after the query"
 CHANGED = "the answer changes the tokens before it"
@@ -36,7 +36,7 @@ class Prompt:
     Attributes:
       demonstrations: shown with their answers.
       query: the pair that is asked for.
-      dummy_queries: inputs that stand in the query's place while theta is read.
+      dummy_queries: inputs in the query's place while theta is read.
     """
 
     demonstrations: tuple[Pair, ...]
@@ -71,7 +71,7 @@ class FittedTask:
 
     Attributes:
       task: the task.
-      pairs: those that stay, written as they stand in the prompt.
+      pairs: those that are kept, as they are written in the prompt.
       leading_space: the pairs are written ` x` -> ` y`.
       num_all: pairs before filtering.
       left_out: why pairs are left out -> how many.

@@ -1,8 +1,8 @@
-"""Tokenizers that came as a sentencepiece model (tokenizer.model), read by sentencepiece itself.
+"""Tokenizers that come as a sentencepiece model (tokenizer.model), read by sentencepiece itself.
 
-Everything that its file can say (user-defined pieces, where the dummy prefix goes, the compiled
-normaliser, unigram or BPE, ties between scores) is then as its authors mean it. The file does not
-say whether a text begins with BOS or ends in EOS: tokenizer_config.json beside it does.
+So everything in the file (user-defined pieces, where the dummy prefix goes, the compiled
+normaliser, unigram or BPE, ties between scores) has the meaning that its authors gave it. Whether a
+text begins with BOS or ends in EOS is not in the file, but in tokenizer_config.json beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sentencepiece
+from tokenizers import AddedToken
 
 from taskvec_jax.errors import TaskVecError, first_line
 
@@ -107,10 +108,26 @@ class SentencePieces:
         """Number of pieces."""
         return self._size
 
-    def is_ordinary(self, token: int) -> bool:
-        """Whether text can become this piece; control and unused pieces stand in the list alone."""
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a piece; None: there is no such piece."""
+        found = self._processor.piece_to_id(token)
+        return found if self.id_to_token(found) == token else None  # unknown ones get `unknown`
+
+    def id_to_token(self, token: int) -> str | None:
+        """The piece of an id; None: there is no such id."""
+        return self._processor.id_to_piece(token) if 0 <= token < self._size else None
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id -> piece of those that no text becomes: control pieces, such as EOS, and unused ones.
+
+        The tokenizers library calls such tokens special.
+        """
         known = self._processor
-        return not (known.is_control(token) or known.is_unused(token))
+        return {
+            token: AddedToken(known.id_to_piece(token), special=True)
+            for token in range(self._size)
+            if known.is_control(token) or known.is_unused(token)
+        }
 
     def settings(self) -> dict[str, Any]:
         """What tokenizer_config.json has to say beside the model, for `read_sentencepieces`."""
@@ -204,7 +221,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def flag(settings: dict[str, Any], name: str, path: Path) -> bool | None:
-    """True, False, or None where it is not said.
+    """A setting that is true or false; None where it is absent.
 
     Raises:
       TaskVecError: it is something else.

@@ -1,4 +1,4 @@
-"""Text -> (tokens [B, T], last [B]); the one place that decides BOS, padding and the arrow.
+"""Text -> tokens [B, T] and last [B]; the one place that decides BOS, padding and the arrow.
 
 BOS is put where the model's own tokenizer puts it by default: its tokenizer.json says so, or the
 tokenizer_config.json beside its tokenizer.model.
@@ -6,18 +6,24 @@ tokenizer_config.json beside its tokenizer.model.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 
-from taskvec_jax.errors import TaskVecError, first_line
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.prompting.backend import (
+    FILE,
+    Backend,
+    one_line_errors,
+    read_tokenizer_json,
+    unknown_token,
+)
+from taskvec_jax.prompting.checks import check_row, check_texts, is_row
 from taskvec_jax.prompting.sentencepieces import (
     CONFIG,
     MODEL,
@@ -34,9 +40,7 @@ ENDS = (
     *("<eos>", "<end_of_turn>", "<|end|>", "<|END_OF_TURN_TOKEN|>"),
 )
 PAD = 0  # any id does: right padding is invisible under the causal mask
-FILE = "tokenizer.json"
-FEW = 8  # texts; so few are read sooner one by one than by several threads
-Backend = tokenizers.Tokenizer | SentencePieces
+FEW = 8  # below this many texts, reading them one by one is faster than by several threads
 
 
 class Tokenizer:
@@ -58,7 +62,7 @@ class Tokenizer:
             definition = backend.to_str().encode()
         self._backend, self.num_rows = backend, num_rows
         self.sha256 = hashlib.sha256(definition).hexdigest()
-        self.unknown = _unknown(backend)
+        self.unknown = unknown_token(backend)
 
     @classmethod
     def from_file(cls, path: Path, num_rows: int | None = None) -> Tokenizer:
@@ -121,12 +125,12 @@ class Tokenizer:
         Raises:
           TaskVecError: the tokenizer cannot read a text, or the model has no row for a token.
         """
-        texts = _check_texts(texts)
+        texts = check_texts(texts)
         if len(texts) < FEW:
             rows = [self._encoding(text).ids for text in texts]
         else:
             try:
-                with _clear(f"the tokenizer cannot read one of {len(texts)} texts"):
+                with one_line_errors(f"the tokenizer cannot read one of {len(texts)} texts"):
                     encodings = self._backend.encode_batch_fast(texts)
             except TaskVecError:
                 encodings = [self._encoding(text) for text in texts]  # which names the text
@@ -150,7 +154,7 @@ class Tokenizer:
         Raises:
           TaskVecError: not a list of ids; a single id, for example.
         """
-        _check_row(ids)
+        check_row(ids)
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def piece(self, token: int) -> str:
@@ -171,7 +175,7 @@ class Tokenizer:
     def spells(self, text: str, ids: Sequence[int] | None = None) -> bool:
         """Whether a text comes back from its tokens as it was, the unknown token not among them.
 
-        A tokenizer.json without a decoder says nothing of how tokens become text: they are joined.
+        A tokenizer.json without a decoder does not say how tokens become text; they are joined.
 
         Args:
           ids: what `encode` gives for the text, where that is known.
@@ -200,7 +204,7 @@ class Tokenizer:
         return self._encoding(ARROW).tokens[-1] if self._around[1] else ""
 
     def _encoding(self, text: str) -> tokenizers.Encoding | Encoded:
-        with _clear(f"the tokenizer cannot read the text {short_repr(text)}"):
+        with one_line_errors(f"the tokenizer cannot read the text {short_repr(text)}"):
             return self._backend.encode(text)
 
     def pieces(self, text: str) -> list[tuple[int, str, tuple[int, int]]]:
@@ -233,12 +237,12 @@ class Tokenizer:
           TaskVecError: no rows, an empty one, or something that is no row of ids; a flat list of
             ids, for example.
         """
-        if not _is_row(rows):
+        if not is_row(rows):
             raise TaskVecError(
                 f"rows is {short_repr(rows)}; it must be a list of rows of token ids"
             )
         for row in rows:
-            _check_row(row)
+            check_row(row)
         if not len(rows) or not all(len(row) for row in rows):
             raise TaskVecError("there is no text to tokenize; every prompt needs a token")
         lengths = np.array([len(row) for row in rows], np.int32)
@@ -246,80 +250,3 @@ class Tokenizer:
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids
         return tokens, lengths - 1
-
-
-def _unknown(backend: Backend) -> int | None:
-    if isinstance(backend, SentencePieces):
-        return backend.unknown
-    if isinstance(backend.model, tokenizers.models.Unigram):  # has its id in the file alone
-        return json.loads(backend.to_str())["model"].get("unk_id")
-    text = getattr(backend.model, "unk_token", None)
-    return None if text is None else backend.token_to_id(text)
-
-
-def read_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
-    """Reads a tokenizer.json as it stands.
-
-    Raises:
-      TaskVecError: the file is missing or not a tokenizer.
-    """
-    with _clear(f"{path}: not a tokenizer.json that can be read"):
-        return tokenizers.Tokenizer.from_file(str(path))
-
-
-@contextlib.contextmanager
-def _clear(what: str) -> Iterator[None]:
-    """Makes one line of whatever tokenizers and sentencepiece raise.
-
-    That is several kinds of exception; and, for some damage that is found late, a panic of Rust,
-    which is a BaseException.
-
-    Raises:
-      TaskVecError: what went wrong, with their reason.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, TaskVecError):
-        raise
-    except BaseException as error:
-        raise TaskVecError(f"{what} ({first_line(error)})") from None
-
-
-def _is_row(value: Any) -> bool:
-    """Whether it is a list, a tuple or an array with one axis or more."""
-    return isinstance(value, list | tuple | range) or (
-        hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
-    )
-
-
-def _check_texts(texts: Any) -> list[str]:
-    """The texts as a list; refuses what is no iterable of strings.
-
-    Raises:
-      TaskVecError: it shows what was given.
-    """
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise TaskVecError(
-            f"texts is {short_repr(texts)}; it must be a list of strings, so one text is ['a->']"
-        )
-    texts = list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise TaskVecError(f"{short_repr(text)} is no text; each must be a string")
-    return texts
-
-
-def _check_row(row: Any) -> None:
-    """Refuses what is no row of token ids.
-
-    Raises:
-      TaskVecError: it shows what was given.
-    """
-    if not _is_row(row):
-        raise TaskVecError(
-            f"{short_repr(row)} is no row of token ids; a row is a list, so one text is [[1, 2, 3]]"
-            " for pad and [1, 2, 3] for decode"
-        )
-    for token in row:
-        if not isinstance(token, int | np.integer) or token < 0:
-            raise TaskVecError(f"{short_repr(token)} is no token id; ids are whole numbers from 0")

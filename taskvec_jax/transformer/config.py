@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pkgutil
+from pathlib import Path
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 QUANTIZATIONS = ("none", "int8")
-FAMILIES = ("llama", "pythia", "gptj")
+FAMILIES = tuple(  # the modules of blocks/
+    sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "blocks")]))
+)
 GELUS = ("exact", "tanh")
 ROPE_SCALINGS = ("linear", "llama3", "divisors")
 _SIZES = (
@@ -94,7 +98,7 @@ class DecoderConfig:
       dtype: of the parameters, one of `DTYPES`. The residual stream, norms, softmax and logits
         stay float32 in half precision (float64 throughout for float64).
       quantization: "none": every parameter in `dtype`. "int8": the kernels of linear maps as int8
-        with a float32 scale for each output channel (see quantization.py); products are in `dtype`.
+        with a float32 scale for each output channel (see quantization.py); products in `dtype`.
     """
 
     family: str

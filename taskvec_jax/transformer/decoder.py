@@ -23,9 +23,9 @@ from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.transformer.blocks import gptj, llama, pythia
+from taskvec_jax.transformer import blocks
 from taskvec_jax.transformer.checks import check_ids, check_tokens
-from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.config import FAMILIES, DecoderConfig
 from taskvec_jax.transformer.edits import Override, canonical
 from taskvec_jax.transformer.layers import attention_context, plain_layout, project, site_shapes
 from taskvec_jax.transformer.writes import apply_at, check_edits, check_lengths, poison
@@ -34,7 +34,7 @@ __all__ = ["Decoder", "Override", "Params"]  # Override: where it has always bee
 
 Params = Any  # {"params": {...}}, a plain nested dict of arrays
 
-FAMILY_MODULES = {"llama": llama, "pythia": pythia, "gptj": gptj}
+FAMILY_MODULES: dict[str, Any] = {name: getattr(blocks, name) for name in FAMILIES}
 
 
 def check_index(name: str, value: Any, size: int, rows: int) -> jax.Array:

@@ -19,10 +19,11 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from convert import convert
 from convert.families.llama import FAMILY
 from convert.formats.gguf_file import read_header, read_tensor
-from convert.tokenizers import from_gguf, from_sentencepiece
+from convert.formats.gguf_tokenizer import from_gguf
 from experiments.bench.synthetic_model import add_word_tokenizer
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
+from taskvec_jax.prompting.sentencepieces import read_sentencepieces
 from taskvec_jax.transformer.decoder import flatten
 from taskvec_jax.transformer.layers import rope_divisors
 
@@ -198,7 +199,7 @@ QUANTIZABLE = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0",
 
 
 @pytest.mark.parametrize("kind", ["F16", *QUANTIZABLE])
-def test_every_type_that_gguf_quantises_reads_as_its_dequantised_self(
+def test_every_type_that_gguf_quantizes_reads_as_its_dequantized_self(
     kind: str, tmp_path: Path
 ) -> None:
     """The file's numbers, dequantized by the gguf package, given to Hugging Face."""
@@ -227,7 +228,7 @@ def test_every_type_that_gguf_quantises_reads_as_its_dequantised_self(
     hf.assert_same(hf.run_ours(ours, tokens), hf.run_hf(theirs, tokens))
 
 
-def test_every_type_that_gguf_dequantises_is_read(tmp_path: Path) -> None:
+def test_every_type_that_gguf_dequantizes_is_read(tmp_path: Path) -> None:
     """K and IQ types have no quantizer in Python: random blocks, against gguf's own reader."""
     kinds = list(gguf.quants._type_traits)
     assert len(kinds) >= 20
@@ -345,7 +346,7 @@ def sentencepiece_file(path: Path, kind: int = 2, **normalizer: int) -> Path:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_bare_tokenizer_model_reads_as_sentencepiece_does(text: str, tmp_path: Path) -> None:
-    built = from_sentencepiece(sentencepiece_file(tmp_path / "tokenizer.model"), add_bos=True)
+    built = read_sentencepieces(sentencepiece_file(tmp_path / "tokenizer.model"), add_bos=True)
     assert built.encode(text).ids == (spm_by_hand(text) if text else [1])
 
 
@@ -363,7 +364,7 @@ def spm_meta(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("text", TEXTS[:4])
 def test_a_gguf_sentencepiece_tokenizer_is_the_same(text: str, tmp_path: Path) -> None:
-    bare = from_sentencepiece(sentencepiece_file(tmp_path / "tokenizer.model"), add_bos=True)
+    bare = read_sentencepieces(sentencepiece_file(tmp_path / "tokenizer.model"), add_bos=True)
     built = from_gguf(spm_meta(), "here")
     assert built.encode(text).ids == bare.encode(text).ids == spm_by_hand(text)
     without = from_gguf(spm_meta(**{"tokenizer.ggml.add_bos_token": False}), "here")
@@ -371,14 +372,14 @@ def test_a_gguf_sentencepiece_tokenizer_is_the_same(text: str, tmp_path: Path) -
 
 
 def test_text_comes_back_from_sentencepiece_tokens(tmp_path: Path) -> None:
-    built = from_sentencepiece(sentencepiece_file(tmp_path / "tokenizer.model"), add_bos=True)
+    built = read_sentencepieces(sentencepiece_file(tmp_path / "tokenizer.model"), add_bos=True)
     for text in ("the cat", "a  the->", "x->é", " that"):
         assert built.decode(built.encode(text).ids) == text
 
 
 def test_extra_whitespace_is_dropped_where_the_model_says_so(tmp_path: Path) -> None:
     path = sentencepiece_file(tmp_path / "tokenizer.model", remove_extra_whitespaces=1)
-    built = from_sentencepiece(path, add_bos=True)
+    built = read_sentencepieces(path, add_bos=True)
     assert built.encode("  the   cat ").ids == spm_by_hand("the cat")
 
 
@@ -401,7 +402,7 @@ def test_a_directory_with_a_bare_tokenizer_model_loads(tmp_path: Path) -> None:
 def test_a_damaged_tokenizer_model_is_refused(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(damage)
     with pytest.raises(TaskVecError, match="not a whole sentencepiece model"):
-        from_sentencepiece(tmp_path / "tokenizer.model", add_bos=True)
+        read_sentencepieces(tmp_path / "tokenizer.model", add_bos=True)
 
 
 @pytest.mark.parametrize(

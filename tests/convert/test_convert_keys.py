@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,15 @@ import torch
 import transformers
 
 import convert
-from convert import GGUF_FAMILIES, HF_FAMILIES
-from convert.families import config_keys, llama, read_keys
-from convert.families.keys import HARMLESS_KEYS
+from convert.families import GGUF_FAMILIES, HF_FAMILIES, config_keys, meta, read_keys
+from convert.families.hf_keys import HARMLESS_KEYS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.layers import rope_divisors
 
 _NUMBERS = itertools.count()
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60, 8, 41, 93])
-MODELS = {"llama": hf.llama, "mistral": hf.mistral, "gpt_neox": hf.neox, "gptj": hf.gptj}
+MODELS = hf.MODELS
 
 
 def config_of(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -52,6 +51,10 @@ def old_config(family: str, **changes: Any) -> dict[str, Any]:
     return {**raw, **changes}
 
 
+def read_by_transformers(kind: str) -> frozenset[str]:
+    return config_keys.COMMON | set(HF_FAMILIES[kind].model_types[kind].split())
+
+
 # The table
 
 
@@ -60,18 +63,24 @@ def test_the_table_is_what_the_installed_transformers_reads() -> None:
     assert transformers.__version__ == config_keys.TRANSFORMERS
 
 
+@pytest.mark.parametrize("kind", HF_FAMILIES)
+def test_a_familys_record_holds_the_keys_that_transformers_reads_for_it(kind: str) -> None:
+    found = read_keys.own_keys(kind)
+    assert HF_FAMILIES[kind].model_types[kind] == found, f"python -m {read_keys.__name__} {kind}"
+
+
 def test_the_table_holds_every_field_and_every_other_name_of_a_configuration() -> None:
     """An oracle of another kind: the classes themselves, rather than their source."""
     for family, model in MODELS.items():
         kind = type(model())
         fields = {field.name for field in dataclasses.fields(kind)} | kind.attribute_map.keys()
-        assert fields <= config_keys.READ[family], family
+        assert fields <= read_by_transformers(family), family
 
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_key_that_transformers_reads_is_used_or_refused(family: str) -> None:
     plain = config_of(raw_config(family))
-    for key in sorted(config_keys.READ[family] - HARMLESS_KEYS):
+    for key in sorted(read_by_transformers(family) - HARMLESS_KEYS):
         odd = {"rope_type": "odd"} if key in ("rope_parameters", "rope_scaling") else {"odd": 1}
         raw = raw_config(family, **{key: odd})
         assert refused(lambda raw=raw: config_of(raw)) or config_of(raw) != plain, key
@@ -293,6 +302,9 @@ class Shapes:
     def dtypes(self) -> dict[str, str]:
         return dict.fromkeys(self._shapes, "float32")
 
+    def check_used(self, names: Iterable[str]) -> None:
+        raise AssertionError(names)
+
     def read(self, name: str) -> np.ndarray:
         raise AssertionError(name)
 
@@ -305,7 +317,7 @@ SIZES = {
 EPS = {"llama": "attention.layer_norm_rms_epsilon", "gptneox": "attention.layer_norm_epsilon"}
 
 
-def gguf_config(arch: str, shapes: Shapes | None = None, **changes: Any) -> DecoderConfig:
+def gguf_config(arch: str, shapes: Shapes | None = None, /, **changes: Any) -> DecoderConfig:
     own = {"rope.dimension_count": 2, "use_parallel_residual": True} if arch == "gptneox" else {}
     values = {**SIZES, EPS[arch]: 1e-5, **own, **changes}
     meta = {f"{arch}.{key}": value for key, value in values.items() if value is not None}
@@ -371,7 +383,7 @@ def test_gguf_keys_that_would_change_the_numbers_are_refused(
 
 @pytest.mark.parametrize("arch", GGUF_FAMILIES)
 def test_every_key_that_the_format_defines_is_used_neutral_or_refused(arch: str) -> None:
-    from convert.families.keys import _GGUF_KEYS, GGUF_HARMLESS
+    from convert.families.gguf_keys import _GGUF_KEYS, GGUF_HARMLESS
 
     assert len(_GGUF_KEYS) > 80
     plain = gguf_config(arch)
@@ -429,5 +441,5 @@ def test_buffers_do_not_decide_the_precision(family: str, tmp_path: Path) -> Non
 def test_metas_own_release_is_not_tied_where_its_unembedding_is_missing() -> None:
     params = {"dim": 48, "n_heads": 6, "n_layers": 3, "norm_eps": 1e-5}
     alone = {"tok_embeddings.weight": (101, 48), "layers.0.feed_forward.w1.weight": (53, 48)}
-    config = llama.config_from_meta(params, Shapes(**alone), "params.json", "float32")
+    config = meta.config_from_meta(params, Shapes(**alone), "params.json", "float32")
     assert not config.tied_unembed  # then output.weight is missed

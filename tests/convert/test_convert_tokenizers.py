@@ -180,7 +180,8 @@ def test_a_gguf_of_padding_beyond_its_pieces_still_belongs(tmp_path: Path) -> No
     """Pieces of kind UNUSED fill a GGUF's vocabulary up; no text becomes one."""
     from test_convert_gguf import spm_meta
 
-    from convert.tokenizers import check_vocabulary, from_gguf
+    from convert.formats.gguf_tokenizer import from_gguf
+    from convert.tokenizers import check_vocabulary
 
     meta = spm_meta()
     number = len(meta["tokenizer.ggml.tokens"])

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert import verify
+from convert.verify import goldens, report
+from convert.verify.certificate import Certificate, Run, Site, compare
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -38,7 +39,7 @@ def test_the_certificate_of_every_family_is_clean_down_to_float64(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = hf.save(hf.random_model(hf.CONFIGS[name]()), tmp_path)
-    verify.report(str(directory), "bfloat16")
+    report.report(str(directory), "bfloat16")
     out = capsys.readouterr().out
     assert "float32: KL" in out
     assert "first diverging site: none (beyond 0.0001)" in out
@@ -56,20 +57,20 @@ def test_a_wrong_port_fails_and_its_first_site_is_named(
     wrong = dataclasses.replace(
         right, params=changed(right.params, "layers/mlp/down/kernel", double)
     )
-    monkeypatch.setattr(verify, "load_model", lambda *a, **k: wrong)
+    monkeypatch.setattr(report, "load_model", lambda *a, **k: wrong)
     with pytest.raises(TaskVecError, match="differs from Hugging Face from layer 1 on"):
-        verify.report(str(directory), "bfloat16")
+        report.report(str(directory), "bfloat16")
     assert "A REAL DIFFERENCE, first at layer 1" in capsys.readouterr().out
 
 
 def test_equal_runs_have_no_distance() -> None:
     rng = np.random.default_rng(0)
-    run = verify.Run([rng.normal(size=(3, 4, 5))], [rng.normal(size=(4, 17))])
-    same = verify.compare(run, run)
+    run = Run([rng.normal(size=(3, 4, 5))], [rng.normal(size=(4, 17))])
+    same = compare(run, run)
     assert (same.kl, same.top10, same.argmax, same.worst) == (0.0, 1.0, 1.0, 0.0)
-    other = verify.Run(run.sites, [run.logits[0] + rng.normal(size=(4, 17))])
-    assert verify.compare(other, run).first_diverging(1e-4) == "logits"
-    assert verify.compare(other, run).kl > 0
+    other = Run(run.sites, [run.logits[0] + rng.normal(size=(4, 17))])
+    assert compare(other, run).first_diverging(1e-4) == "logits"
+    assert compare(other, run).kl > 0
 
 
 @pytest.mark.parametrize("place", ["layer 1", "logits"])
@@ -80,8 +81,8 @@ def test_a_run_that_is_not_finite_anywhere_is_refused_by_its_site(
 ) -> None:
     rng = np.random.default_rng(0)
 
-    def run() -> verify.Run:
-        return verify.Run(
+    def run() -> Run:
+        return Run(
             [rng.normal(size=(3, 4, 5)) for _ in range(2)],
             [rng.normal(size=(4, 17)) for _ in range(2)],
         )
@@ -92,14 +93,14 @@ def test_a_run_that_is_not_finite_anywhere_is_refused_by_its_site(
     with pytest.raises(
         TaskVecError, match=f"mine is not finite from {place} on, in text {text + 1}"
     ):
-        verify.compare(broken, run(), "mine")
+        compare(broken, run(), "mine")
     with pytest.raises(TaskVecError, match=f"the reference is not finite from {place} on"):
-        verify.compare(run(), broken)
+        compare(run(), broken)
 
 
 def test_the_largest_difference_keeps_what_is_not_a_number() -> None:
-    sites = (verify.Site("embedding", 0.0, 0.0), verify.Site("layer 0", np.nan, np.nan))
-    certificate = verify.Certificate(sites, 0.0, 1.0, 1.0)
+    sites = (Site("embedding", 0.0, 0.0), Site("layer 0", np.nan, np.nan))
+    certificate = Certificate(sites, 0.0, 1.0, 1.0)
     assert np.isnan(certificate.worst)
     assert certificate.first_diverging(1.0) == "layer 0"
 
@@ -109,22 +110,22 @@ def test_a_certificate_holds_the_hand_computed_values() -> None:
     theirs = np.log([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
     mine = np.log([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
     site = np.array([[3.0, -4.0], [1.0, 2.0]])
-    reference = verify.Run([site[None]], [theirs])
-    found = verify.compare(verify.Run([site[None] + [[0.0, 1.0], [0.5, 0.0]]], [mine]), reference)
+    reference = Run([site[None]], [theirs])
+    found = compare(Run([site[None] + [[0.0, 1.0], [0.5, 0.0]]], [mine]), reference)
     assert found.kl == pytest.approx((0 + np.log(2) / 4) / 2)
     assert found.argmax == 0.5
     assert found.top10 == 1.0  # all three tokens there are
     assert (found.sites[0].difference, found.sites[0].relative) == (1.0, 0.25)
     wide = np.arange(20.0)[None]
     moved = np.where(np.arange(20) >= 17, 0.0, wide)  # its best three are not among ours
-    apart = verify.compare(verify.Run([site[None]], [moved]), verify.Run([site[None]], [wide]))
+    apart = compare(Run([site[None]], [moved]), Run([site[None]], [wide]))
     assert apart.top10 == pytest.approx(0.7)
 
 
 def test_the_default_model_equals_the_goldens_shipped_for_it(
     default_model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify.check_goldens(default_model) < 1e-4
+    assert goldens.check_goldens(default_model) < 1e-4
     assert "equals Hugging Face's numbers on 3 texts, 31 sites" in capsys.readouterr().out
 
 
@@ -133,10 +134,10 @@ def test_without_torch_the_default_model_is_held_against_goldens(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        verify.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
     )
-    monkeypatch.setattr(verify, "load_model", lambda *a, **k: default_model)
-    verify.report(default_model.name, "bfloat16")
+    monkeypatch.setattr(report, "load_model", lambda *a, **k: default_model)
+    report.report(default_model.name, "bfloat16")
     assert "torch is not here, so this is all" in capsys.readouterr().out
 
 
@@ -150,32 +151,32 @@ def test_a_model_that_differs_from_its_goldens_is_named(default_model: Model) ->
         ),
     )
     with pytest.raises(TaskVecError, match="differs from Hugging Face's numbers from layer 7 on"):
-        verify.check_goldens(wrong)
+        goldens.check_goldens(wrong)
 
 
 def test_a_model_that_is_not_finite_does_not_equal_its_goldens(
     default_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = verify.run_ours
+    right = goldens.run_ours
 
-    def broken(model: Model, dtype: str, rows: Any) -> verify.Run:
+    def broken(model: Model, dtype: str, rows: Any) -> Run:
         run = right(model, dtype, rows[:1])
-        filled = verify.Run(run.sites * len(rows), run.logits * len(rows))
+        filled = Run(run.sites * len(rows), run.logits * len(rows))
         filled.logits[1] = np.full_like(run.logits[0], np.nan)
         return filled
 
-    monkeypatch.setattr(verify, "run_ours", broken)
+    monkeypatch.setattr(goldens, "run_ours", broken)
     with pytest.raises(TaskVecError, match="not finite from logits on, in text 2"):
-        verify.check_goldens(default_model)
+        goldens.check_goldens(default_model)
 
 
 def test_goldens_of_other_weights_do_not_count(directory: Path) -> None:
     with pytest.raises(TaskVecError, match="comparing with Hugging Face needs torch"):
-        verify.check_goldens(load_model(directory))
+        goldens.check_goldens(load_model(directory))
 
 
 def test_goldens_are_small() -> None:
-    assert sum(path.stat().st_size for path in verify.GOLDENS.iterdir()) < 50_000
+    assert sum(path.stat().st_size for path in goldens.GOLDENS.iterdir()) < 50_000
 
 
 def test_parameters_that_are_not_what_was_converted_are_named(
@@ -185,10 +186,10 @@ def test_parameters_that_are_not_what_was_converted_are_named(
 
     convert_model(directory, tmp_path / "out")
     model = load_model(tmp_path / "out")
-    verify.check_hashes(tmp_path / "out", model)
+    report.check_hashes(tmp_path / "out", model)
     wrong = changed(model.params, "final_norm/scale", lambda leaf: leaf.at[3].add(1e-6))
     with pytest.raises(TaskVecError, match="final_norm/scale are not what was converted"):
-        verify.check_hashes(tmp_path / "out", dataclasses.replace(model, params=wrong))
+        report.check_hashes(tmp_path / "out", dataclasses.replace(model, params=wrong))
 
 
 @pytest.mark.parametrize(

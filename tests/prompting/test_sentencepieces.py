@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import random
+from pathlib import Path
 from typing import Any
 
 import hf
@@ -13,11 +14,14 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from convert.tokenizers import from_directory, from_gguf, from_sentencepiece
+from convert.formats.gguf_tokenizer import from_gguf
+from convert.tokenizers import from_directory
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import convert_model, load_model
+from taskvec_jax.prompting.sentencepieces import read_sentencepieces
 from taskvec_jax.prompting.tokenizer import Tokenizer
 
+ModelProto: Any = vars(sentencepiece_model_pb2)["ModelProto"]  # made when it is imported
 MODELS = 200
 PARTS = [
     "a", "b", "c", "ab", "->", "\n", "\t", " ", "  ", "é", "ｆ", "ﬁ", "e\u0301", "가", ":", "▁",
@@ -39,14 +43,14 @@ def charsmaps() -> list[bytes]:
             normalization_rule_name=rule,
             minloglevel=2,
         )
-        proto = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+        proto = ModelProto.FromString(written.getvalue())
         found.append(proto.normalizer_spec.precompiled_charsmap)
     return found
 
 
 def made_up(rng: random.Random, charsmaps: list[bytes]) -> Any:
     """A ModelProto of a few dozen pieces, each of its settings drawn."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = ModelProto()
     used: set[str] = set()
 
     def add(text: str, score: float, kind: int) -> None:
@@ -111,7 +115,7 @@ def test_hundreds_of_models_give_sentencepieces_ids(charsmaps, tmp_path):
         path = tmp_path / "tokenizer.model"
         path.write_bytes(proto.SerializeToString())
         processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-        ours = Tokenizer(from_sentencepiece(path, add_bos=False))
+        ours = Tokenizer(read_sentencepieces(path, add_bos=False))
         ours.save(tmp_path)
         readers = [ours, Tokenizer.from_directory(tmp_path)]
         (tmp_path / "tokenizer_config.json").unlink()
@@ -138,7 +142,7 @@ LETTERS = [("▁", -1.0), *((c, -2.0 - i) for i, c in enumerate("abex:mpl>-"))]
 
 def small(**settings: Any) -> bytes:
     """BPE of single letters, `->` and a newline of the user's; settings of the normaliser."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = ModelProto()
     specials = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("->", 4), ("\n", 4)]
     for text, kind in specials:
         proto.pieces.add(piece=text, score=0.0, type=kind)
@@ -165,13 +169,13 @@ def small(**settings: Any) -> bytes:
 def test_each_setting_of_the_file_is_heard(settings, text, tokens, tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(small(**settings))
-    assert from_sentencepiece(path, add_bos=False).encode(text).tokens == tokens
+    assert read_sentencepieces(path, add_bos=False).encode(text).tokens == tokens
 
 
 def test_offsets_are_characters_of_the_text(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(small())
-    ours = Tokenizer(from_sentencepiece(path))
+    ours = Tokenizer(read_sentencepieces(path))
     text = "example:é a->"
     pieces = ours.pieces(text)
     assert pieces[0] == (1, "<s>", (0, 0))
@@ -185,7 +189,7 @@ def test_offsets_are_characters_of_the_text(tmp_path):
 def test_a_whitespace_suffix_is_no_end_of_an_arrow(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(small(suffix=True))
-    assert not Tokenizer(from_sentencepiece(path)).ends_in_arrow("a->")
+    assert not Tokenizer(read_sentencepieces(path)).ends_in_arrow("a->")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +261,7 @@ def test_a_converted_model_keeps_its_sentencepiece_model(tmp_path):
 def test_saving_one_form_of_tokenizer_leaves_nothing_of_the_other(tokenizer, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "tokenizer.model").write_bytes(small())
-    pieces = Tokenizer(from_sentencepiece(tmp_path / "elsewhere" / "tokenizer.model"))
+    pieces = Tokenizer(read_sentencepieces(tmp_path / "elsewhere" / "tokenizer.model"))
     for one in (tokenizer, pieces, tokenizer):
         one.save(tmp_path)
         assert Tokenizer.from_directory(tmp_path).sha256 == one.sha256
@@ -276,7 +280,7 @@ def test_hundreds_of_damaged_models_are_refused_or_read_as_sentencepiece_does(ch
             del data[place:]
         path.write_bytes(data)
         try:
-            ours = Tokenizer(from_sentencepiece(path, add_bos=False))
+            ours = Tokenizer(read_sentencepieces(path, add_bos=False))
         except TaskVecError:
             continue
         read += 1
@@ -284,3 +288,22 @@ def test_hundreds_of_damaged_models_are_refused_or_read_as_sentencepiece_does(ch
         for text in ("example:a->b\n", " a  é"):
             assert ours.encode(text) == processor.encode(text)
     assert 0 < read < 200
+
+
+def test_ids_names_and_ends_are_found_as_in_any_other_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(small())
+    backend = read_sentencepieces(path)
+    ours = Tokenizer(backend)
+    oracle = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    pieces = [oracle.id_to_piece(i) for i in range(len(oracle))]
+    assert [backend.id_to_token(i) for i in range(len(pieces))] == pieces
+    assert [backend.token_to_id(piece) for piece in pieces] == list(range(len(pieces)))
+    assert backend.token_to_id("no such piece") is None
+    assert backend.id_to_token(len(pieces)) is backend.id_to_token(-1) is None
+    special = {i for i in range(len(pieces)) if oracle.is_control(i) or oracle.is_unused(i)}
+    assert backend.get_added_tokens_decoder().keys() == special
+    assert ours.ends == [oracle.eos_id()]  # where generation stops
+    letter = backend.token_to_id("a")
+    assert letter is not None
+    assert ours.piece(letter) == "a"

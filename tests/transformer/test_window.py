@@ -76,7 +76,7 @@ def test_injecting_equals_transformers_beyond_the_window(
     vectors = theta[:, :, 0] if positions == 1 else theta
     answers = sweep.inject_vectors(ours, [TEXT, SHORTER], vectors, layers, 2)
     for row, text in enumerate((TEXT, SHORTER)):
-        for layer in layers:
+        for layer in layers.tolist():
             want = hf_logits(theirs, text, layer, theta[row, layer])
             assert answers.tokens[row, 1 + layer] == want.argmax()
             np.testing.assert_allclose(

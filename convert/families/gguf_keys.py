@@ -1,0 +1,172 @@
+"""Keys of a GGUF file's metadata: what is read is used, what may matter and is not is refused.
+
+Whether a key may matter is decided by the `gguf` package, which lists the keys that the format
+defines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+import numpy as np
+
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.config import RopeScaling
+
+from .keys import KeyReader, note
+from .rules import Shapes, Source
+
+# Keys of a GGUF file, without "llama." or "gptneox.", with which no value changes the numbers:
+# llama.cpp uses them for a model's name, for embeddings of texts, for YaRN alone, or not at all.
+GGUF_HARMLESS = frozenset(
+    """
+    vocab_size pooling_type classifier.output_labels decoder_start_token_id
+    attention.layer_norm_epsilon attention.layer_norm_rms_epsilon
+    rope.scaling.original_context_length rope.scaling.finetuned
+    rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.yarn_log_multiplier
+    """.split()
+)
+_FACTORS = frozenset(  # 1 leaves the numbers alone, and so does 0, which llama.cpp takes for none
+    """
+    logit_scale residual_scale embedding_scale attention.output_scale expert_weights_scale
+    rope.scaling.yarn_attn_factor
+    """.split()
+)
+_GGUF_KEYS = frozenset(  # every key that the format has for a model, without its architecture
+    name.removeprefix("{arch}.")
+    for group in vars(gguf.Keys).values()
+    if isinstance(group, type)
+    for name in vars(group).values()
+    if isinstance(name, str) and name.startswith("{arch}.")
+)
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a value is 0, false, an empty list, or a list of these: the format's "not set"."""
+    if isinstance(value, list):
+        return all(map(_is_off, value))
+    return isinstance(value, (bool, int, float)) and not value
+
+
+class GGUFKeys(KeyReader):
+    """The keys of one architecture, without its name before them."""
+
+    def __init__(self, meta: Mapping[str, Any], architecture: str, where: str) -> None:
+        """Takes the keys of an architecture from a file's metadata."""
+        prefix = architecture + "."
+        raw = {k.removeprefix(prefix): v for k, v in meta.items() if k.startswith(prefix)}
+        super().__init__(raw, where)
+
+    def layers_size(self, key: str, layers: int, default: int | None = None) -> int:
+        """A whole number above 0 that GGUF gives once, or once for each layer.
+
+        Raises:
+          TaskVecError: it is missing and has no default, or layers differ.
+        """
+        value = self._raw.get(key)
+        if isinstance(value, list):
+            self._read.add(key)
+            if len(value) != layers or any(type(n) is not int or n != value[0] for n in value):
+                raise TaskVecError(
+                    f"{self.where}: {key} is {str(value)[:80]}; allowed: one number, the same for"
+                    f" all {layers} layers"
+                )
+            return self._size(key, value[0])
+        return self.need_size(key) if default is None else self.get_size(key, default)
+
+    def single(self, key: str, default: float | None) -> float:
+        """A number that GGUF stored in single precision: 9.99999975e-06 is 1e-05."""
+        value = self.need(key, float) if default is None else self.get(key, float, default)
+        return float(str(np.float32(value)))
+
+    def finish(self) -> None:
+        """Refuses keys of a GGUF file that the format defines and nobody here read.
+
+        They pass where they are off or neutral. A key that the format does not define is one that
+        llama.cpp has no name for and cannot read: that is noted, and the key passed over.
+
+        Raises:
+          TaskVecError: a defined key, at a value that may change the numbers.
+        """
+        rest = {
+            key: value
+            for key, value in self._raw.items()
+            if key not in self._read and key not in GGUF_HARMLESS
+        }
+        refused = sorted(
+            key
+            for key, value in rest.items()
+            if key in _GGUF_KEYS and not _is_off(value) and not (key in _FACTORS and value == 1)
+        )
+        if refused:
+            raise TaskVecError(
+                f"{self.where}: this project does not compute what the keys {refused[:12]} ask"
+                " for; use another file of this model"
+            )
+        if unread := tuple(sorted(rest.keys() - _GGUF_KEYS)):
+            note(self.where, unread, "the GGUF format")
+
+
+def gguf_always(keys: GGUFKeys, head_dim: int, layouts: tuple[str, ...]) -> None:
+    """Reads the keys that every architecture of GGUF may have, then calls `finish`.
+
+    Raises:
+      TaskVecError: tokens that see later ones, scores that are scaled otherwise, a layout of
+        tensors that is not in `layouts`, or a key that may change the numbers and was not read.
+    """
+    scale = keys.get("attention.scale", float, 0.0)
+    if np.float32(scale) not in (np.float32(0), np.float32(head_dim**-0.5)):
+        raise TaskVecError(
+            f"{keys.where}: attention.scale is {scale}; allowed: {head_dim**-0.5}, or 0 for it"
+        )
+    keys.require("attention.causal", True, (True,))
+    keys.require("tensor_data_layout", layouts[0], layouts)
+    keys.require("rope.scaling.attn_factor", 1.0, (1.0,))
+    keys.finish()
+
+
+def gguf_tied(meta: Mapping[str, Any], shapes: Shapes, where: str) -> bool:
+    """Whether the embedding is the unembedding: llama.cpp takes it for one that is not there.
+
+    Raises:
+      TaskVecError: it may lie in a part of the model that is not here.
+    """
+    if "output.weight" in shapes:
+        return False
+    expected = meta.get("split.tensors.count", len(shapes))
+    if expected != len(shapes):
+        raise TaskVecError(
+            f"{where}: holds {len(shapes)} of the {expected} tensors of a split model, and no"
+            " output.weight; fetch the other parts beside it"
+        )
+    return True
+
+
+def gguf_rope_scaling(keys: GGUFKeys, tensors: Source, rope_dim: int) -> RopeScaling | None:
+    """Rope scaling of a GGUF file: linear in its metadata, "llama3" as a tensor of divisors.
+
+    As in llama.cpp a factor without a type is linear, an older name of the factor counts where the
+    newer is absent, and a factor of 0 is 1.
+
+    Raises:
+      TaskVecError: another kind, or a tensor that makes no sense.
+    """
+    kind = keys.require("rope.scaling.type", "linear", ("none", "linear"))
+    older = keys.get("rope.scale_linear", float, 0.0)
+    factor = keys.get("rope.scaling.factor", float, older) or 1.0
+    divisors: list[float] = []
+    if "rope_freqs.weight" in tensors.shapes():
+        values = tensors.read("rope_freqs.weight")
+        if values.shape != (rope_dim // 2,) or not (np.isfinite(values) & (values > 0)).all():
+            raise TaskVecError(
+                f"{keys.where}: rope_freqs.weight has shape {values.shape} or numbers that are"
+                f" not above 0, expected {rope_dim // 2} of them; fetch the file again"
+            )
+        divisors = [] if (values == 1).all() else [float(n) for n in values]
+    if kind == "none" or factor == 1:
+        return RopeScaling("divisors", divisors=tuple(divisors)) if divisors else None
+    if divisors:
+        raise TaskVecError(f"{keys.where}: two kinds of rope scaling at once are not supported")
+    return RopeScaling("linear", factor=factor)
