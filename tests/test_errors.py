@@ -58,7 +58,9 @@ def test_no_handler_takes_the_first_line_in_its_own_way() -> None:
             if path.name == "errors.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
-                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if not isinstance(node, ast.Call):
+                    continue
+                called = ast.unparse(node.func)
                 if "splitlines" in called and "str(" in called:
                     wrong.append(f"{path.name}:{node.lineno}")
     assert wrong == []

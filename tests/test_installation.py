@@ -34,7 +34,7 @@ SCRIPT = """
 import sys
 from taskvec_jax import load_model
 from taskvec_jax.models.loading import checkpoint_path, convert_model
-from taskvec_jax.distributed.plan import describe
+from taskvec_jax.models.names import describe
 
 load_model("pythia-icl-small")
 _, config = describe(sys.argv[1])

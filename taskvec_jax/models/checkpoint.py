@@ -224,8 +224,8 @@ def _unreadable(
 def _too_little_memory(path: Path, deed: str, error: BaseException) -> TaskVecError:
     return TaskVecError(
         f"{path}: out of memory ({first_line(error)}); nothing is wrong with the files, there is"
-        f" too little memory to {deed} them: use --dtype=bfloat16 or --quantization=int8, more devices,"
-        " or a machine with more memory"
+        f" too little memory to {deed} them: use --dtype=bfloat16 or --quantization=int8, more"
+        " devices, or a machine with more memory"
     )
 
 

@@ -93,8 +93,8 @@ class DecoderConfig:
       gelu: "exact" (erf) or "tanh"; read by the MLP of GPT-NeoX and GPT-J only.
       dtype: of the parameters, one of `DTYPES`. The residual stream, norms, softmax and logits
         stay float32 in half precision (float64 throughout for float64).
-      quantization: "none": every parameter in `dtype`. "int8": the kernels of linear maps as int8 with
-        a float32 scale for each output channel (see quantization.py); products are in `dtype`.
+      quantization: "none": every parameter in `dtype`. "int8": the kernels of linear maps as int8
+        with a float32 scale for each output channel (see quantization.py); products are in `dtype`.
     """
 
     family: str

@@ -232,8 +232,8 @@ def as_edits(edits: Any) -> tuple[Any, ...]:
         if len(edits) == 3 and not any(isinstance(e, Edit | Override) for e in edits):
             return (Override(*edits),)
     raise TaskVecError(
-        f"override is {str(edits)[:80]}; it must be an edit (taskvec_jax.transformer.edits), a (layer,"
-        " position, vector) triple, or a list of these"
+        f"override is {str(edits)[:80]}; it must be an edit (taskvec_jax.transformer.edits), a"
+        " (layer, position, vector) triple, or a list of these"
     )
 
 
