@@ -36,7 +36,7 @@ from taskvec_jax.evaluation.protocol import (
 )
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
-from taskvec_jax.prompting.sampling import draw, seeded
+from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.tasks.task import Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts, sweep_layers
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from taskvec_jax.errors import TaskVecError, first_line
+from taskvec_jax.errors import TaskVecError, first_line, short_repr
 from taskvec_jax.prompting.sentencepieces import (
     CONFIG,
     MODEL,
@@ -25,7 +25,6 @@ from taskvec_jax.prompting.sentencepieces import (
     SentencePieces,
     read_sentencepieces,
 )
-from taskvec_jax.wording import short_repr
 
 ARROW = "->"
 # Tokens with which models end a text or a turn, as their tokenizers spell them.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.wording import short_repr
+from taskvec_jax.errors import TaskVecError, short_repr
 
 
 class Pair(NamedTuple):

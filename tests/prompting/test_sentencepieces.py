@@ -15,7 +15,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from convert.tokenizers import from_directory, from_gguf, from_sentencepiece
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import convert_model, load_model
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 
 MODELS = 200
