@@ -1,4 +1,4 @@
-"""taskvec_jax.vectors.batching"""
+"""Calls of a compiled program on many rows: chunks of similar length, halved where memory is short."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 _log = logging.getLogger(__name__)
 
 
-def _round_up(n: int, step: int, first: int = 0) -> int:
+def round_up(n: int, step: int, first: int = 0) -> int:
     """The smallest of first, first + step, first + 2 step ... that is at least n."""
     return first + max(0, -(-(n - first) // step)) * step
 
@@ -28,7 +28,7 @@ def _chunks(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def _fill(chunk: list[int], batch_size: int) -> list[int]:
+def fill_up(chunk: list[int], batch_size: int) -> list[int]:
     """A chunk of exactly `batch_size` rows, its last row repeated: one compiled shape."""
     return chunk + chunk[-1:] * (batch_size - len(chunk))
 
@@ -37,7 +37,7 @@ def _fill(chunk: list[int], batch_size: int) -> list[int]:
 _fitting: dict[tuple[str, DecoderConfig, str], int] = {}
 
 
-def _in_chunks(
+def run_in_chunks(
     program: str,
     model: Model,
     lengths: Sequence[int],

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
@@ -19,7 +20,6 @@ from taskvec_jax.transformer.layers import (
     attention_context,
 )
 from taskvec_jax.vectors.rows import Rows
-from taskvec_jax.vectors.sweep import _writable
 
 NUM_GROUPS = 5  # of layers, in the wavefront
 EVEN = 8
@@ -191,6 +191,24 @@ def copy_states(
     plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
     states = jnp.concatenate([plain, x[:, length + size - 1 :: size]], axis=1)
     return jnp.where(writable[..., None], states, jnp.nan)
+
+
+def _writable(
+    last: jax.Array,
+    layers: jax.Array,
+    length: int,
+    size: int,
+    schedule: tuple[tuple[int, int], ...],
+) -> jax.Array:
+    """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
+    first_layers = np.zeros(layers.shape[1], np.int32)
+    for stop, alive in schedule:
+        first_layers[alive:] = stop  # still unborn in this group, which ends at `stop`
+    num_layers = schedule[-1][0]
+    inside = ((last >= size - 1) & (last < length))[:, None]  # [B, 1]
+    return jnp.concatenate(
+        [inside, inside & (layers >= first_layers) & (layers < num_layers)], axis=1
+    )
 
 
 def wavefront_schedule(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.distributed.sharding import put_rows
@@ -35,7 +34,7 @@ from taskvec_jax.transformer.checks import (
     check_texts,
     check_vectors,
 )
-from taskvec_jax.vectors.batching import _fill, _in_chunks, _round_up
+from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import lay_out_rows, tree_length
 
@@ -50,24 +49,6 @@ class Answers(NamedTuple):
 
     tokens: np.ndarray
     logits: np.ndarray
-
-
-def _writable(
-    last: jax.Array,
-    layers: jax.Array,
-    length: int,
-    size: int,
-    schedule: tuple[tuple[int, int], ...],
-) -> jax.Array:
-    """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
-    first_layers = np.zeros(layers.shape[1], np.int32)
-    for stop, alive in schedule:
-        first_layers[alive:] = stop  # still unborn in this group, which ends at `stop`
-    num_layers = schedule[-1][0]
-    inside = ((last >= size - 1) & (last < length))[:, None]  # [B, 1]
-    return jnp.concatenate(
-        [inside, inside & (layers >= first_layers) & (layers < num_layers)], axis=1
-    )
 
 
 def read_texts(
@@ -97,15 +78,15 @@ def read_texts(
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         longest = max(lengths[i] for i in chunk)
-        length = _round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
-        laid_out = lay_out_rows([rows[i] for i in _fill(chunk, size)], length, reads)
+        length = round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
+        laid_out = lay_out_rows([rows[i] for i in fill_up(chunk, size)], length, reads)
         return read_rows(config, model.params, put_rows(model.mesh, laid_out))
 
     def keep(chunk: list[int], read: tuple[np.ndarray, ...]) -> None:
         for kept, array in zip((residuals, *answers), read, strict=True):
             kept[chunk] = array[: len(chunk)]
 
-    _in_chunks("reading", model, lengths, batch_size, call, keep)
+    run_in_chunks("reading", model, lengths, batch_size, call, keep)
     check_finite(residuals, answers.logits)
     return residuals, answers
 
@@ -158,8 +139,8 @@ def inject_vectors(
     answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
-        length = _round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
-        filled = _fill(chunk, size)
+        length = round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
+        filled = fill_up(chunk, size)
         tokens = np.full((size, length), PAD, np.int32)
         for row, i in zip(tokens, filled, strict=True):
             row[: lengths[i]] = queries[i]
@@ -171,7 +152,7 @@ def inject_vectors(
         for kept, array in zip(answers, injected, strict=True):
             kept[chunk] = array[: len(chunk)]
 
-    _in_chunks("injecting", model, lengths, batch_size, call, keep)
+    run_in_chunks("injecting", model, lengths, batch_size, call, keep)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
     # untouched one too, so the written ones are told first.
     check_answers(answers.logits[:, 1:], layers)

@@ -15,7 +15,7 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
 from taskvec_jax.vectors import sweep, task_vectors
-from taskvec_jax.vectors.batching import _round_up
+from taskvec_jax.vectors.batching import round_up
 from taskvec_jax.vectors.programs import copy_states, top, wavefront_schedule
 from taskvec_jax.vectors.rows import shared_prefix, tree_length
 
@@ -176,8 +176,8 @@ def test_shared_prefix_leaves_every_text_its_last_token():
 
 
 def test_row_lengths_are_rounded_up_to_few_shapes():
-    assert [_round_up(n, 8) for n in (1, 8, 9, 40)] == [8, 8, 16, 40]
-    assert [_round_up(n, 8, 4) for n in (1, 4, 5, 12, 13)] == [4, 4, 12, 12, 20]
+    assert [round_up(n, 8) for n in (1, 8, 9, 40)] == [8, 8, 16, 40]
+    assert [round_up(n, 8, 4) for n in (1, 4, 5, 12, 13)] == [4, 4, 12, 12, 20]
 
 
 def test_the_two_step_maximum_takes_the_lowest_of_equals():
