@@ -21,8 +21,8 @@ from absl import flags
 import taskvec_jax.models.checkpoint as checkpoint
 from taskvec_jax.distributed.plan import PLANNED_BATCH, plan_lines
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import checkpoint_path, convert_model, from_hub_or_wheel
-from taskvec_jax.models.names import describe
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.names import checkpoint_path, describe, from_hub_or_wheel
 
 from . import cli as command
 from .cli import FLAGS, console

@@ -16,7 +16,7 @@ from taskvec_jax.distributed.plan import choose_mesh, mesh_line
 from taskvec_jax.distributed.processes import is_first_process
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh, shape_of
 from taskvec_jax.errors import TaskVecError, first_line
-from taskvec_jax.models.loading import Progress as Report
+from taskvec_jax.models.converting import Progress as Report
 from taskvec_jax.models.registry import DEFAULT_MODEL
 from taskvec_jax.transformer.config import DTYPES, DecoderConfig
 

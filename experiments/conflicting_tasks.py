@@ -33,8 +33,8 @@ from taskvec_jax.evaluation.judging import Judge, accuracy, is_correct
 from taskvec_jax.evaluation.protocol import Settings, random_like, read_theta
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
-from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.tasks import Pair
+from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.vectors.sweep import inject_vectors
 
 NAME = "conflicting_tasks"

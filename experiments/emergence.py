@@ -45,8 +45,9 @@ from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import check_injection, evaluate_task
 from taskvec_jax.models import checkpoint
-from taskvec_jax.models.loading import load_model, model_key
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import model_key
 from taskvec_jax.tasks import Task
 
 NAME = "emergence"

@@ -55,8 +55,8 @@ from taskvec_jax.prompting.prompts import (
     render_query,
     sample,
 )
-from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.tasks import Task
+from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.tasks.task import Pair
 from taskvec_jax.transformer.checks import check_finite
 from taskvec_jax.transformer.config import DecoderConfig

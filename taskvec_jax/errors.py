@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import Any
 
 MOST_CHARACTERS = 200  # of another library's message, in ours
+REPR_CHARACTERS = 60  # of a value, in a message
 _OUT_OF_MEMORY = (
     "resource_exhausted",
     "out of memory",
@@ -38,6 +40,12 @@ class TaskVecError(ValueError):
     Command lines print the message and exit with status 2; library callers may catch it as a
     ``ValueError``.
     """
+
+
+def short_repr(value: Any) -> str:
+    """The beginning of a value's repr, in one line of at most `REPR_CHARACTERS`."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= REPR_CHARACTERS else f"{text[:REPR_CHARACTERS]}..."
 
 
 def first_line(error: BaseException | str) -> str:

@@ -36,7 +36,7 @@ from experiments.small_pythia import training
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.distributed.sharding import MeshShape
-from taskvec_jax.models import checkpoint, loading
+from taskvec_jax.models import checkpoint, hashing, loading
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer import edits, generation
@@ -168,10 +168,10 @@ def shards() -> dict[str, Any]:
     params = random_params(config)
     mesh = sharding.make_mesh(MeshShape(1, 8))
     placed = place(config, params, mesh)
-    out["hash"] = [loading.hash_params(params), loading.hash_params(placed)]
-    usual, loading.HASHED_BYTES = loading.HASHED_BYTES, 600  # so that every leaf is cut
-    out["hash"].append(loading.hash_params(placed))
-    loading.HASHED_BYTES = usual
+    out["hash"] = [hashing.hash_params(params), hashing.hash_params(placed)]
+    usual, hashing.SLICE_BYTES = hashing.SLICE_BYTES, 600  # so that every leaf is cut
+    out["hash"].append(hashing.hash_params(placed))
+    hashing.SLICE_BYTES = usual
     out["share"] = [
         sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed)),
         plan.share_bytes(config, config.dtype, 8),
@@ -186,15 +186,15 @@ def shards() -> dict[str, Any]:
             model = loading.load_model(path, mesh=mesh)
             leaves, wanted = flatten(model.params), flatten(placed)
             out[path.name] = {
-                "same": loading.hash_params(model.params) == model.weights_sha256 == out["hash"][0],
+                "same": hashing.hash_params(model.params) == model.weights_sha256 == out["hash"][0],
                 "specs": all(
                     leaf.sharding.is_equivalent_to(wanted[name].sharding, leaf.ndim)
                     for name, leaf in leaves.items()
                 ),
             }
             small = loading.load_model(path, mesh=mesh, quantization="int8")
-            out[path.name]["int8"] = loading.hash_params(small.params)
-    out["int8"] = loading.hash_params(quantize(config, params)[1])
+            out[path.name]["int8"] = hashing.hash_params(small.params)
+    out["int8"] = hashing.hash_params(quantize(config, params)[1])
     return out
 
 

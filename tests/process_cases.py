@@ -29,7 +29,7 @@ from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.processes import least
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models import loading
+from taskvec_jax.models import converting, loading
 from taskvec_jax.models.model import Model
 from taskvec_jax.vectors import sweep
 from taskvec_jax.vectors.rows import Rows
@@ -54,7 +54,7 @@ def refusals() -> list[str]:
     mesh = sharding.make_mesh(MeshShape(model=jax.process_count()))
     damaged, said = SCRATCH / "damaged", []
     for read in (
-        lambda: loading.convert_model(damaged, SCRATCH / "checkpoints" / "no", mesh=mesh),
+        lambda: converting.convert_model(damaged, SCRATCH / "checkpoints" / "no", mesh=mesh),
         lambda: loading.load_model(damaged, mesh=mesh, quantization="int8"),
     ):
         try:

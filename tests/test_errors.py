@@ -15,8 +15,8 @@ from conftest import LLAMA, random_params
 
 from convert.formats import torch_file
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
-from taskvec_jax.models import checkpoint, loading
-from taskvec_jax.models.checkpoint import restore_arrays, save_arrays
+from taskvec_jax.models import checkpoint, converting
+from taskvec_jax.models.arrays import restore_arrays, save_arrays
 from taskvec_jax.prompting.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,9 @@ def test_no_handler_takes_the_first_line_in_its_own_way() -> None:
             if path.name == "errors.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
-                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if not isinstance(node, ast.Call):
+                    continue
+                called = ast.unparse(node.func)
                 if "splitlines" in called and "str(" in called:
                     wrong.append(f"{path.name}:{node.lineno}")
     assert wrong == []
@@ -159,7 +161,7 @@ def test_training_state_and_torch_files_tell_memory_from_damage(tmp_path, monkey
 
 def test_weights_that_do_not_fit_a_device_are_refused_in_one_line() -> None:
     said = pytest.raises(TaskVecError, match=r"llama-65b: out of memory .*--quantization=int8")
-    with said, loading._memory("llama-65b"):
+    with said, converting.explain_memory("llama-65b"):
         raise OUT_OF_MEMORY[3]
-    with pytest.raises(jax.errors.JaxRuntimeError), loading._memory("llama-65b"):
+    with pytest.raises(jax.errors.JaxRuntimeError), converting.explain_memory("llama-65b"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

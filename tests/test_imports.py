@@ -14,7 +14,7 @@ RANKS = [
     [
         "taskvec_jax.distributed.backend",
         "taskvec_jax.transformer.config",
-        "taskvec_jax.prompting.sampling",
+        "taskvec_jax.tasks.sampling",
         "taskvec_jax.evaluation.scoring",
         "taskvec_jax.prompting.sentencepieces",
         "taskvec_jax.evaluation.statistics",

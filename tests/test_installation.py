@@ -20,7 +20,7 @@ import pytest
 from zygote import QUICK
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models import checkpoint, foreign, loading
+from taskvec_jax.models import checkpoint, foreign, names
 from taskvec_jax.models.registry import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +33,9 @@ PLAN = ["layer_sweep", f"--model={SMALL_MODEL}", "--plan"]
 SCRIPT = """
 import sys
 from taskvec_jax import load_model
-from taskvec_jax.models.loading import checkpoint_path, convert_model
-from taskvec_jax.distributed.plan import describe
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.names import checkpoint_path
+from taskvec_jax.models.names import describe
 
 load_model("pythia-icl-small")
 _, config = describe(sys.argv[1])
@@ -180,11 +181,11 @@ def test_modules_of_convert_import_one_another_relatively():
     # `convert` by name may be a module of the user's.
     for path in sorted((ROOT / "convert").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = (
+            found = (
                 [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             )
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not [n for n in names if n.split(".")[0] == "convert"], f"{path}: {names}"
+            found += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [n for n in found if n.split(".")[0] == "convert"], f"{path}: {found}"
 
 
 def test_converted_models_are_kept_in_a_checkout_or_in_the_users_cache(
@@ -192,21 +193,21 @@ def test_converted_models_are_kept_in_a_checkout_or_in_the_users_cache(
 ):
     for name in ("TASKVEC_CHECKPOINTS", "TASKVEC_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    assert loading.checkpoints_directory() == ROOT / "checkpoints"
+    assert names.checkpoints_directory() == ROOT / "checkpoints"
     monkeypatch.setattr(foreign, "PROJECT", tmp_path)
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     default = tmp_path / "home" / ".cache" / "taskvec_jax" / "checkpoints"
-    assert loading.checkpoints_directory() == default
+    assert names.checkpoints_directory() == default
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
-    assert loading.checkpoints_directory() == default
+    assert names.checkpoints_directory() == default
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert loading.checkpoints_directory() == tmp_path / "xdg" / "taskvec_jax" / "checkpoints"
+    assert names.checkpoints_directory() == tmp_path / "xdg" / "taskvec_jax" / "checkpoints"
     monkeypatch.setenv("TASKVEC_CACHE", str(tmp_path / "ours"))
-    assert loading.checkpoints_directory() == tmp_path / "ours" / "checkpoints"
+    assert names.checkpoints_directory() == tmp_path / "ours" / "checkpoints"
     monkeypatch.setenv("TASKVEC_CHECKPOINTS", str(tmp_path / "disk"))
-    assert loading.checkpoints_directory() == tmp_path / "disk"
-    assert loading.checkpoint_path(SMALL_MODEL) == tmp_path / "checkpoints" / SMALL_MODEL
+    assert names.checkpoints_directory() == tmp_path / "disk"
+    assert names.checkpoint_path(SMALL_MODEL) == tmp_path / "checkpoints" / SMALL_MODEL
 
 
 def test_without_a_home_the_variable_that_helps_is_named(
@@ -220,7 +221,7 @@ def test_without_a_home_the_variable_that_helps_is_named(
     monkeypatch.setattr(foreign, "PROJECT", tmp_path)
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(TaskVecError, match="TASKVEC_CHECKPOINTS"):
-        loading.checkpoints_directory()
+        names.checkpoints_directory()
 
 
 def test_the_command_lists_programs_and_refuses_what_is_none(
@@ -243,10 +244,10 @@ def test_the_command_lists_programs_and_refuses_what_is_none(
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-    def names(requirements: list[str]) -> list[str]:
+    def named(requirements: list[str]) -> list[str]:
         return [_normal(re.match(r"[\w.-]+", line)[0]) for line in requirements]  # type: ignore[index]
 
-    declared, extras = names(project["dependencies"]), project["optional-dependencies"]
+    declared, extras = named(project["dependencies"]), project["optional-dependencies"]
     assert len(declared) == len(set(declared)), "a dependency stands twice"
     imported: set[str] = set()
     distributions = packages_distributions()
@@ -255,7 +256,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
             for top in _foreign_tops(path):
                 assert top in distributions, f"{path} imports {top}, which no package here brings"
                 imported |= {_normal(name) for name in distributions[top]}
-    assert imported - set(declared) == set(names(extras["torch"]))
+    assert imported - set(declared) == set(named(extras["torch"]))
     assert set(declared) <= imported
 
 

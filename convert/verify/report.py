@@ -8,7 +8,8 @@ from pathlib import Path
 import taskvec_jax.models.checkpoint as checkpoint
 from taskvec_jax.distributed.plan import parameter_count
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import hash_leaves, load_model
+from taskvec_jax.models.hashing import hash_leaves
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 
 from ..cli import console

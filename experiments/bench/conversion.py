@@ -242,7 +242,7 @@ def convert_in_memory(source: str, dtype: str) -> None:
 
 def convert_to_disk(source: str, out: str, dtype: str) -> None:
     """Source to a converted checkpoint."""
-    from taskvec_jax.models.loading import convert_model
+    from taskvec_jax.models.converting import convert_model
 
     convert_model(source, Path(out), dtype=dtype)
 
@@ -259,7 +259,7 @@ def convert_shares(source: str, out: str, dtype: str) -> None:
     import jax
 
     from taskvec_jax.distributed.sharding import MeshShape, make_mesh
-    from taskvec_jax.models.loading import convert_model
+    from taskvec_jax.models.converting import convert_model
 
     mesh = make_mesh(MeshShape(model=jax.process_count()))
     convert_model(source, Path(out), dtype=dtype, mesh=mesh)

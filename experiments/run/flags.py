@@ -25,9 +25,9 @@ from taskvec_jax.distributed.processes import least
 from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, longest_rows
-from taskvec_jax.models.loading import cache_directory, load_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
-from taskvec_jax.models.names import describe
+from taskvec_jax.models.names import cache_directory, describe
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import QUANTIZATIONS
 

@@ -5,7 +5,7 @@ settings of its command line. The batch size, the mesh and the choice of tasks a
 the first two change no number, and a task is evaluated alone. Every result file holds
 
     model, revision, dtype, quantization, weights_sha256    at the top
-    run            the settings, and a key that stands for the model (`loading.model_key`)
+    run            the settings, and a key that stands for the model (`names.model_key`)
 
 and a directory holds the results of one run. A run that finds those of another one there is
 refused before it computes anything.
@@ -21,8 +21,8 @@ from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
-from taskvec_jax.models.loading import model_key
 from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import model_key
 from taskvec_jax.models.origin import path_key
 
 Identity = dict[str, Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from taskvec_jax.distributed.processes import all_or_none, from_first_process, is_first_process
 from taskvec_jax.models import checkpoint
-from taskvec_jax.models.loading import checkpoint_path, from_hub_or_wheel
+from taskvec_jax.models.names import checkpoint_path, from_hub_or_wheel
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
 

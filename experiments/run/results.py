@@ -23,8 +23,8 @@ from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings
-from taskvec_jax.models.loading import from_hub_or_wheel, model_key
 from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import from_hub_or_wheel, model_key
 
 _scratch: list[tempfile.TemporaryDirectory[str]] = []  # lives as long as the process
 FEWER_DEMONSTRATIONS = 4  # what the paper shows in conflicting tasks and geometry

@@ -26,7 +26,7 @@ from taskvec_jax.evaluation.protocol import (
     check_injection,
     draw_prompts,
 )
-from taskvec_jax.models.loading import check_dtype
+from taskvec_jax.models.converting import check_dtype
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.prompts import fit

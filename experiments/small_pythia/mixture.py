@@ -27,10 +27,10 @@ import tokenizers
 
 from experiments.small_pythia.training import Batch
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, render_query
-from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.prompting.tokenizer import ARROW, Tokenizer
 from taskvec_jax.tasks import TASKS as HOUSE_TASKS
 from taskvec_jax.tasks import Pair, Task
+from taskvec_jax.tasks.sampling import draw, seeded
 
 TWENTY = 20  # numbers of one kind
 NUM_BIJECTIONS = 4

@@ -57,7 +57,7 @@ from taskvec_jax.evaluation.judging import Judge
 from taskvec_jax.evaluation.protocol import Settings, draw_prompts
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.atomic import writing
-from taskvec_jax.models.loading import hashes
+from taskvec_jax.models.hashing import hashes
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import pythia
 from taskvec_jax.prompting.prompts import fit

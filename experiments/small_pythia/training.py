@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.distributed.sharding import placement, put_rows, shape_of
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models import checkpoint
+from taskvec_jax.models.arrays import restore_arrays, save_arrays
 from taskvec_jax.transformer.checks import check_ids, check_range, check_tokens
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import (
@@ -335,7 +335,7 @@ def save_state(path: Path, state: State) -> None:
     Raises:
       TaskVecError: no room, or no leave to write.
     """
-    checkpoint.save_arrays(path, _named(state), {"step": state.step})
+    save_arrays(path, _named(state), {"step": state.step})
 
 
 def restore_state(path: Path, like: State) -> State:
@@ -344,7 +344,7 @@ def restore_state(path: Path, like: State) -> State:
     Raises:
       TaskVecError: nothing whole there, or a state of another shape.
     """
-    arrays, about = checkpoint.restore_arrays(path, _named(like))
+    arrays, about = restore_arrays(path, _named(like))
     leaves = [arrays[name] for name in _named(like)]
     _, params, kept = jax.tree.unflatten(jax.tree.structure(like._replace(step=0)), [0, *leaves])
     return State(int(about["step"]), params, kept)

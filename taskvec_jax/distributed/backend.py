@@ -9,12 +9,12 @@ know the flag, and an unknown one ends the process, so only this release is give
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 from collections.abc import MutableMapping
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
@@ -22,10 +22,11 @@ from taskvec_jax.errors import TaskVecError
 AFFECTED = ("0.10.2",)
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 ROWS = 40_000  # of the known case
+JAXLIB = importlib.metadata.version("jaxlib")
 
 
 def turn_off_wrong_fusion(
-    environment: MutableMapping[str, str] = os.environ, version: str = jaxlib.__version__
+    environment: MutableMapping[str, str] = os.environ, version: str = JAXLIB
 ) -> None:
     """Adds the flag to XLA_FLAGS, once, if this release of jaxlib needs it.
 
@@ -50,7 +51,7 @@ def check_sums() -> None:
     worst = float(np.abs(np.asarray(sums) - (rows**2).sum(axis=1)).max())
     if not worst <= 1.0:  # of up to 97; products may be in bfloat16, where these numbers are exact
         raise TaskVecError(
-            f"jaxlib {jaxlib.__version__} sums wrongly on this machine (off by {worst:g} in a known"
+            f"jaxlib {JAXLIB} sums wrongly on this machine (off by {worst:g} in a known"
             f" case, jax-ml/jax#39103): set XLA_FLAGS={FLAG}= before Python starts, or import"
             " taskvec_jax before anything computes with JAX, or install another release, such as"
             " jax 0.10.1"

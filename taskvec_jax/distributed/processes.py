@@ -1,9 +1,9 @@
-"""taskvec_jax.distributed.processes"""
+"""Several processes that compute together: what each has to agree on with the others."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def to_host(array: Any) -> np.ndarray:
-    """An array on the host, whole, in every process; all processes must ask for it."""
+    """The whole array in the memory of every host; a collective if devices of others hold parts."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     if array.is_fully_replicated:
@@ -30,28 +30,28 @@ def is_first_process() -> bool:
 
 
 def least(number: int) -> int:
-    """The smallest of the numbers (below 2^31) that the processes have; all must ask for it."""
+    """The smallest of the numbers (below 2^31) that the processes pass; a collective."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).min())
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether the flag is up in any process; all processes must ask for it."""
+    """Whether the flag is True in any process; a collective."""
     return not least(not flag)
 
 
 class _AgreedError(TaskVecError):
-    """What stopped a step of all processes, and all of them know it."""
+    """An error that all processes have been told of already."""
 
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """A step of all processes that fails in all of them if it fails in one.
+    """Runs the body on every process; if it raises on any of them, raises on all.
 
-    Who is done waits for the others. Within the step no process may wait for another, or a failure
-    there is never heard of; unless in a step within the step: who fails outside of it ends it for
-    the others.
+    This is a barrier. Do not call a collective inside the body: a process that raised before it
+    would never join, and the others would hang. A collective inside a nested `all_or_none` is
+    safe, because a process that raised outside of the nested body makes it raise on the others.
 
     Raises:
       TaskVecError: what went wrong in the first process that failed; a process whose own error is
@@ -77,7 +77,7 @@ def all_or_none() -> Iterator[None]:
 
 
 def _gather_text(text: str) -> list[str]:
-    """What each process says; all processes must ask for it."""
+    """The text of each process, in order of process; a collective."""
     content = text.encode()
     sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(content))))
     buffer = np.zeros(sizes.max(), np.uint8)
@@ -87,7 +87,7 @@ def _gather_text(text: str) -> list[str]:
 
 
 def from_first_process(content: bytes) -> bytes:
-    """What the first process has; all processes must ask for it."""
+    """The bytes that the first process passes, in every process; a collective."""
     if jax.process_count() == 1:
         return content
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
@@ -97,3 +97,14 @@ def from_first_process(content: bytes) -> bytes:
     if is_first_process():
         buffer[:] = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).astype(np.uint8).tobytes()
+
+
+def decided_by_first(look: Callable[[], bool]) -> bool:
+    """The answer of the first process, in every process; a collective.
+
+    Args:
+      look: is called in the first process only; what it raises is raised in all.
+    """
+    with all_or_none():
+        found = is_first_process() and look()
+    return bool(from_first_process(b"yes" if found else b""))

@@ -4,14 +4,13 @@
     model = load_model("llama-7b", mesh=mesh)
 
 Prompts are split over `data`; parameters over `model`, by `SPLITS`: heads, the MLP's hidden layer
-and the vocabulary, so that a layer needs one sum over the devices after attention and one after the
-MLP, and nothing else. XLA's partitioner does the rest: no program of ours names a collective.
+and the vocabulary. A layer then needs two all-reduces, after attention and after the MLP; XLA's
+partitioner inserts them.
 
-`model` is an axis in flags and words alone: in a mesh it is one axis for each prime factor of its
-size (`model_axes`), so that what 8 devices do not divide may still lie on 4 of them, each part held
-by two.
+A mesh has one axis for each prime factor of the size of `model` (`model_axes`), so that an axis
+that 8 devices do not divide can still be split over 4 of them, each shard held by two.
 
-Letters: B rows, H heads, G key/value heads, K size of a head, D width, F MLP width, V vocabulary.
+Shapes: B rows, H heads, G key/value heads, K head size, D width, F MLP width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from taskvec_jax.distributed.processes import T
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
-# Path of a leaf -> the axes that may lie on `model`, best first: counted from 0, the leading axis
-# of layers left out. The first one that at least half of the devices divide is taken; a leaf
-# without one, and every leaf that is not named (norms, biases of D numbers), is held whole by each.
+# Path of a leaf -> the axes that may be split over `model`, best first: counted from 0, the leading
+# axis of layers left out. The first axis is taken whose size divides among at least half of the
+# devices. A leaf without one, and every leaf not named here (norms, biases [D]), is replicated.
 #
-# Why half: attention on half of the devices is held twice. It is a third of LLaMA's parameters, so
-# a device holds 4/3 of an even share (LLaMA 30B, 52 heads on 4 of 8, in bfloat16: 10.8 GB, not 8.1)
-# for 2 collectives a layer instead of 5. On a quarter it would hold twice the share, and memory is
-# what `model` is for: then attention falls back on D, a sum each for queries, keys and values, and
-# a gather of the output. To split K instead takes more collectives, because XLA then splits scores,
-# and halves of rotary pairs, too: 7 with values alone, 17 with all three (jax 0.10.2).
+# Why half: attention is a third of LLaMA's parameters. Split over half of the devices, each shard
+# is held twice and a device holds 4/3 of an even share (LLaMA 30B, 52 heads on 4 of 8, in bfloat16:
+# 10.8 GB instead of 8.1), for 2 collectives a layer instead of 5. Over a quarter a device would
+# hold twice the share, so attention is split along D instead: one sum each for queries, keys and
+# values, and a gather of the output. Splitting K takes more collectives, because XLA then splits
+# scores and halves of rotary pairs too: 7 with values alone, 17 with all three (jax 0.10.2).
 SPLITS: dict[str, tuple[int, ...]] = {
     "embed/embedding": (0, 1),  # [V, D]
     "layers/attn/query/kernel": (1, 0),  # [D, H, K]
@@ -62,6 +61,7 @@ SPLITS: dict[str, tuple[int, ...]] = {
     "unembed/kernel_scale": (0,),  # [V]
     "unembed/bias": (0,),  # [V]
 }
+DATA, MODEL = "data", "model"  # the axes of a mesh, as flags and messages name them
 ATTENTION = "layers/attn/"
 KEYS_AND_VALUES = (f"{ATTENTION}key/", f"{ATTENTION}value/")
 
@@ -84,7 +84,7 @@ class MeshShape:
 
     @property
     def devices(self) -> int:
-        """How many there are in all."""
+        """How many there are."""
         return self.data * self.model
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape) -> Mesh:
-    """The first devices there are, laid out; neighbours lie along `model`.
+    """A mesh of the first devices; physical neighbours lie along `model`, before it is factored.
 
     Raises:
       TaskVecError: there are too few devices, or some of a process's are left out.
@@ -126,7 +126,6 @@ def make_mesh(shape: MeshShape) -> Mesh:
             f"mesh {shape} is {shape.devices} devices, there are {len(devices)} in"
             f" {jax.process_count()} process(es); all of them: {few}"
         )
-    # Laid out for two axes, whose neighbours are near, and only then cut into more.
     flat = jax.make_mesh((shape.data, shape.model), (DATA, MODEL), devices=devices[: shape.devices])
     sizes = {DATA: shape.data, **model_axes(shape.model)}
     return Mesh(
@@ -176,7 +175,6 @@ def split_of(
     Args:
       path: of the leaf, without "params/".
       shape: of the leaf, with its layers.
-      devices: along `model`.
     """
     axes, first = SPLITS.get(path, ()), int(path.startswith("layers/"))
     heads, groups = head_axes(config, devices)
@@ -190,11 +188,7 @@ def split_of(
 
 
 def axes_of(size: int, devices: int) -> dict[str, int]:
-    """The axes of a mesh that an axis of this size lies on; none if too few devices divide it.
-
-    Args:
-      devices: along `model`.
-    """
+    """The axes of a mesh that an axis of this size lies on; none if too few devices divide it."""
     over = _dividing(size, model_axes(devices))
     return over if _enough(over, devices) else {}
 
@@ -202,10 +196,9 @@ def axes_of(size: int, devices: int) -> dict[str, int]:
 def head_axes(config: DecoderConfig, devices: int) -> tuple[dict[str, int], dict[str, int]]:
     """The axes of a mesh that heads, and key/value heads, lie on; none where attention lies on D.
 
-    Key/value heads are few: they lie on the axes that divide them, if there are any, and what the
-    other axes add is copies. Their axes are the outer ones of heads, so that a device has the keys
-    and values of its queries. Where a device's heads are not whole groups nor within one (40 heads
-    in groups of 4 over 8), XLA gathers queries, one collective a layer more.
+    Key/value heads are split over the axes that divide their number and copied along the others.
+    Their axes are the outer ones of heads, so that a device has the keys and values of its queries,
+    except where its heads are neither whole groups nor within one (40 heads in groups of 4 over 8).
     """
     axes = model_axes(devices)
     groups = _dividing(config.num_kv_heads, axes)
@@ -251,8 +244,8 @@ def placement(
     return placed
 
 
-def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """The smallest box of a leaf that holds all that this process's devices need of it."""
+def local_box(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """One slice an axis: the smallest box of a leaf that covers the shards of local devices."""
     boxes = [
         [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
         for index in sharding.addressable_devices_indices_map(shape).values()
@@ -265,13 +258,13 @@ def share(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 
 def put_local_box(sharding: Sharding, shape: tuple[int, ...], part: np.ndarray) -> jax.Array:
-    """Moves this process's `share` of a leaf to its devices.
+    """Moves this process's `local_box` of a leaf to its devices.
 
-    On a single CPU device the memory of `part` is taken over.
+    On a single CPU device the array takes over the memory of `part`.
     """
     if len(sharding.device_set) == 1:
         return jax.device_put(part, sharding)
-    offsets = [s.start for s in share(sharding, shape)]
+    offsets = [s.start for s in local_box(sharding, shape)]
 
     def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # JAX asks for what a device holds
@@ -302,6 +295,3 @@ def put_rows(mesh: Mesh | None, tree: T) -> T:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree)
-
-
-DATA, MODEL = "data", "model"

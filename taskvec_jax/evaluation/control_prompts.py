@@ -10,7 +10,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
-from taskvec_jax.prompting.sampling import draw, seeded
+from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.tasks.task import Task
 
 

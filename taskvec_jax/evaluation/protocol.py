@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.evaluation.judging import Accuracy, Judge, accuracy
 from taskvec_jax.evaluation.reading import draw_prompts, read_prompts, read_theta
 from taskvec_jax.evaluation.results import Example, Settings, TaskResult
@@ -25,7 +25,6 @@ from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.rows import tree_length
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts, sweep_layers
-from taskvec_jax.wording import short_repr
 
 # How far the top logit of a prompt may move when its own residual stream is written back, as a
 # share of its size. In half precision ten times what was measured on the default model (8 prompts,

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.evaluation.judging import Accuracy
 from taskvec_jax.tasks.task import Match
-from taskvec_jax.wording import short_repr
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""taskvec_jax.models.atomic"""
+"""Directories that are written by one process at a time, and replaced whole or not at all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _alone(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(name)
     except OSError as error:
-        raise TaskVecError(_unwritable(path.parent, error)) from None
+        raise TaskVecError(unwritable(path.parent, error)) from None
     with lock:
         _clear(path)
         try:
@@ -90,7 +90,7 @@ def scratch(path: Path) -> Iterator[Path]:
             try:
                 name = tempfile.mkdtemp(prefix=f".{path.name}.{SCRATCH}", dir=path.parent)
             except OSError as error:
-                raise TaskVecError(_unwritable(path.parent, error)) from None
+                raise TaskVecError(unwritable(path.parent, error)) from None
     made = Path(os.fsdecode(from_first_process(os.fsencode(name))))
     try:
         with all_or_none():
@@ -126,7 +126,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 shutil.rmtree(f"{made}{OLD}", ignore_errors=True)
 
 
-def _unwritable(path: Path, error: OSError) -> str:
+def unwritable(path: Path, error: OSError) -> str:
+    """The message for a directory that cannot be written."""
     return (
         f"{path}: cannot be written ({error.strerror}); set TASKVEC_CHECKPOINTS to a directory"
         " that can, with room for the model"

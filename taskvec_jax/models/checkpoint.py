@@ -1,4 +1,4 @@
-"""Converted models on disk: config, parameters, tokenizer, manifest. The only user of Orbax.
+"""Converted models on disk: config, parameters, tokenizer, manifest; parameters by Orbax.
 
     <name>/config.json              DecoderConfig
     <name>/params/                  Orbax tree of the "params" collection
@@ -6,8 +6,8 @@
     <name>/manifest.json            where the weights came from, and their hashes
 
 A checkpoint is written under a temporary name and renamed when complete, so no reader ever sees
-half of one. Several processes write one together, each its shards, to a disk that all of them see;
-names, locks and everything that is not a shard are the first one's.
+half of one. Several processes write one together to a disk that all of them see: each writes its
+shards, the first one everything else.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from taskvec_jax.distributed.processes import all_or_none, is_first_process
-from taskvec_jax.distributed.sharding import placement, share
+from taskvec_jax.distributed.sharding import local_box, placement
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory, is_temporary
-from taskvec_jax.models.atomic import _unwritable, replacing, writing
+from taskvec_jax.models.atomic import replacing, unwritable
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params, flatten, leaf_shapes, unflatten
@@ -36,7 +36,6 @@ from taskvec_jax.transformer.quantization import quantize_leaf
 
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 64_000_000  # of a leaf on disk, at most
-ABOUT = "about.json"  # beside named arrays
 MARGIN = 20_000_000  # bytes beside the parameters: the tokenizer, indices
 
 
@@ -88,7 +87,7 @@ def save(
     import orbax.checkpoint as ocp  # slow to import
 
     sizes = [
-        _share_bytes(leaf.sharding, leaf) if isinstance(leaf, jax.Array) else leaf.nbytes
+        _local_bytes(leaf.sharding, leaf) if isinstance(leaf, jax.Array) else leaf.nbytes
         for leaf in jax.tree.leaves(params)
     ]
     with replacing(path) as made:
@@ -97,7 +96,7 @@ def save(
                 (made / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
                 (made / "tokenizer").mkdir()
                 tokenizer.save(made / "tokenizer")
-            with ocp.Checkpointer(_handler(sizes)) as checkpointer:
+            with ocp.Checkpointer(handler(sizes)) as checkpointer:
                 arguments = ocp.args.PyTreeSave(
                     params["params"], save_args=jax.tree.map(_in_chunks, params["params"])
                 )
@@ -105,10 +104,10 @@ def save(
             if is_first_process():
                 (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         except OSError as error:
-            raise TaskVecError(_unwritable(path, error)) from None
+            raise TaskVecError(unwritable(path, error)) from None
         except Exception as error:  # what TensorStore and tokenizers raise for a full disk
             if is_out_of_memory(error):
-                raise _too_little_memory(path, "write", error) from None
+                raise too_little_memory(path, "write", error) from None
             raise TaskVecError(
                 f"{path}: cannot be written ({first_line(error)}); is there room for the model?"
             ) from None
@@ -126,9 +125,9 @@ def _in_chunks(leaf: Any) -> Any:
     return ocp.SaveArgs(chunk_byte_size=None if parted else CHUNK_BYTES)
 
 
-def _share_bytes(sharding: Sharding, leaf: Any) -> int:
+def _local_bytes(sharding: Sharding, leaf: Any) -> int:
     """Bytes of a leaf, an array or its shape and dtype, that this process reads or writes."""
-    box = share(sharding, leaf.shape)
+    box = local_box(sharding, leaf.shape)
     return math.prod(s.stop - s.start for s in box) * leaf.dtype.itemsize
 
 
@@ -144,7 +143,7 @@ def _check_shapes(saved: dict[str, Any], config: DecoderConfig) -> None:
         raise ValueError("; ".join(wrong[:6]))
 
 
-def _handler(sizes: Sequence[int] = ()) -> Any:
+def handler(sizes: Sequence[int] = ()) -> Any:
     """Orbax's handler of trees; leaves of these sizes are written one or a few at a time.
 
     Weights hardly compress, and compressing them needs a second copy of each leaf: left out.
@@ -161,7 +160,7 @@ def _groups(leaves: dict[str, Any], quantization: str) -> Iterator[dict[str, Any
 
     One a group if they are to be quantized.
     """
-    sizes = {name: _share_bytes(leaf.sharding, leaf) for name, leaf in leaves.items()}
+    sizes = {name: _local_bytes(leaf.sharding, leaf) for name, leaf in leaves.items()}
     most = max(sizes.values()) if quantization == "none" else 0
     group: dict[str, Any] = {}
     for name, leaf in leaves.items():
@@ -178,7 +177,7 @@ def read_config(path: Path) -> DecoderConfig:
     Raises:
       TaskVecError: no complete checkpoint there.
     """
-    return DecoderConfig.from_dict(_read_json(path, "config.json"))
+    return DecoderConfig.from_dict(read_json(path, "config.json"))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -187,20 +186,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
       TaskVecError: no complete checkpoint there.
     """
-    return _read_json(path, MANIFEST)
+    return read_json(path, MANIFEST)
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a directory; what cannot be read is a TaskVecError."""
     try:
         value = json.loads((path / name).read_text())
         if not isinstance(value, dict):
             raise ValueError(f"{name} holds a {type(value).__name__}")
         return value
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise _unreadable(path, "not a complete converted model", error) from None
+        raise unreadable(path, "not a complete converted model", error) from None
 
 
-def _unreadable(
+def unreadable(
     path: Path, damage: str, error: BaseException, way_out: str = "delete it and convert again"
 ) -> TaskVecError:
     """What to say of a directory that could not be read.
@@ -212,7 +212,7 @@ def _unreadable(
       way_out: what to do about damage.
     """
     if is_out_of_memory(error):
-        return _too_little_memory(path, "read", error)
+        return too_little_memory(path, "read", error)
     if is_temporary(error):
         return TaskVecError(
             f"{path}: cannot be read at the moment ({first_line(error)}); it need not be damaged:"
@@ -221,11 +221,12 @@ def _unreadable(
     return TaskVecError(f"{path}: {damage} ({first_line(error)}); {way_out}")
 
 
-def _too_little_memory(path: Path, deed: str, error: BaseException) -> TaskVecError:
+def too_little_memory(path: Path, deed: str, error: BaseException) -> TaskVecError:
+    """The error for a lack of memory while files are read or written (`deed`)."""
     return TaskVecError(
         f"{path}: out of memory ({first_line(error)}); nothing is wrong with the files, there is"
-        f" too little memory to {deed} them: use --dtype=bfloat16 or --quantization=int8, more devices,"
-        " or a machine with more memory"
+        f" too little memory to {deed} them: use --dtype=bfloat16 or --quantization=int8, more"
+        " devices, or a machine with more memory"
     )
 
 
@@ -267,7 +268,7 @@ def restore(
             partial_restore=True,
         )
 
-    with ocp.Checkpointer(_handler()) as checkpointer:
+    with ocp.Checkpointer(handler()) as checkpointer:
         try:
             place = (path / "params").absolute()
             saved = checkpointer.metadata(place).item_metadata.tree
@@ -290,69 +291,6 @@ def restore(
                     leaves |= {at: jax.device_put(leaf, kept[at]) for at, leaf in made.items()}
             params = unflatten(leaves)["params"]
         except Exception as error:  # Orbax raises many kinds for a damaged directory
-            raise _unreadable(path, "its params/ cannot be restored", error) from None
+            raise unreadable(path, "its params/ cannot be restored", error) from None
     tokenizer = Tokenizer.from_directory(path / "tokenizer", config.vocab_size)
     return Checkpoint(config, {"params": params}, tokenizer, manifest)
-
-
-def save_arrays(path: Path, arrays: dict[str, Any], about: dict[str, Any]) -> None:
-    """Writes named arrays, with a few plain values about them; `path` is replaced at the very end.
-
-    Raises:
-      TaskVecError: the directory cannot be written, or the disk is full.
-    """
-    import orbax.checkpoint as ocp  # slow to import
-
-    with writing(path), replacing(path) as made:
-        try:
-            with ocp.Checkpointer(_handler([leaf.nbytes for leaf in arrays.values()])) as writer:
-                writer.save((made / "arrays").absolute(), ocp.args.PyTreeSave(arrays))
-            (made / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-        except OSError as error:
-            raise TaskVecError(_unwritable(path, error)) from None
-        except Exception as error:  # what TensorStore raises for a full disk
-            if is_out_of_memory(error):
-                raise _too_little_memory(path, "write", error) from None
-            raise TaskVecError(f"{path}: cannot be written ({first_line(error)})") from None
-
-
-def restore_arrays(path: Path, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads what `save_arrays` wrote: arrays of the names, shapes and dtypes of `like`.
-
-    Raises:
-      TaskVecError: nothing whole there, or arrays of other names or shapes.
-    """
-    import orbax.checkpoint as ocp  # slow to import
-
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        for name, leaf in like.items()
-    }
-    about = _read_json(path, ABOUT)
-    arguments = ocp.args.PyTreeRestore(
-        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-    )
-    where = (path / "arrays").absolute()
-    with ocp.Checkpointer(_handler()) as reader:
-        try:
-            saved = reader.metadata(where).item_metadata.tree
-        except Exception as error:  # Orbax raises many kinds for a damaged directory
-            raise _unreadable(path, "damaged", error, "delete it") from None
-        wrong = [
-            f"{name} is {tuple(saved[name].shape) if name in saved else 'missing'}, expected"
-            f" {target[name].shape if name in target else 'nothing'}"
-            for name in sorted(target.keys() | saved.keys())
-            if name not in saved
-            or name not in target
-            or tuple(saved[name].shape) != target[name].shape
-        ]
-        if wrong:
-            raise TaskVecError(
-                f"{path}: a checkpoint of another shape ({'; '.join(wrong[:3])}); choose another"
-                " directory, or the settings it was made with"
-            )
-        try:
-            return reader.restore(where, arguments), about
-        except Exception as error:
-            raise _unreadable(path, "damaged", error, "delete it") from None

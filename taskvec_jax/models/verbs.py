@@ -24,12 +24,13 @@ from jax.sharding import Mesh
 from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.batches import Batch, batches
+from taskvec_jax.models.generating import generate
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
 from taskvec_jax.transformer.edits import ALL, as_index
-from taskvec_jax.transformer.generation import Layers, generate, split_layers
+from taskvec_jax.transformer.generation import Layers, split_layers
 from taskvec_jax.transformer.reading import read_sites
 from taskvec_jax.transformer.writes import resolve
 
@@ -177,12 +178,12 @@ class Verbs:
         string of `stop`, or after `max_new_tokens`. Special tokens are left out of strings.
 
         Args:
-          edits, edit, temperature, rng: see `generation.generate`.
+          edits, edit, temperature, rng: see `generating.generate`.
           stop: a string or several.
           return_ids: give lists of token ids; with `stop`, as many as spell no stop string.
 
         Raises:
-          TaskVecError: as `generation.generate`.
+          TaskVecError: as `generating.generate`.
         """
         rows = self._ids(texts)
         stops = [stop] if isinstance(stop, str) else list(stop or ())

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.wording import short_repr
+from taskvec_jax.errors import TaskVecError, short_repr
 
 
 def is_row(value: Any) -> bool:

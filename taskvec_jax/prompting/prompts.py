@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.prompting.tokenizer import ARROW, Tokenizer
+from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.tasks.task import Pair, Task, check_task
 
 PREFIX = "example:"

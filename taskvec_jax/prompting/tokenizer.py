@@ -31,7 +31,6 @@ from taskvec_jax.prompting.sentencepieces import (
     SentencePieces,
     read_sentencepieces,
 )
-from taskvec_jax.wording import short_repr
 
 ARROW = "->"
 # Tokens with which models end a text or a turn, as their tokenizers spell them.

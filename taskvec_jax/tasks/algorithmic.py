@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import string
 
-from taskvec_jax.prompting.sampling import draw, seeded
+from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.tasks.task import Pair, Task
 
 LETTERS = string.ascii_lowercase

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.wording import short_repr
+from taskvec_jax.errors import TaskVecError, short_repr
 
 Match = Literal["exact", "prefix"]
 LeadingSpace = bool | Literal["auto"]

@@ -21,9 +21,12 @@ import hf
 import numpy as np
 import pytest
 
+import taskvec_jax.models.atomic as atomic
 import taskvec_jax.models.checkpoint as checkpoint
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import convert_model, hash_leaves, hash_params, load_model
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.hashing import hash_leaves, hash_params
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.transformer.decoder import flatten
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -37,7 +40,7 @@ import os, resource, sys, warnings
 from pathlib import Path
 import orbax.checkpoint, transformers, convert
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import convert_model
+from taskvec_jax.models.converting import convert_model
 warnings.simplefilter("ignore")
 for line in sys.stdin:
     source, out, dtype, limit = line.split()
@@ -175,7 +178,7 @@ def test_a_second_converter_waits_for_the_first_and_does_nothing(
         convert_model(source, out)
         times["second"] = time.monotonic()
 
-    with checkpoint.writing(out):
+    with atomic.writing(out):
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.3)

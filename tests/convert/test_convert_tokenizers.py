@@ -14,7 +14,8 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 
 from convert.tokenizers import from_directory
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import convert_model, load_model
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.loading import load_model
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 CLASSES = ["GPT2Tokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"]

@@ -182,7 +182,7 @@ def test_goldens_are_small() -> None:
 def test_parameters_that_are_not_what_was_converted_are_named(
     directory: Path, tmp_path: Path
 ) -> None:
-    from taskvec_jax.models.loading import convert_model
+    from taskvec_jax.models.converting import convert_model
 
     convert_model(directory, tmp_path / "out")
     model = load_model(tmp_path / "out")

@@ -18,7 +18,7 @@ from taskvec_jax.models.registry import SMALL_MODEL
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import Decoder
-from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors import batching, sweep
 from taskvec_jax.vectors.programs import inject_rows, read_rows
 from taskvec_jax.vectors.rows import Rows, tree_length
 
@@ -27,7 +27,7 @@ MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
 
 @pytest.fixture
 def model(tokenizer, monkeypatch) -> Model:
-    monkeypatch.setattr(sweep, "_fitting", {})
+    monkeypatch.setattr(batching, "_fitting", {})
     monkeypatch.setattr(sweep, "TREE_STEP", 16)
     return model_of(LLAMA, tokenizer)
 
@@ -138,10 +138,11 @@ def test_the_count_is_an_upper_bound_of_what_the_compiler_takes_for_long_rows():
     params = jax.eval_shape(
         lambda: Decoder(LLAMA).init(jax.random.key(0), np.zeros((1, 1), np.int32))
     )
-    token = jax.ShapeDtypeStruct((rows, length), np.int32)
-    ends = jax.ShapeDtypeStruct((rows, reads), np.int32)
+    token = np.zeros((rows, length), np.int32)
+    ends = np.zeros((rows, reads), np.int32)
     lowered = read_rows.lower(LLAMA, params, Rows(token, token, token, ends))
     needs = lowered.compile().memory_analysis()
+    assert needs is not None
     taken = needs.temp_size_in_bytes + needs.output_size_in_bytes
     counted = plan.sweep_bytes(LLAMA, rows, None, plan.RowSizes(length, 8, reads))
     assert 0.4 * counted < taken <= counted

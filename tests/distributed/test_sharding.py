@@ -29,7 +29,8 @@ from taskvec_jax.distributed.plan import choose_mesh, device_bytes, mesh_line, s
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
-from taskvec_jax.models.loading import convert_model, hash_params
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.hashing import hash_params
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import NAMED_MODELS
 from taskvec_jax.transformer.decoder import leaf_shapes

@@ -23,7 +23,7 @@ FLAGS = (
 def result(tmp_path_factory, tokenizer) -> dict:
     directory = tmp_path_factory.mktemp("benchmark")
     model = save_tiny(directory / "tiny", tokenizer)
-    done = run("benchmark", f"--model={model}", f"--out={directory / 'out'}", *FLAGS)
+    done = run("bench.sweep", f"--model={model}", f"--out={directory / 'out'}", *FLAGS)
     assert done.returncode == 0, done.stderr
     for kind in ("png", "svg"):
         assert (directory / "out" / f"benchmark.{kind}").stat().st_size > 1000
@@ -69,7 +69,7 @@ def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path,
     out = tmp_path / "out"
     flags = [flag for flag in FLAGS if not flag.startswith(("--dtypes", "--tasks"))]
     done = run(
-        "benchmark",
+        "bench.sweep",
         f"--shape={shape}",
         "--dtypes=bfloat16,int8",
         "--stages=layer_loop,packed",
@@ -100,6 +100,6 @@ def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path,
     ],
 )
 def test_bad_flags_are_refused(flag, message, tmp_path):
-    done = run("benchmark", flag, f"--out={tmp_path}")
+    done = run("bench.sweep", flag, f"--out={tmp_path}")
     assert done.returncode == 2
     assert message in done.stderr

@@ -111,7 +111,7 @@ def test_every_unit_loads_what_decides_its_numbers_and_not_what_cannot():
     for file in files:
         loaded = {str(path.relative_to(LIBRARY)) for path in library_files(file)}
         computing = (
-            "distributed/backend evaluation/protocol prompting/prompts prompting/sampling"
+            "distributed/backend evaluation/protocol prompting/prompts tasks/sampling"
             " transformer/decoder transformer/layers transformer/quantization vectors/batching"
             " vectors/programs vectors/rows vectors/sweep"
         )

@@ -63,7 +63,7 @@ events = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: events.append(name)
 )
-from taskvec_jax import sweep
+from taskvec_jax.vectors import sweep
 shapes = set()
 for name in ("read_rows", "inject_rows"):
     def looked(*args, run=getattr(sweep, name), name=name):

@@ -14,7 +14,7 @@ from test_hf_parity import save_tiny
 
 from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models import checkpoint, loading
+from taskvec_jax.models import checkpoint, names
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 
@@ -152,7 +152,7 @@ def test_a_half_checkpoint_is_never_seen(tmp_path, default_model, monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
-    source = loading.checkpoints_directory() / DEFAULT_MODEL
+    source = names.checkpoints_directory() / DEFAULT_MODEL
     load_model(DEFAULT_MODEL)
     broken = tmp_path / "broken"
     shutil.copytree(source, broken, ignore=shutil.ignore_patterns("params"))

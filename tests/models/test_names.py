@@ -25,7 +25,7 @@ from taskvec_jax.distributed.plan import (
     weight_bytes,
 )
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models import checkpoint, loading
+from taskvec_jax.models import checkpoint, names
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.names import describe
 from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, SMALL_MODEL, NamedModel
@@ -90,7 +90,7 @@ def test_every_name_says_where_its_weights_are() -> None:
     for name, model in NAMED_MODELS.items():
         if name not in (DEFAULT_MODEL, SMALL_MODEL):
             assert isinstance(model.source, str)
-            assert loading._HUB_NAME.fullmatch(model.source), name
+            assert names.HUB_NAME.fullmatch(model.source), name
 
 
 def test_llama_30b_on_the_machines_people_rent() -> None:
@@ -216,7 +216,7 @@ def fake(
 def test_a_model_of_the_hub_is_fetched_once_and_kept(fake: FakeHub) -> None:
     model = load_model("SomeOrg/pythia-tiny", revision="step1000")
     assert set(fake.asked) == {("SomeOrg/pythia-tiny", "step1000")}
-    kept = loading.checkpoint_path("SomeOrg/pythia-tiny", "step1000")
+    kept = names.checkpoint_path("SomeOrg/pythia-tiny", "step1000")
     assert kept.name == "SomeOrg--pythia-tiny@step1000"
     manifest = checkpoint.read_manifest(kept)
     assert manifest["source"] == "SomeOrg/pythia-tiny"

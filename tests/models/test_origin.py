@@ -17,8 +17,10 @@ import pytest
 import convert.__main__ as command
 from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models import checkpoint, loading, origin
-from taskvec_jax.models.loading import checkpoint_path, convert_model, load_model
+from taskvec_jax.models import checkpoint, converting, names, origin
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.names import checkpoint_path
 from taskvec_jax.models.registry import NAMED_MODELS, NamedModel, WheelFile
 
 NAME = "SomeOrg/tiny"
@@ -86,12 +88,12 @@ def test_no_two_names_share_a_directory(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     for name in ("llama-7b.gguf", "SomeOrg--tiny", "pythia-14m"):
         (tmp_path / name).mkdir()
-    names = ["llama-7b", "./pythia-14m", "SomeOrg/tiny", "./SomeOrg--tiny", "./llama-7b.gguf"]
-    names += ["pythia-14m", "EleutherAI/pythia-14m", "/", "."]
-    paths = [checkpoint_path(name) for name in names]
+    asked = ["llama-7b", "./pythia-14m", "SomeOrg/tiny", "./SomeOrg--tiny", "./llama-7b.gguf"]
+    asked += ["pythia-14m", "EleutherAI/pythia-14m", "/", "."]
+    paths = [checkpoint_path(name) for name in asked]
     paths += [checkpoint_path(NAME, revision) for revision in ("a/b", "a--b", "a%2Fb")]
     assert len(set(paths)) == len(paths)
-    assert {path.parent for path in paths} == {loading.checkpoints_directory()}
+    assert {path.parent for path in paths} == {names.checkpoints_directory()}
 
 
 def test_a_source_with_other_content_is_converted_again(two, hashes, tmp_path) -> None:
@@ -193,13 +195,13 @@ def test_the_state_of_a_file_that_has_just_changed_is_not_relied_on(tmp_path) ->
 
 def test_a_source_that_is_written_to_meanwhile_is_refused(two, tmp_path, monkeypatch) -> None:
     source = copied(two[0], tmp_path / "source")
-    read = loading._read
+    read = converting.read_foreign
 
     def disturbed(*args: Any) -> Any:
         put_into_place(two[1], source)
         return read(*args)
 
-    monkeypatch.setattr(loading, "_read", disturbed)
+    monkeypatch.setattr(converting, "read_foreign", disturbed)
     with pytest.raises(TaskVecError, match=r"changed while it was read; convert again"):
         convert_model(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -17,8 +17,10 @@ from experiments.small_pythia.mixture import HELD_OUT, TRAINING_TASKS, build_tok
 from experiments.small_pythia.train import icl_accuracy
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, evaluate_task
-from taskvec_jax.models.loading import checkpoint_path, convert_model, load_model
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
+from taskvec_jax.models.names import checkpoint_path
 from taskvec_jax.models.registry import NAMED_MODELS, SMALL_MODEL
 
 SHIPPED = ROOT / "checkpoints" / SMALL_MODEL

@@ -12,9 +12,9 @@ import tokenizers
 from experiments.small_pythia.mixture import TRAINING_TASKS, build_tokenizer
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.prompting.prompts import Prompt, fit, sample
-from taskvec_jax.prompting.sampling import draw, seeded
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS, Pair, Task
+from taskvec_jax.tasks.sampling import draw, seeded
 
 NUMBERS = {"num_demonstrations": 5, "num_dummy_queries": 2}
 
@@ -73,7 +73,7 @@ def test_prompts_depend_on_seed_task_split_and_number_alone(tokenizer):
 
 def test_draws_do_not_depend_on_the_hash_seed_or_the_process():
     code = (
-        "from taskvec_jax.prompting.sampling import draw, seeded\n"
+        "from taskvec_jax.tasks.sampling import draw, seeded\n"
         "print(draw(seeded(0, 'task', 'dev', 3), list(range(1000)), 9))"
     )
     here = str(draw(seeded(0, "task", "dev", 3), list(range(1000)), 9))

@@ -17,7 +17,8 @@ from sentencepiece import sentencepiece_model_pb2
 from convert.formats.gguf_tokenizer import from_gguf
 from convert.tokenizers import from_directory
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.loading import convert_model, load_model
+from taskvec_jax.models.converting import convert_model
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.sentencepieces import read_sentencepieces
 from taskvec_jax.prompting.tokenizer import Tokenizer
 

@@ -16,9 +16,10 @@ import torch
 from conftest import LLAMA, random_params
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models.generating import generate
 from taskvec_jax.transformer import edits
 from taskvec_jax.transformer.decoder import Decoder
-from taskvec_jax.transformer.generation import generate, split_layers
+from taskvec_jax.transformer.generation import split_layers
 
 PROMPTS, NEW = 20, 32
 NEAR = 1e-4  # a margin between the best two tokens below this may fall either way
