@@ -23,7 +23,7 @@ from experiments.run.flags import console
 from experiments.run.study import Study
 from taskvec_jax.distributed.plan import parameter_count, weight_bytes
 from taskvec_jax.evaluation.judging import Accuracy
-from taskvec_jax.evaluation.protocol import Settings, TaskResult, evaluate_task
+from taskvec_jax.evaluation.results import Settings, TaskResult
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Task
 
@@ -62,24 +62,20 @@ def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
 def run_tasks(study: Study) -> dict[str, TaskResult]:
     """Evaluates the tasks one by one, or finds them done, printing a row for each."""
     results: dict[str, TaskResult] = {}
-    model, tasks, settings = study.model, study.tasks, study.settings
+    tasks, settings = study.tasks, study.settings
     console.print(f"[bold]{HEADER}[/bold]")
     with command.progress_bar() as bar:
         row = bar.add_task("prompts", total=2 * settings.num_prompts * len(tasks))
+        study.advance = lambda prompts: bar.advance(row, prompts)
         for task in tasks:
             bar.update(row, description=task.name)
-
-            def compute(task: Task = task) -> dict[str, Any]:
-                return evaluate_task(model, task, settings, lambda n: bar.advance(row, n)).to_dict()
-
-            result = TaskResult.from_dict(
-                study.journal.unit(study.what(NAME, task, settings, evaluate_task), compute)
-            )
+            result = TaskResult.from_dict(study.sweep(task))
             results[task.name] = result
             bar.update(row, completed=2 * settings.num_prompts * len(results))
             bar.console.print(table_row(task.name, result), markup=False)
             for warning in result.warnings:
                 bar.console.print(f"  warning: {warning}", markup=False)
+        study.advance = lambda prompts: None
     return results
 
 

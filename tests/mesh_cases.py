@@ -39,7 +39,7 @@ from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.models import checkpoint, hashing, loading
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.transformer import edits, generation
+from taskvec_jax.transformer import edits
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
 from taskvec_jax.transformer.quantization import quantize
@@ -274,7 +274,7 @@ def generated() -> dict[str, float]:
         config = CONFIGS[name]
         params, ids = random_params(config), {}
         for mesh in (None, sharding.make_mesh(shape)):
-            ids[mesh] = generation.generate(
+            ids[mesh] = generating.generate(
                 config,
                 place(config, params, mesh),
                 prompts,

@@ -32,9 +32,13 @@ from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controls import evaluate_with_controls
 from taskvec_jax.evaluation.protocol import (
+    Measured,
     Settings,
     best_layer,
     choose_layer,
+    evaluate_task,
+    measure,
+    measured_again,
     read_test_theta,
 )
 from taskvec_jax.models.model import Model
@@ -124,15 +128,53 @@ class Study:
         """
         return self.journal.unit(self.what(experiment, task, settings, compute, **more), compute)
 
+    def measured(self, task: Task) -> Measured:
+        """Theta, in-context answers and the dev sweep of a task: what several experiments share."""
+        computed: list[Measured] = []
+
+        def compute() -> dict[str, Any]:
+            m = measure(self.model, task, self.settings, self.advance)
+            computed.append(m)
+            self.journal.keep_array(self._theta_unit(task, self.settings), m.theta)
+            return {"icl": m.icl.tolist(), "dev_swept": m.dev_swept.tolist()}
+
+        kept = self.journal.unit(self.what("measured", task, self.settings, measure), compute)
+        if computed:
+            return computed[0]
+        return measured_again(
+            self.model,
+            task,
+            self.settings,
+            theta=self.theta(task, self.settings),
+            icl=np.array(kept["icl"], np.int32),
+            dev_swept=np.array(kept["dev_swept"], np.int32),
+        )
+
+    def sweep(self, task: Task) -> dict[str, Any]:
+        """Baseline, ICL, task vector and a random vector of a task (`TaskResult.to_dict`)."""
+
+        def compute() -> dict[str, Any]:
+            found = evaluate_task(
+                self.model, task, self.settings, self.advance, self.measured(task)
+            )
+            return found.to_dict()
+
+        what = self.what("layer_sweep", task, self.settings, evaluate_task)
+        return self.journal.unit(what, compute)
+
     def main(self, task: Task) -> dict[str, Any]:
         """Baseline, ICL, task vector and controls of a task (`ControlledResult.to_dict`)."""
         lenders = [[other.name, task_sha256(other)] for other in self.available if other != task]
 
         def compute() -> dict[str, Any]:
-            result, measured = evaluate_with_controls(
-                self.model, task, self.available, self.settings, self.advance
+            result, _ = evaluate_with_controls(
+                self.model,
+                task,
+                self.available,
+                self.settings,
+                self.advance,
+                self.measured(task),
             )
-            self.journal.keep_array(self._theta_unit(task, self.settings), measured.theta)
             return result.to_dict()
 
         what = self.what("main", task, self.settings, evaluate_with_controls, lenders=lenders)
@@ -146,16 +188,16 @@ class Study:
         )
 
     def layer(self, task: Task, settings: Settings) -> int:
-        """The layer chosen on dev; found with the main scores when these settings are theirs."""
+        """The layer chosen on dev; found with `measured` when these settings are the run's."""
         if settings == self.settings:
-            return int(self.main(task)["best_layer"])
+            return self.measured(task).layer
 
         what = self.what("layer", task, settings, choose_layer)
         return int(self.journal.unit(what, lambda: choose_layer(self.model, task, settings)))
 
     def common_layer(self) -> int:
         """One layer for all tasks: argmax of the mean dev curve, ties to the lowest."""
-        curves = [self.main(task)["dev_accuracy_by_layer"] for task in self.tasks]
+        curves = [self.measured(task).curve for task in self.tasks]
         return best_layer(np.mean(curves, axis=0))
 
     def _theta_unit(self, task: Task, settings: Settings) -> Any:

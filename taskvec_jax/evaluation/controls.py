@@ -160,12 +160,14 @@ def evaluate_with_controls(
     others: Sequence[Task],
     settings: Settings,
     progress: Callable[[int], None] = lambda prompts: None,
+    measured: Measured | None = None,
 ) -> tuple[ControlledResult, Measured]:
     """Runs the paper's main experiment on one task, with every control.
 
     Args:
       others: the tasks whose thetas are borrowed for a control; this task among them is ignored.
       progress: called with the number of prompts just finished, 4 * num_prompts in all.
+      measured: what `measure` gives for the same arguments; measured here when left out.
 
     Returns:
       The scores, and what they were taken from (the thetas of the test prompts among it).
@@ -173,7 +175,7 @@ def evaluate_with_controls(
     Raises:
       TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
     """
-    m = measure(model, task, settings, progress)
+    m = measured or measure(model, task, settings, progress)
     judge, n = m.judge, len(m.test)
     queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in m.test])
     swept = sweep_layers(model, queries, m.theta, settings.batch_size).tokens  # [N, 1 + L]

@@ -165,6 +165,26 @@ def measure(
     return Measured(judge, dev, test, theta[n:], icl, swept, curve, best_layer(curve))
 
 
+def measured_again(
+    model: Model,
+    task: Task,
+    settings: Settings,
+    *,
+    theta: np.ndarray,
+    icl: np.ndarray,
+    dev_swept: np.ndarray,
+) -> Measured:
+    """What `measure` gave, from what was kept of it; the model is not run.
+
+    Args:
+      theta, icl, dev_swept: as in `Measured`.
+    """
+    judge = Judge(model, fit(task, model.tokenizer))
+    dev, test = (draw_prompts(judge.fitted, settings, split) for split in ("dev", "test"))
+    curve = judge.correct(dev, dev_swept[:, 1:]).mean(axis=0)
+    return Measured(judge, dev, test, theta, icl, dev_swept, curve, best_layer(curve))
+
+
 def random_control(measured: Measured, settings: Settings) -> np.ndarray:
     """A random direction with the norm of each test prompt's theta at the best layer: [N, D]."""
     name = measured.judge.fitted.task.name
@@ -192,18 +212,20 @@ def evaluate_task(
     task: Task,
     settings: Settings,
     progress: Callable[[int], None] = lambda prompts: None,
+    measured: Measured | None = None,
 ) -> TaskResult:
     """Runs the paper's main experiment on one task.
 
     Args:
       progress: called with the number of prompts just finished, 2 * num_prompts in all.
+      measured: what `measure` gives for the same arguments; measured here when left out.
 
     Raises:
       TaskVecError: an argument of another type, such as a task's name; the task does not suit the
         tokenizer or the settings; or the model overflows.
     """
     check_arguments(model, task, settings)
-    measured = measure(model, task, settings, progress)
+    measured = measured or measure(model, task, settings, progress)
     queries = model.tokenizer.encode_all([p.zero_shot() for p in measured.test])
     chosen, layer = measured.theta[:, measured.layer], measured.layer
     injected = inject_vectors(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
-from taskvec_jax.errors import TaskVecError
+from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.prompting.backend import (
     FILE,
     Backend,
