@@ -7,7 +7,7 @@
 
 * models: `load_model` gives a `Model`; `NAMED_MODELS` and `DEFAULT_MODEL` are those with a name.
 * tasks: `TASKS`, or a `Task` of your own, made of `Pair`s.
-* the decoder: `Decoder`, `DecoderConfig`; edits `replace`, `add`, `scale`, `ablate`, and `Override`.
+* the decoder: `Decoder`, `DecoderConfig`; edits `replace`, `add`, `scale`, `ablate`, `Override`.
 * the definition: `extract_theta`, `inject_theta`, `layer_sweep`.
 * experiments: `Settings`, `evaluate_task`, `evaluate_with_controls`; `learn` trains vectors.
 * errors: `TaskVecError`.

@@ -195,7 +195,7 @@ def _losses(
     """The loss, (answer loss, accuracy, accuracy of injected queries), and whether the residual
     stream after each layer is finite where theta is read, bool [L]."""
     vector = training.vector_loss > 0
-    keep = {"resid": lambda x: at_positions(x, batch.last)}
+    keep = {"resid": lambda x: at_positions(x, jnp.asarray(batch.last))}
     x, kept = decoder.apply(params, batch.tokens, keep, method="keep")
     residuals, logits = kept["resid"], decoder.apply(params, x, method="unembed")
     weights = batch.weights / batch.weights.sum()

@@ -10,18 +10,20 @@ import scipy.stats
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import statistics
+from taskvec_jax.evaluation.intervals import (
+    given,
+    mean_difference,
+    means,
+    peak_layer,
+    share_of_gain,
+)
 from taskvec_jax.evaluation.statistics import (
     Outcomes,
     beats_all,
     compare,
     decide,
-    given,
     holm,
     icl_able,
-    mean_difference,
-    means,
-    peak_layer,
-    share_of_gain,
     sign_flip_p,
     wilson,
 )
