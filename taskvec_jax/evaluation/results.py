@@ -44,7 +44,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One test prompt and what the model said."""
+    """One test prompt, its answer, and the predicted tokens as text: of ICL and of the vector."""
 
     query: str
     answer: str

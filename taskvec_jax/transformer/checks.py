@@ -169,7 +169,9 @@ def check_vectors(vectors: np.ndarray, layers: np.ndarray) -> None:
       TaskVecError: it names the layer after which the first such vector was to be written.
     """
     axes = tuple(range(layers.ndim, vectors.ndim))
-    _stop_at(~np.isfinite(vectors).all(axis=axes), layers, "the vector to be written", "")
+    _stop_at(
+        np.asarray(~np.isfinite(vectors).all(axis=axes)), layers, "the vector to be written", ""
+    )
 
 
 def check_answers(values: np.ndarray, layers: np.ndarray) -> None:

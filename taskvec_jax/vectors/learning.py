@@ -80,7 +80,7 @@ class Learned:
       step: int [C], after how many steps each was taken; 0 is the initial value.
       dev_accuracy: float [C].
       losses: float32 [steps, C], mean training loss of each vector at each step.
-      checks: the steps dev was looked at, and dev loss and accuracy [checks, C] there.
+      checks: the steps at which dev was scored; dev loss and accuracy there, [checks, C].
     """
 
     vectors: np.ndarray
@@ -107,7 +107,8 @@ def learn(
 
     Args:
       train, dev: examples.
-      is_right: what the model says to the dev examples, int [N, C] -> bool [N, C].
+      is_right: predicted tokens of the dev examples, int [N, C] -> whether each is right, bool
+        [N, C].
       initial: [C, D], or [C, P, D] for vectors at the last P tokens.
       norms: [C] or [C, P], of theta at each layer; above 0.
       layers: C layers in rising order.
@@ -141,8 +142,8 @@ def learn(
     held: Any = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
     units = (norms / config.width**0.5).astype(np.float32)
     rates = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
-    # Kept on the host between steps: what a step gives stands on the devices of the parameters,
-    # what it is first given stands nowhere yet, and that alone would compile it twice.
+    # NumPy inputs and arrays committed to devices have different keys in jit's cache: keeping NumPy
+    # between steps avoids a second compilation.
     vectors = np.asarray(hold_norm(jnp.asarray(initial, jnp.float32), held))
     state = jax.device_get(ADAM.init(vectors))
     order = _order(len(train.tokens), recipe)
@@ -153,8 +154,8 @@ def learn(
     losses, checks, dev_losses, dev_accuracies = [], [], [], []
     for step in range(recipe.steps + 1):
         if step % recipe.check_every == 0 or step == recipe.steps:
-            loss, said = _scores(model, dev, vectors, layers, recipe.batch_size)
-            accuracy = is_right(said).mean(axis=0)
+            loss, predictions = _scores(model, dev, vectors, layers, recipe.batch_size)
+            accuracy = is_right(predictions).mean(axis=0)
             _check_finite(loss.mean(axis=0), layers, step, recipe)
             score = np.stack([accuracy, -loss.mean(axis=0)])
             better = (score[0] > best_score[0]) | (
@@ -218,9 +219,9 @@ def score_examples(
     check_layers(layers, model.config.num_layers)
     check_examples(model.config, examples)
     check_vectors(np.asarray(vectors), np.asarray(layers))
-    losses, said = _scores(model, examples, vectors, layers, batch_size)
+    losses, predictions = _scores(model, examples, vectors, layers, batch_size)
     check_answers(losses, np.broadcast_to(np.asarray(layers), losses.shape))
-    return losses, said
+    return losses, predictions
 
 
 def _scores(
@@ -232,7 +233,7 @@ def _scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`score_examples` without its checks."""
     schedule = schedule_of(layers, model.config.num_layers)
-    losses, said = [], []
+    losses, predictions = [], []
     count, batch_size = len(examples.tokens), rows_for(model.mesh, batch_size)
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)  # one shape
@@ -246,8 +247,8 @@ def _scores(
             schedule,
         )
         losses.append(to_host(loss)[: count - start])
-        said.append(to_host(tokens)[: count - start])
-    return np.concatenate(losses), np.concatenate(said)
+        predictions.append(to_host(tokens)[: count - start])
+    return np.concatenate(losses), np.concatenate(predictions)
 
 
 def check_norms(norms: np.ndarray, layers: Sequence[int]) -> None:

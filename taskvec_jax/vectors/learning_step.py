@@ -17,7 +17,7 @@ from taskvec_jax.transformer.decoder import Decoder, Params
 from taskvec_jax.vectors.examples import NO_ANSWER, Examples
 from taskvec_jax.vectors.programs import copy_states, top
 
-Births = tuple[tuple[int, int], ...]  # see `programs.copy_states`
+Schedule = tuple[tuple[int, int], ...]  # see `programs.copy_states`
 
 
 def losses_of(
@@ -26,9 +26,9 @@ def losses_of(
     examples: Examples,
     vectors: jax.Array,
     layers: jax.Array,
-    schedule: Births,
+    schedule: Schedule,
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss of every example under every vector, in nats, and what the model says.
+    """Loss of every example under every vector, in nats, and the predicted tokens.
 
     Args:
       examples: B of them.
@@ -86,7 +86,7 @@ def train_step(
     vectors: jax.Array,
     state: optax.OptState,
     layers: jax.Array,
-    schedule: Births,
+    schedule: Schedule,
     units: jax.Array,
     rate: jax.Array,
     held: jax.Array | None,
