@@ -60,14 +60,8 @@ from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.tasks.task import Pair
 from taskvec_jax.transformer.checks import check_finite
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.vectors.learning import (
-    Examples,
-    Learned,
-    Recipe,
-    check_layers,
-    learn,
-    make_examples,
-)
+from taskvec_jax.vectors.examples import Examples, make_examples
+from taskvec_jax.vectors.learning import Learned, Recipe, check_layers, learn
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.sweep import inject_vectors, sweep_layers
 

@@ -1,24 +1,39 @@
-"""Task vectors in JAX: extract theta, inject it, sweep all layers at once.
+"""Task vectors in JAX: extract theta, inject it, sweep all layers at once. The table of contents.
 
-    from taskvec_jax import load_model, Override
+    from taskvec_jax import load_model, replace
     model = load_model("smollm2-135m-instruct")
     tokens, last = model.tokenizer.pad([model.tokenizer.encode("example:Plum->")])
-    logits = model.decoder.apply(model.params, tokens, Override(14, last, theta))
+    logits = model.decoder.apply(model.params, tokens, replace(theta, layer=14, position=last))
 
-Imports only go down: words (tasks, prompts, tokenizer) and arrays (config, layers, blocks,
-decoder) know nothing of each other and meet in `evaluation`.
+* models: `load_model` gives a `Model`; `NAMED_MODELS` and `DEFAULT_MODEL` are those with a name.
+* tasks: `TASKS`, or a `Task` of your own, made of `Pair`s.
+* the decoder: `Decoder`, `DecoderConfig`; edits `replace`, `add`, `scale`, `ablate`, `Override`.
+* the definition: `extract_theta`, `inject_theta`, `layer_sweep`.
+* experiments: `Settings`, `evaluate_task`, `evaluate_with_controls`; `learn` trains vectors.
+* errors: `TaskVecError`.
+
+Words (tasks, prompts, tokenizer) and arrays (config, layers, blocks, decoder) know nothing of each
+other and meet in `vectors` and `evaluation`.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from taskvec_jax.distributed import backend as _backend  # first: it sets up the compiler  # noqa: F401
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings, evaluate_task
+from taskvec_jax.evaluation.controls import evaluate_with_controls
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS
-from taskvec_jax.tasks import TASKS
+from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override
+from taskvec_jax.transformer.edits import ablate, add, replace, scale
 from taskvec_jax.vectors.task_vectors import extract_theta, inject_theta, layer_sweep
+
+if TYPE_CHECKING:
+    from taskvec_jax.vectors.learning import learn
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -28,11 +43,28 @@ __all__ = [
     "DecoderConfig",
     "Model",
     "Override",
+    "Pair",
     "Settings",
+    "Task",
     "TaskVecError",
+    "ablate",
+    "add",
     "evaluate_task",
+    "evaluate_with_controls",
     "extract_theta",
     "inject_theta",
     "layer_sweep",
+    "learn",
     "load_model",
+    "replace",
+    "scale",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`learn`, imported at its first use: its optimiser takes half a second to import."""
+    if name == "learn":
+        from taskvec_jax.vectors.learning import learn
+
+        return learn
+    raise AttributeError(f"module 'taskvec_jax' has no attribute {name!r}")

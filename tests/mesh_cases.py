@@ -36,13 +36,14 @@ from experiments.small_pythia import training
 from taskvec_jax.distributed import plan, sharding
 from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.distributed.sharding import MeshShape
-from taskvec_jax.models import checkpoint, hashing, loading
+from taskvec_jax.models import checkpoint, generating, hashing, loading
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer import edits
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
 from taskvec_jax.transformer.quantization import quantize
+from taskvec_jax.vectors import examples as examples_of
 from taskvec_jax.vectors import learning, sweep
 
 MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
@@ -239,7 +240,7 @@ def learned(config: DecoderConfig, mesh: Any) -> dict[str, np.ndarray]:
     model = Model("m", Decoder(config), params, None, config, "", mesh)  # type: ignore
     rng = np.random.RandomState(2)
     queries = [rng.randint(0, 131, n).tolist() for n in (3, 4, 2, 3, 4, 2, 3)]
-    examples = learning.make_examples(queries, [[i] for i in range(7)])
+    examples = examples_of.make_examples(queries, [[i] for i in range(7)])
     found = learning.learn(
         model,
         examples,

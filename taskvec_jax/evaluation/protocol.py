@@ -10,17 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from taskvec_jax.errors import TaskVecError, short_repr
+from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.judging import Accuracy, Judge, accuracy
 from taskvec_jax.evaluation.reading import draw_prompts, read_prompts, read_theta
-from taskvec_jax.evaluation.results import Example, Settings, TaskResult
+from taskvec_jax.evaluation.results import Example, Settings, TaskResult, check_arguments
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import Prompt, fit, render_query
-from taskvec_jax.tasks.task import Task, check_task
+from taskvec_jax.tasks.task import Task
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.rows import tree_length
@@ -189,22 +188,6 @@ def random_control(measured: Measured, settings: Settings) -> np.ndarray:
     """A random direction with the norm of each test prompt's theta at the best layer: [N, D]."""
     name = measured.judge.fitted.task.name
     return random_like(measured.theta[:, measured.layer], settings.seed, name, "random vector")
-
-
-def check_arguments(model: Any, task: Any, settings: Any) -> None:
-    """Refuses what is no model, no task or no settings, before anything is computed.
-
-    Raises:
-      TaskVecError: it says which, what was given and how to get the right one.
-    """
-    if not isinstance(model, Model):
-        raise TaskVecError(f"model is {short_repr(model)}; it must be what load_model gives")
-    check_task(task)
-    if not isinstance(settings, Settings):
-        raise TaskVecError(
-            f"settings is {short_repr(settings)}; it must be Settings, such as"
-            " Settings(num_prompts=10)"
-        )
 
 
 def evaluate_task(

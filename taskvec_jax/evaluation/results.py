@@ -9,7 +9,8 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.evaluation.judging import Accuracy
-from taskvec_jax.tasks.task import Match
+from taskvec_jax.models.model import Model
+from taskvec_jax.tasks.task import Match, check_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One test prompt and what the model said."""
+    """One test prompt, its answer, and the predicted tokens as text: of ICL and of the vector."""
 
     query: str
     answer: str
@@ -95,3 +96,19 @@ class TaskResult:
         """Reads what `to_dict` wrote."""
         read = {k: Accuracy(**v) if isinstance(v, dict) else v for k, v in values.items()}
         return cls(**{**read, "examples": [Example(**example) for example in values["examples"]]})
+
+
+def check_arguments(model: Any, task: Any, settings: Any) -> None:
+    """Refuses what is no model, no task or no settings, before anything is computed.
+
+    Raises:
+      TaskVecError: it says which, what was given and how to get the right one.
+    """
+    if not isinstance(model, Model):
+        raise TaskVecError(f"model is {short_repr(model)}; it must be what load_model gives")
+    check_task(task)
+    if not isinstance(settings, Settings):
+        raise TaskVecError(
+            f"settings is {short_repr(settings)}; it must be Settings, such as"
+            " Settings(num_prompts=10)"
+        )

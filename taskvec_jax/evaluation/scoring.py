@@ -41,7 +41,7 @@ class ScoringRule:
         """Whether an answer is right.
 
         Args:
-          text: what the model says; under `paper` one token, decoded.
+          text: the answer of the model; under `paper` one token, decoded.
           accepted: the pair's output and its alternatives; space around them does not count.
         """
         text = self.comparable(cut(text))

@@ -167,13 +167,13 @@ def _own_json(path: Path, problems: Problems) -> list[Task]:
         for key in ("category", "name"):
             if not isinstance(entry[key], str) or not entry[key].strip():
                 problems.add(line_of(entry[key]) or line, f"{key} must be a string, not empty")
-        said = {key: _plain(entry[key]) for key in ALLOWED if key in entry}
-        for key, value in said.items():
+        stated = {key: _plain(entry[key]) for key in ALLOWED if key in entry}
+        for key, value in stated.items():
             if not is_allowed(key, value):
                 problems.add(line_of(entry[key]) or line, must_be(key, value))
         pairs = _pairs(entry["pairs"], problems)
         if len(problems) == before:
-            tasks.append(Task(str(entry["category"]), str(entry["name"]), tuple(pairs), **said))
+            tasks.append(Task(str(entry["category"]), str(entry["name"]), tuple(pairs), **stated))
     return tasks
 
 

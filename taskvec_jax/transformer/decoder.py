@@ -7,6 +7,9 @@ Shapes: B rows, T tokens, L layers, D width, V vocabulary. Layer l means the out
 0-based, embedding excluded, everywhere in this project.
 """
 
+# Long because: the methods of one class share its submodules, and the compiled programs that
+# `apply` runs are told apart by those methods.
+
 from __future__ import annotations
 
 import functools

@@ -5,6 +5,8 @@ Parameters and the inputs of projections may be half precision; norms, attention
 float32 (float64 if the parameters are).
 """
 
+# Long because: every block is made of these parts, none of which is longer than a screen.
+
 from __future__ import annotations
 
 import functools
@@ -96,8 +98,8 @@ def visible(config: DecoderConfig, queries: Layout, keys: Layout) -> jax.Array:
     a sliding window, only the last `sliding_window` positions, its own included.
 
     Args:
-      queries: layout of the tokens that attention_context, [B, T].
-      keys: layout of the tokens that are looked at, [B, S]; the same tokens, or cached ones too.
+      queries: layout of the tokens that attend, [B, T].
+      keys: layout of the tokens they may attend to, [B, S]; the same tokens, or cached ones too.
 
     Returns:
       bool [B, T, S].
@@ -181,7 +183,7 @@ def rotate_pairs(x: jax.Array, context: AttentionContext) -> jax.Array:
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, visit: Visit = unvisited
 ) -> jax.Array:
-    """Masked softmax attention, the only one in the house.
+    """Masked softmax attention, the only implementation in this project.
 
     Args:
       q: [B, T, H, K] queries.

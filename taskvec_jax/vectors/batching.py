@@ -47,10 +47,11 @@ def run_in_chunks(
 ) -> None:
     """Calls a program on all rows, chunk by chunk; one that does not fit in memory is halved.
 
-    Halving is logged, once a halving, and remembered for later calls. It changes no result: rows
-    know nothing of each other. Several processes halve together: what one cannot compile or place
-    all do again. A process that fails while others already sum over `model` with it cannot tell
-    them; that takes devices of unequal memory, for shards are equal.
+    Each halving is logged, and remembered for later calls. It changes no result, because no row
+    depends on another. Several processes halve together: if a chunk does not fit on one of them,
+    all of them repeat it. A process that runs out of memory in the middle of a collective over the
+    `model` axis cannot tell the others; as shards are of equal size, that takes devices of unequal
+    memory.
 
     Args:
       call: (row numbers, rows the program is to work on) -> arrays on the devices.

@@ -19,9 +19,8 @@ width, V vocabulary. Vectors are [C, D], or [C, P, D] at the last P tokens.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +31,14 @@ from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.distributed.sharding import put_rows, rows_for
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.transformer.checks import (
     check_answers,
-    check_ids,
-    check_length,
-    check_range,
     check_vectors,
 )
-from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import Decoder, Params
-from taskvec_jax.vectors.programs import copy_states, schedule_of, top
+from taskvec_jax.vectors.examples import Examples, check_examples
+from taskvec_jax.vectors.learning_step import ADAM, hold_norm, score_vectors, train_step
+from taskvec_jax.vectors.programs import schedule_of
 from taskvec_jax.vectors.sweep import check_positions
-
-NO_ANSWER = -1  # fills up the answers of an example that has fewer than others
-Births = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,148 +71,6 @@ class Recipe:
                 raise TaskVecError(f"{name} is {got}; it must be above 0 and finite")
 
 
-class Examples(NamedTuple):
-    """Zero-shot queries and what should come next.
-
-    Attributes:
-      tokens: int32 [N, T], right-padded.
-      last: int32 [N], index of the last token.
-      answers: int32 [N, A], tokens of which any is right; `NO_ANSWER` where there are fewer.
-      wanted: float32 [N, V], log-probabilities to come close to instead of the answers; [N, 0]
-        when the answers count.
-    """
-
-    tokens: np.ndarray
-    last: np.ndarray
-    answers: np.ndarray
-    wanted: np.ndarray
-
-
-def make_examples(
-    queries: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    wanted: np.ndarray | None = None,
-) -> Examples:
-    """Pads token ids to `Examples`.
-
-    Raises:
-      TaskVecError: no example, or one without an answer.
-    """
-    if not queries or not all(answers):
-        raise TaskVecError("there is nothing to learn from; every example needs an answer")
-    last = np.array([len(query) - 1 for query in queries], np.int32)
-    # To an even length only: padding is paid for at every step, forwards and backwards.
-    tokens = np.full((len(queries), last.max() // 2 * 2 + 2), PAD, np.int32)
-    for row, query in zip(tokens, queries, strict=True):
-        row[: len(query)] = query
-    padded = np.full((len(answers), max(map(len, answers))), NO_ANSWER, np.int32)
-    for row, ids in zip(padded, answers, strict=True):
-        row[: len(ids)] = ids
-    if wanted is None:
-        wanted = np.zeros((len(queries), 0), np.float32)
-    return Examples(tokens, last, padded, wanted)
-
-
-def losses_of(
-    config: DecoderConfig,
-    params: Params,
-    examples: Examples,
-    vectors: jax.Array,
-    layers: jax.Array,
-    schedule: Births,
-) -> tuple[jax.Array, jax.Array]:
-    """Loss of every example under every vector, in nats, and what the model says.
-
-    Args:
-      examples: B of them.
-      vectors: [C, D] or [C, P, D], the same for all examples.
-      layers: int [C], the layer after which each replaces the residual stream at the last token.
-      schedule: see `sweep.copy_states`.
-
-    Returns:
-      losses [B, C]: minus the log-probability that the next token is an answer, or the KL of the
-        wanted distribution from the model's; tokens int32 [B, C], the most likely next ones.
-    """
-    rows, copies = examples.tokens.shape[0], vectors.shape[0]
-    states = copy_states(
-        config,
-        params,
-        jnp.asarray(examples.tokens),
-        jnp.asarray(examples.last),
-        jnp.broadcast_to(vectors, (rows, *vectors.shape)),
-        jnp.broadcast_to(layers, (rows, copies)),
-        schedule,
-        # Otherwise a backward pass keeps a copy of all weights: the slices the loop takes of them.
-        functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
-    )
-    logits = Decoder(config).apply(params, states[:, 1:], method="unembed")  # [B, C, V]
-    whole = jax.nn.logsumexp(logits, axis=-1)
-    if examples.wanted.shape[-1]:
-        wanted = jnp.asarray(examples.wanted, logits.dtype)
-        share = jnp.exp(wanted)  # [B, V]
-        entropy = jnp.sum(share * wanted, axis=-1)[:, None]
-        losses = entropy + whole - jnp.einsum("bv,bcv->bc", share, logits)
-    else:
-        answers = jnp.asarray(examples.answers)[:, None]  # [B, 1, A]
-        picked = jnp.take_along_axis(logits, jnp.maximum(answers, 0), axis=-1)
-        right = jnp.where(answers == NO_ANSWER, -jnp.inf, picked)
-        losses = whole - jax.nn.logsumexp(right, axis=-1)
-    return losses, top(jax.lax.stop_gradient(logits))[0]
-
-
-score_vectors = functools.partial(jax.jit, static_argnames=("config", "schedule"))(losses_of)
-
-
-ADAM = optax.scale_by_adam()
-
-
-def hold_norm(vectors: jax.Array, norms: jax.Array | None) -> jax.Array:
-    """Vectors [..., D] scaled to these norms [...]; untouched when None."""
-    if norms is None:
-        return vectors
-    return vectors * (norms / jnp.linalg.norm(vectors, axis=-1))[..., None]
-
-
-@functools.partial(jax.jit, static_argnames=("config", "schedule", "count"))
-def train_step(
-    config: DecoderConfig,
-    params: Params,
-    examples: Examples,
-    vectors: jax.Array,
-    state: optax.OptState,
-    layers: jax.Array,
-    schedule: Births,
-    units: jax.Array,
-    rate: jax.Array,
-    held: jax.Array | None,
-    count: int,
-) -> tuple[jax.Array, optax.OptState, jax.Array]:
-    """One step of Adam on every vector.
-
-    Args:
-      examples, vectors, layers, schedule: as of `losses_of`.
-      state: of `ADAM`.
-      units: [C] or [C, P], what vectors are measured in at each layer.
-      rate: learning rate, in those units.
-      held: [C] or [C, P], norms the vectors are held at; None leaves them free.
-      count: the examples that count, the first ones.
-
-    Returns:
-      vectors, the optimiser's state, and the mean loss of each vector before the step [C].
-    """
-
-    def total(scaled: jax.Array) -> tuple[jax.Array, jax.Array]:
-        losses, _ = losses_of(config, params, examples, scaled * units[..., None], layers, schedule)
-        losses = losses[:count].mean(axis=0)
-        return losses.sum(), losses
-
-    scaled = vectors / units[..., None]
-    gradient, losses = jax.grad(total, has_aux=True)(scaled)
-    updates, state = ADAM.update(gradient, state)
-    update = jnp.asarray(updates)
-    return hold_norm((scaled - rate * update) * units[..., None], held), state, losses
-
-
 @dataclasses.dataclass(frozen=True)
 class Learned:
     """Vectors as they did best on dev.
@@ -230,7 +80,7 @@ class Learned:
       step: int [C], after how many steps each was taken; 0 is the initial value.
       dev_accuracy: float [C].
       losses: float32 [steps, C], mean training loss of each vector at each step.
-      checks: the steps dev was looked at, and dev loss and accuracy [checks, C] there.
+      checks: the steps at which dev was scored; dev loss and accuracy there, [checks, C].
     """
 
     vectors: np.ndarray
@@ -257,7 +107,8 @@ def learn(
 
     Args:
       train, dev: examples.
-      is_right: what the model says to the dev examples, int [N, C] -> bool [N, C].
+      is_right: predicted tokens of the dev examples, int [N, C] -> whether each is right, bool
+        [N, C].
       initial: [C, D], or [C, P, D] for vectors at the last P tokens.
       norms: [C] or [C, P], of theta at each layer; above 0.
       layers: C layers in rising order.
@@ -291,8 +142,8 @@ def learn(
     held: Any = None if recipe.norm is None else (recipe.norm * norms).astype(np.float32)
     units = (norms / config.width**0.5).astype(np.float32)
     rates = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
-    # Kept on the host between steps: what a step gives stands on the devices of the parameters,
-    # what it is first given stands nowhere yet, and that alone would compile it twice.
+    # NumPy inputs and arrays committed to devices have different keys in jit's cache: keeping NumPy
+    # between steps avoids a second compilation.
     vectors = np.asarray(hold_norm(jnp.asarray(initial, jnp.float32), held))
     state = jax.device_get(ADAM.init(vectors))
     order = _order(len(train.tokens), recipe)
@@ -303,8 +154,8 @@ def learn(
     losses, checks, dev_losses, dev_accuracies = [], [], [], []
     for step in range(recipe.steps + 1):
         if step % recipe.check_every == 0 or step == recipe.steps:
-            loss, said = _scores(model, dev, vectors, layers, recipe.batch_size)
-            accuracy = is_right(said).mean(axis=0)
+            loss, predictions = _scores(model, dev, vectors, layers, recipe.batch_size)
+            accuracy = is_right(predictions).mean(axis=0)
             _check_finite(loss.mean(axis=0), layers, step, recipe)
             score = np.stack([accuracy, -loss.mean(axis=0)])
             better = (score[0] > best_score[0]) | (
@@ -368,9 +219,9 @@ def score_examples(
     check_layers(layers, model.config.num_layers)
     check_examples(model.config, examples)
     check_vectors(np.asarray(vectors), np.asarray(layers))
-    losses, said = _scores(model, examples, vectors, layers, batch_size)
+    losses, predictions = _scores(model, examples, vectors, layers, batch_size)
     check_answers(losses, np.broadcast_to(np.asarray(layers), losses.shape))
-    return losses, said
+    return losses, predictions
 
 
 def _scores(
@@ -382,7 +233,7 @@ def _scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`score_examples` without its checks."""
     schedule = schedule_of(layers, model.config.num_layers)
-    losses, said = [], []
+    losses, predictions = [], []
     count, batch_size = len(examples.tokens), rows_for(model.mesh, batch_size)
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)  # one shape
@@ -396,20 +247,8 @@ def _scores(
             schedule,
         )
         losses.append(to_host(loss)[: count - start])
-        said.append(to_host(tokens)[: count - start])
-    return np.concatenate(losses), np.concatenate(said)
-
-
-def check_examples(config: DecoderConfig, examples: Examples) -> None:
-    """Refuses examples that a model cannot read or answer.
-
-    Raises:
-      TaskVecError: a query beyond the context, or a token id or an index out of range.
-    """
-    check_range("last token", examples.last, examples.tokens.shape[1])
-    check_length(config, int(examples.last.max()) + 1)
-    check_ids(config, examples.tokens)
-    check_ids(config, examples.answers[examples.answers != NO_ANSWER], "answer's token id")
+        predictions.append(to_host(tokens)[: count - start])
+    return np.concatenate(losses), np.concatenate(predictions)
 
 
 def check_norms(norms: np.ndarray, layers: Sequence[int]) -> None:

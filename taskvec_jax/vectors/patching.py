@@ -66,7 +66,7 @@ def read_states(
 
 
 class Patched(NamedTuple):
-    """What the model says with copies of a text patched.
+    """Predictions for copies of a text with a state written into each.
 
     Attributes:
       tokens: int [B, C], the most likely next token.
@@ -132,7 +132,9 @@ def write_states(
     check_range("position", last, tokens.shape[1])
     check_vectors(vectors, np.broadcast_to(layers, vectors.shape[:2]))
     check_logits(wanted)
-    said, divergence = _write(decoder, params, tokens, last, wanted, layers, positions, vectors)
-    said, divergence = to_host(said).T, to_host(divergence).T
+    predictions, divergence = _write(
+        decoder, params, tokens, last, wanted, layers, positions, vectors
+    )
+    predictions, divergence = to_host(predictions).T, to_host(divergence).T
     check_answers(divergence, np.broadcast_to(layers, divergence.shape))
-    return Patched(said, divergence)
+    return Patched(predictions, divergence)

@@ -169,7 +169,7 @@ def copy_states(
 
     Returns:
       [B, 1 + C, D]; the first is the untouched query's. NaN where `last` is out of range, and for
-      a copy whose layer is out of range or comes before its birth: it would never be written.
+      a copy whose layer is out of range or comes before the copy joins: it would never be written.
     """
     rows, length = tokens.shape
     writable = _writable(
@@ -188,8 +188,8 @@ def copy_states(
     x, start = token, 0
     for stop, copies_alive in schedule:
         alive = copies_alive * size
-        newborn = length + alive - x.shape[1]
-        x = jnp.pad(x, ((0, 0), (0, newborn), (0, 0)))
+        joining = length + alive - x.shape[1]
+        x = jnp.pad(x, ((0, 0), (0, joining), (0, 0)))
         copy = jnp.repeat(jnp.arange(copies_alive, dtype=jnp.int32), size)
         within = jnp.tile(jnp.arange(size, dtype=jnp.int32), copies_alive)
         layout = Layout(
@@ -229,7 +229,7 @@ def _writable(
     """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
     first_layers = np.zeros(layers.shape[1], np.int32)
     for stop, alive in schedule:
-        first_layers[alive:] = stop  # still unborn in this group, which ends at `stop`
+        first_layers[alive:] = stop  # not in the row in this group, which ends at `stop`
     num_layers = schedule[-1][0]
     inside = ((last >= size - 1) & (last < length))[:, None]  # [B, 1]
     return jnp.concatenate(
@@ -238,15 +238,15 @@ def _writable(
 
 
 def wavefront_schedule(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
-    """Births for one copy a layer: in group g, the copies of the layers up to its end."""
+    """The schedule of one copy a layer: group g holds the copies of the layers up to its end."""
     return schedule_of(range(num_layers), num_layers, groups)
 
 
 def schedule_of(
     layers: Sequence[int], num_layers: int, groups: int = NUM_GROUPS
 ) -> tuple[tuple[int, int], ...]:
-    """Births for copies written after these layers, in rising order: no copy lives long before it
-    is written, and long before the first one only the query itself is run.
+    """The schedule of copies written after these layers, in rising order: each copy joins the row
+    in the group in which it is written; before the first of them only the query itself is run.
 
     Groups begin at the same layers whatever is written, so that layers near each other compile one
     program.

@@ -40,7 +40,7 @@ from taskvec_jax.vectors.rows import lay_out_rows, tree_length
 
 
 class Answers(NamedTuple):
-    """What the model says at some last tokens.
+    """Predictions at the last tokens of some texts.
 
     Attributes:
       tokens: int32, the most likely next token (ties to the lowest id).
@@ -154,7 +154,7 @@ def inject_vectors(
 
     run_in_chunks("injecting", model, lengths, batch_size, call, keep)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
-    # untouched one too, so the written ones are told first.
+    # untouched one too, so the message names a written one where there is one.
     check_answers(answers.logits[:, 1:], layers)
     check_logits(answers.logits[:, 0])
     return answers

@@ -9,19 +9,21 @@ import pytest
 import scipy.stats
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import statistics
+from taskvec_jax.evaluation import intervals
+from taskvec_jax.evaluation.intervals import (
+    given,
+    mean_difference,
+    means,
+    peak_layer,
+    share_of_gain,
+)
 from taskvec_jax.evaluation.statistics import (
     Outcomes,
     beats_all,
     compare,
     decide,
-    given,
     holm,
     icl_able,
-    mean_difference,
-    means,
-    peak_layer,
-    share_of_gain,
     sign_flip_p,
     wilson,
 )
@@ -148,7 +150,7 @@ def test_intervals_of_means_cover_what_they_say(
     # distribution; an interval for tasks like these has to hold its mean, one for these tasks the
     # mean of the shares that were drawn. Every query is answered `repeated` times alike.
     sets, units = 2_000, 48 // repeated
-    monkeypatch.setattr(statistics, "DRAWS", 1_000)
+    monkeypatch.setattr(intervals, "DRAWS", 1_000)
     rng = np.random.RandomState(count)
     shares = rng.beta(1.2, 1.5, size=(count, sets))
     names = [str(i) for i in range(sets)]

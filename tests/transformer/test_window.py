@@ -15,6 +15,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.vectors import examples as examples_of
 from taskvec_jax.vectors import learning, sweep
 from taskvec_jax.vectors.patching import read_states, write_states
 
@@ -102,7 +103,7 @@ def test_patching_and_learning_equal_transformers_beyond_the_window(
         vector[None, None],
     )
     assert patched.tokens[0, 0] == want.argmax()
-    examples = learning.make_examples([TEXT], [[7]])
+    examples = examples_of.make_examples([TEXT], [[7]])
     losses, said = learning.score_examples(ours, examples, vector[None], [1], 1)
     assert said[0, 0] == want.argmax()
     np.testing.assert_allclose(
@@ -128,8 +129,8 @@ def run_each(model: Model, text: list[int]) -> dict[str, Any]:
             decoder, model.params, tokens, last, wanted, layers, last[:, None], vectors
         )
 
-    def examples() -> learning.Examples:
-        return learning.make_examples([text], [[1]])
+    def examples() -> examples_of.Examples:
+        return examples_of.make_examples([text], [[1]])
 
     def learn() -> Any:
         recipe = learning.Recipe(steps=1, batch_size=1, check_every=1)

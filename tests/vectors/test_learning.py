@@ -24,7 +24,8 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.transformer.decoder import FAMILY_MODULES
 from taskvec_jax.transformer.layers import attention_context, plain_layout
-from taskvec_jax.vectors import learning
+from taskvec_jax.vectors import examples as examples_of
+from taskvec_jax.vectors import learning, learning_step
 from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
 from taskvec_jax.vectors.sweep import inject_vectors
 
@@ -36,12 +37,12 @@ def queries(shortest: int = 1) -> list[list[int]]:
     return [rng.randint(0, 131, max(n, shortest)).tolist() for n in (4, 7, 2, 4, 1)]
 
 
-def examples(wanted: bool = False, shortest: int = 1) -> learning.Examples:
+def examples(wanted: bool = False, shortest: int = 1) -> examples_of.Examples:
     log_p = None
     if wanted:
         noise = np.random.RandomState(6).standard_normal((5, 131)).astype(np.float32)
         log_p = noise - np.log(np.exp(noise).sum(-1, keepdims=True))
-    return learning.make_examples(queries(shortest), [[3], [5, 9], [3], [120, 4, 7], [0]], log_p)
+    return examples_of.make_examples(queries(shortest), [[3], [5, 9], [3], [120, 4, 7], [0]], log_p)
 
 
 def some_vectors(*shape: int, width: int = LLAMA.width) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_losses_are_those_of_injecting_each_vector_alone(model, wanted):
             shares = np.exp(np.asarray(log_q))
             want = -np.log(
                 [
-                    shares[i, answers[answers != learning.NO_ANSWER]].sum()
+                    shares[i, answers[answers != examples_of.NO_ANSWER]].sum()
                     for i, answers in enumerate(batch.answers)
                 ]
             )
@@ -102,7 +103,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
         log_q = np.asarray(jax.nn.log_softmax(logits(vectors[c], layer)))
         np.testing.assert_array_equal(said[:, c], log_q.argmax(-1))
         want = [
-            -np.log(np.exp(log_q[i, answers[answers != learning.NO_ANSWER]]).sum())
+            -np.log(np.exp(log_q[i, answers[answers != examples_of.NO_ANSWER]]).sum())
             for i, answers in enumerate(batch.answers)
         ]
         np.testing.assert_allclose(losses[:, c], want, rtol=1e-5, atol=1e-5)
@@ -126,7 +127,7 @@ def test_gradients_through_the_override_match_finite_differences(config, wanted,
         @jax.jit
         def total(vectors):
             place = jnp.asarray(layers)
-            return learning.losses_of(config, params, batch, vectors, place, schedule)[0].sum()
+            return learning_step.losses_of(config, params, batch, vectors, place, schedule)[0].sum()
 
         gradient = jax.jit(jax.grad(total))(vectors)
         rng, h = np.random.RandomState(8), 1e-5
@@ -157,9 +158,9 @@ def learned(model: Model, layers: list[int], recipe: learning.Recipe = RECIPE, *
 
 
 def test_learning_lowers_the_loss_of_every_layer_and_compiles_one_step(model):
-    before = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    before = learning_step.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     found = learned(model, [0, 1, 2, 3, 4])
-    after = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    after = learning_step.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     assert after <= before + 1
     assert found.checks == [0, 4, 8, 12]
     assert (found.dev_losses[-1] < found.dev_losses[0] - 0.1).all()
@@ -177,9 +178,9 @@ def test_a_layer_learns_the_same_alone_and_among_others(model):
 
 def test_two_positions_are_learned_together_in_one_program(model):
     batch = examples(shortest=2)
-    before = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    before = learning_step.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     found = learned(model, [0, 1, 2, 3, 4], positions=(2,), train=batch, dev=batch)
-    after = learning.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    after = learning_step.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     assert after <= before + 1
     assert (found.dev_losses[-1] < found.dev_losses[0] - 0.1).all()
     # Nobody sees what the last layer gives before the last token, so nothing is to be learned.
@@ -268,7 +269,7 @@ def test_settings_that_cannot_be_are_refused(model):
     with pytest.raises(TaskVecError, match="one vector for each layer"):
         learning.learn(model, examples(), examples(), right, initial, np.ones(3), [1, 2], RECIPE)
     with pytest.raises(TaskVecError, match="every example needs an answer"):
-        learning.make_examples([[1]], [[]])
+        examples_of.make_examples([[1]], [[]])
     with pytest.raises(TaskVecError, match="shortest query has 1; allowed: 1 to 1 positions"):
         learned(model, [1, 2], positions=(2,))
     with pytest.raises(TaskVecError, match="shortest query has 2; allowed: 1 to 2 positions"):
