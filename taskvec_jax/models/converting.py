@@ -20,7 +20,7 @@ from taskvec_jax.distributed.processes import (
     is_first_process,
 )
 from taskvec_jax.distributed.sharding import local_box, placement, put_local_box
-from taskvec_jax.errors import TaskVecError, first_line
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.models import checkpoint, foreign, origin
 from taskvec_jax.models.atomic import scratch, writing
 from taskvec_jax.models.hashing import hashes

@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny_checkpoint import run, save_tiny
 
-from experiments.bench.sweep import peak_flops
+from experiments.bench.machine import peak_flops
 
 FLAGS = (
     "--num_prompts=3",
