@@ -6,6 +6,7 @@ Every family on every (data, model) layout of 8 simulated CPU devices, against o
 collectives of compiled programs; restored and converted shards; training and learned vectors.
 """
 
+# Long because: all cases run in one process with 8 simulated devices, which is slow to start.
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""The house's order: imports only go down, and each foreign library has one door."""
+"""The order of the rooms: imports only go down, and each foreign library has one door."""
 
 from __future__ import annotations
 
@@ -8,73 +8,42 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# A module may import modules that stand in an earlier line only.
-RANKS = [
-    ["taskvec_jax.errors", "experiments.published", "taskvec_jax.wording"],
-    [
-        "taskvec_jax.distributed.backend",
-        "taskvec_jax.transformer.config",
-        "taskvec_jax.tasks.sampling",
-        "taskvec_jax.evaluation.scoring",
-        "taskvec_jax.prompting.sentencepieces",
-        "taskvec_jax.evaluation.statistics",
-        "taskvec_jax.evaluation.geometry",
-    ],
-    ["taskvec_jax.tasks", "taskvec_jax.prompting.backend", "taskvec_jax.prompting.checks"],
-    ["taskvec_jax.prompting.tokenizer"],
-    [
-        "taskvec_jax.transformer.checks",
-        "taskvec_jax.transformer.layers",
-        "taskvec_jax.prompting.prompts",
-        "taskvec_jax.distributed.sharding",
-    ],
-    [
-        "taskvec_jax.transformer.blocks.llama",
-        "taskvec_jax.transformer.blocks.pythia",
-        "taskvec_jax.transformer.blocks.gptj",
-        "taskvec_jax.transformer.edits",
-    ],
-    ["taskvec_jax.transformer.writes"],
-    ["taskvec_jax.transformer.decoder"],
-    [
-        "taskvec_jax.vectors.task_vectors",
-        "taskvec_jax.models.soundness",
-        "taskvec_jax.transformer.quantization",
-    ],
-    ["taskvec_jax.transformer.reading", "taskvec_jax.models.batches"],
-    ["taskvec_jax.transformer.generation"],
-    ["taskvec_jax.models.verbs"],
-    ["taskvec_jax.models.checkpoint", "taskvec_jax.models.origin"],
-    ["experiments.small_pythia.training"],
-    ["convert"],
-    ["taskvec_jax.models.foreign"],
-    ["taskvec_jax.models.loading"],
-    ["taskvec_jax.distributed.plan"],
-    ["convert.cli"],
-    ["convert.verify", "convert.export"],
-    ["convert.__main__"],
-    [
-        "taskvec_jax.vectors.sweep",
-        "taskvec_jax.vectors.patching",
-        "taskvec_jax.evaluation.vocabulary",
-    ],
-    ["experiments.bench.work", "taskvec_jax.vectors.learning"],
-    ["taskvec_jax.evaluation.protocol"],
-    ["taskvec_jax.evaluation.controls"],
-    ["taskvec_jax"],
-    ["taskvec_jax.__main__"],
-    ["experiments"],
+PACKAGES = ("taskvec_jax", "convert", "experiments")
+# The rooms from the bottom. A module may import those of its own room and of rooms before it. It
+# stands in the room with the longest name that is its own or begins its own.
+ROOMS = [
+    "taskvec_jax.errors",
+    "taskvec_jax.tasks",
+    "taskvec_jax.transformer",
+    "taskvec_jax.prompting",
+    "taskvec_jax.distributed",
+    "convert",  # what reads foreign weights
+    "taskvec_jax.models",
+    "convert.cli",
+    "convert.export",
+    "convert.verify",
+    "convert.__main__",
+    "taskvec_jax.vectors",
+    "taskvec_jax.evaluation",
+    "taskvec_jax",  # the table of contents, and `python -m taskvec_jax`
+    "experiments.published",
+    "experiments.run",
+    "experiments.page",
+    "experiments.commands",
+    "experiments",  # the results of the papers
+    "experiments.small_pythia",
+    "experiments.bench",
 ]
-WORDS = {"tasks", "prompts", "sampling", "sentencepieces", "tokenizer"}
-ARRAYS = {
-    *("checks", "layers", "llama", "pythia", "gptj", "edits", "writes", "decoder"),
-    *("reading", "generation", "task_vectors"),
-}
+# Imports that may go up: the library finds `convert` by its place on disk, when it is called, and
+# names it only for the checker of types.
+DOOR = ("taskvec_jax.models.foreign", "convert")
+WORDS = ("taskvec_jax.tasks", "taskvec_jax.prompting")
 
 
 def modules() -> dict[str, Path]:
+    """The path of every module of the project."""
     found = {}
-    for package in ("taskvec_jax", "convert", "experiments"):
+    for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts).removesuffix(".__init__")] = path
@@ -82,6 +51,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path) -> set[str]:
+    """All that a file imports, inside functions too: modules, and the names taken from them."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -93,66 +63,85 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def rank(module: str) -> int:
-    best = [
-        (len(prefix), i)
-        for i, line in enumerate(RANKS)
-        for prefix in line
-        if module == prefix or (prefix != "taskvec_jax" and module.startswith(prefix + "."))
-    ]
-    assert best, f"{module} has no rank; give it one here"
-    return max(best)[1]
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of the project that it imports, the door aside.
 
-
-def test_imports_only_go_down():
+    A package is counted where a name of its own is taken from it, not where it merely holds the
+    module that is imported.
+    """
     known = modules()
+    found = {}
     for module, path in known.items():
-        for name in imported(path) & known.keys():
-            same_package = name.split(".")[:2] == module.split(".")[:2] or (
-                name.split(".")[0] == module.split(".")[0] != "taskvec_jax"
-            )
-            if name == "taskvec_jax" and module.startswith("taskvec_jax."):
-                continue  # `from taskvec_jax import sibling`; the sibling itself is checked
-            if name in ("convert", "experiments") and same_package:
-                continue
-            assert same_package or rank(name) < rank(module), f"{module} imports {name}"
-
-
-def test_words_know_nothing_of_arrays_and_arrays_nothing_of_words():
-    for module, path in modules().items():
-        parts = module.split(".")
-        if parts[0] != "taskvec_jax" or len(parts) < 2:
-            continue
         names = imported(path)
-        if parts[1] in WORDS:
-            assert not {n for n in names if n.split(".")[0] in ("jax", "flax")}, module
-        if parts[1] in ARRAYS:
-            assert not {n for n in names if n.split(".")[-1] in WORDS or "tokenizers" in n}, module
+        held = {name.rpartition(".")[0] for name in names & known.keys()}
+        taken = {name.rpartition(".")[0] for name in names - known.keys()}
+        found[module] = {n for n in names & known.keys() if n not in held or n in taken} - {module}
+        found[module] -= {DOOR[1]} if module == DOOR[0] else set()
+    return found
+
+
+def inside(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def room(module: str) -> str:
+    fitting = [name for name in ROOMS if inside(module, name)]
+    return max(fitting, key=len)
+
+
+def doors(library: str) -> set[str]:
+    """The modules that import a library."""
+    return {m for m, path in modules().items() if any(inside(n, library) for n in imported(path))}
+
+
+def test_imports_only_go_down_from_room_to_room():
+    up = [
+        f"{module} imports {name}"
+        for module, names in graph().items()
+        for name in sorted(names)
+        if ROOMS.index(room(name)) > ROOMS.index(room(module))
+    ]
+    assert up == []
+
+
+def test_no_import_goes_round_in_a_circle():
+    left = graph()
+    while leaves := {module for module, names in left.items() if not names & left.keys()}:
+        left = {module: names for module, names in left.items() if module not in leaves}
+    assert left == {}, "these import one another"
+
+
+def test_every_module_stands_in_a_room_and_every_room_has_modules():
+    assert {room(module) for module in modules()} == set(ROOMS)
+    packages = {path.parent for path in (ROOT / "taskvec_jax").glob("*/__init__.py")}
+    assert {f"taskvec_jax.{path.name}" for path in packages} <= set(ROOMS)
+
+
+def test_words_know_no_arrays_and_the_transformer_knows_no_words():
+    for module, path in modules().items():
+        names = imported(path)
+        if any(inside(module, room) for room in WORDS):
+            assert not {n for n in names if n.split(".")[0] in ("jax", "jaxlib", "flax")}, module
+        if inside(module, "taskvec_jax.transformer"):
+            words = (*WORDS, "tokenizers", "sentencepiece")
+            assert not {n for n in names if any(inside(n, word) for word in words)}, module
 
 
 def test_foreign_libraries_have_one_door():
-    doors: dict[str, set[str]] = {}
-    for module, path in modules().items():
-        for name in imported(path):
-            doors.setdefault(name.split(".")[0], set()).add(module)
-    assert doors["orbax"] == {"taskvec_jax.models.checkpoint"}
-    assert doors["sentencepiece"] == {"taskvec_jax.prompting.sentencepieces"}
-    assert doors["transformers"] == {
+    assert {room(module) for module in doors("orbax")} == {"taskvec_jax.models"}
+    assert doors("sentencepiece") == {"taskvec_jax.prompting.sentencepieces"}
+    assert doors("transformers") == {
         "convert.tokenizers",
         "convert.verify.reference",
         "experiments.bench.torch_loop",  # the other side of the benchmark
     }
-    assert all(module.split(".")[0] in ("convert", "experiments") for module in doors["absl"])
-    assert {module for module in doors["torch"] if not module.startswith("convert.")} == {
+    assert {module for module in doors("absl") if inside(module, "taskvec_jax")} == set()
+    assert {module for module in doors("torch") if not inside(module, "convert")} == {
         "experiments.bench.torch_loop",
         "experiments.bench.synthetic_model",  # writes torch's files
     }
-    # Types alone: at run time the door goes by the place of `convert` on disk.
-    library = {m for m in modules() if m.startswith("taskvec_jax")}
-    assert {m for m in doors["convert"] if m in library} == {"taskvec_jax.models.foreign"}
-    assert not any(
-        name.startswith("experiments") for m in library for name in imported(modules()[m])
-    )
+    assert {module for module in doors("convert") if inside(module, "taskvec_jax")} == {DOOR[0]}
+    assert not any(inside(module, "taskvec_jax") for module in doors("experiments"))
 
 
 def test_running_the_default_model_imports_neither_torch_nor_transformers():

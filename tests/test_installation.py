@@ -152,6 +152,7 @@ def test_programs_run_from_a_directory_with_a_convert_and_experiments_of_its_own
     assert SMALL_MODEL in run(command, user_directory, installed, tmp_path / "cache").stdout
 
 
+@pytest.mark.skipif(not os.environ.get("TASKVEC_SLOW_TESTS"), reason="much like the one above")
 def test_an_experiment_is_run_by_its_module_beside_a_convert_of_the_users(
     installed: Path, user_directory: Path, tmp_path: Path
 ):

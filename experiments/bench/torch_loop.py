@@ -18,7 +18,7 @@ from convert import export
 from taskvec_jax.models.model import Model
 
 if TYPE_CHECKING:
-    from experiments.bench.sweep import Part
+    from experiments.bench.stages import Part
 
 
 class TorchLoop:

@@ -136,8 +136,8 @@ _DEFAULT_FILE = WheelFile(
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-# V vocabulary, L layers, D width, H heads, G key/value heads, F MLP width, eps of the norms,
-# base of RoPE, T tokens of context; options: `tied` unembedding, `factor` by which LLaMA 3.1 stretches
+# V vocabulary, L layers, D width, H heads, G key/value heads, F MLP width, eps of the norms, base
+# of RoPE, T tokens of context; options: `tied` unembedding, `factor` by which LLaMA 3.1 stretches
 # RoPE, `window` of sliding attention.
 _LLAMAS = """
 # name          repository                          V  L    D  H  G     F  eps  base      T options

@@ -1,5 +1,6 @@
 """Many devices give the numbers of one: simulated ones, and real processes on this machine."""
 
+# Long because: one run on 8 simulated devices is compared with many expectations.
 from __future__ import annotations
 
 import dataclasses

@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny_checkpoint import run, save_tiny
 
-from experiments.bench.sweep import peak_flops
+from experiments.bench.machine import peak_flops
 
 FLAGS = (
     "--num_prompts=3",
@@ -95,7 +95,7 @@ def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path,
     ("flag", "message"),
     [
         ("--stages=packed,teleport", "unknown stage 'teleport'; allowed: layer_loop"),
-        ("--repeats=0", "repeats is 0"),
+        ("--repeats=0", "--repeats=0; it must be at least 1"),
         ("--shape=llama-8b-mega", "--shape=llama-8b-mega; allowed"),
     ],
 )

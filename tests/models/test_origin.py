@@ -1,5 +1,6 @@
 """A converted model stands for the files it was made from, not for a name."""
 
+# Long because: all tests share two models that differ in their numbers alone.
 from __future__ import annotations
 
 import dataclasses
