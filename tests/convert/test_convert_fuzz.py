@@ -1,6 +1,7 @@
 """Thousands of damaged files: each is refused, or is exactly what other readers read.
 
-TASKVEC_FUZZ_SEEDS="3 4 5" adds seeds, TASKVEC_FUZZ_FILES=2600 draws more files of each kind.
+TASKVEC_FUZZ_SEEDS="3 4 5" adds seeds, TASKVEC_FUZZ_FILES=2600 draws more files of each kind, and so
+does TASKVEC_SLOW_TESTS=1.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten
 
 SEEDS = [2026, 7, *map(int, os.environ.get("TASKVEC_FUZZ_SEEDS", "").split())]
-FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "400"))  # of each kind and seed
-SMALL_FILES = FILES // 5  # of each kind that takes longer to read
+SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
+FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "1000" if SLOW else "200"))  # of a kind and seed
+SMALL_FILES = max(40, FILES // 5)  # of each kind that takes longer to read
 SECONDS_A_FILE = 0.1  # on average
 MEMORY = 400e6  # bytes more than before
 NUMBERS = [0, 1, 2, 3, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
@@ -316,6 +318,16 @@ def save_byte_level(directory: Path) -> int:
     return built.get_vocab_size()
 
 
+def save_open_byte_level(directory: Path) -> int:
+    """The same without a post-processor: tokenizer_config.json says that BOS begins a text."""
+    size = save_byte_level(directory)
+    raw = json.loads((directory / "tokenizer.json").read_text()) | {"post_processor": None}
+    (directory / "tokenizer.json").write_text(json.dumps(raw))
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": True}))
+    return size
+
+
 def save_sentencepiece(directory: Path) -> int:
     """A bare tokenizer.model; its number of pieces."""
     buffer = io.BytesIO()
@@ -335,7 +347,7 @@ def save_sentencepiece(directory: Path) -> int:
     ("save", "name"),
     [
         (save_byte_level, "tokenizer.json"),
-        (save_byte_level, "tokenizer_config.json"),
+        (save_open_byte_level, "tokenizer_config.json"),
         (save_sentencepiece, "tokenizer.model"),
         (save_sentencepiece, "tokenizer_config.json"),
     ],
