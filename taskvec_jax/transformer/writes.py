@@ -18,7 +18,7 @@ import numpy as np
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.checks import is_concrete
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.edits import Edit, Override, as_edits, of_override
+from taskvec_jax.transformer.edits import Edit, canonical
 
 
 class Write(NamedTuple):
@@ -72,10 +72,8 @@ def check_edits(
         be looked at: see `Write.inside`.
     """
     return tuple(
-        _check("override", of_override(edit), config, rows, num_tokens, lengths)
-        if isinstance(edit, Override)
-        else _check("edit", edit, config, rows, num_tokens, lengths)
-        for edit in as_edits(edits)
+        _check("edit" if edit.from_end else "override", edit, config, rows, num_tokens, lengths)
+        for edit in canonical(edits)
     )
 
 
