@@ -329,7 +329,7 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     assert (np.array(found["dev_accuracy"]) >= found["dev_accuracy_of_mean"]).all()
     assert np.array(found["train_losses"]).min() > 0  # a KL
     result: dict[str, Any] = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
-    result["recipe"] = {"num_positions": positions}
+    result |= {"recipe": {"num_positions": positions}, "categories": {task.name: task.category}}
     words = page.section(result).words
     assert "of 1 tasks" in words[0]
     assert any("over the last 2 tokens" in word for word in words) == (positions == 2)
