@@ -27,6 +27,7 @@ ROOMS = [
     "taskvec_jax.evaluation",
     "taskvec_jax",  # the table of contents, and `python -m taskvec_jax`
     "experiments.published",
+    "experiments.small_pythia.mixture",  # tasks: a run of that model is on them
     "experiments.run",
     "experiments.page",
     "experiments",  # the results of the papers
