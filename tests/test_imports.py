@@ -27,6 +27,8 @@ ROOMS = [
     "taskvec_jax.evaluation",
     "taskvec_jax",  # the table of contents, and `python -m taskvec_jax`
     "experiments.published",
+    "experiments.small_pythia.training",
+    "experiments.small_pythia.mixture",  # tasks, which a run of that model is on
     "experiments.run",
     "experiments.page",
     "experiments.commands",
