@@ -148,9 +148,17 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
 
 
-@pytest.mark.parametrize("texts", ["example:a->", [["a"]], [None], [b"a"]])
-def test_what_is_no_list_of_strings_is_refused(texts, tokenizer):
-    with pytest.raises(TaskVecError, match="allowed: a list of strings"):
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("example:a->", "texts is 'example:a->'; it must be a list of strings"),
+        ([["a"]], r"\['a'\] is no text; each must be a string"),
+        ([None], "None is no text; each must be a string"),
+        ([b"a"], "b'a' is no text; each must be a string"),
+    ],
+)
+def test_what_is_no_list_of_strings_is_refused(texts, message, tokenizer):
+    with pytest.raises(TaskVecError, match=message):
         tokenizer.encode_all(texts)
 
 
