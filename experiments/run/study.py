@@ -270,8 +270,9 @@ def numeric_versions() -> dict[str, str]:
 
 
 def task_sha256(task: Task) -> str:
-    """Hash of a task's content."""
-    content = json.dumps([task.category, task.short_name, task.pairs], ensure_ascii=True)
+    """Hash of a task's content: its pairs, and how it is posed and scored."""
+    rules = [task.match, task.leading_space, task.ignore_case]
+    content = json.dumps([task.category, task.short_name, task.pairs, rules], ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
