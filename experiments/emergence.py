@@ -43,7 +43,8 @@ from experiments.run.results import (
 from experiments.run.start import define_flags, fitting_tasks, open_journal, tell_left_out
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import check_injection, evaluate_task
+from taskvec_jax.evaluation.injection_check import check_injection
+from taskvec_jax.evaluation.protocol import evaluate_task
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model

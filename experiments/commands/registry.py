@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +16,8 @@ class Experiment:
     Attributes:
       name: of its module `experiments.<name>`, which has `run(study)` or, with a dataclass
         `Options`, `run(study, options)`, and perhaps `check_options(options, config)`; of its page
-        `experiments.page.<name>`, which has `section(result)` and `draw_figures(result)`; and of
-        its JSON file.
+        `experiments.page.<name>`, if there is one, which has `section(result)` and
+        `draw_figures(result)`; and of its JSON file.
       in_paper: `experiments.paper` runs it.
     """
 
@@ -35,8 +36,10 @@ class Experiment:
 
     @property
     def page(self) -> ModuleType:
-        """What shows it."""
-        return importlib.import_module(f"experiments.page.{self.name}")
+        """What shows it: a module of its own, or `experiments.page.plain`."""
+        own = f"experiments.page.{self.name}"
+        has_own = importlib.util.find_spec(own) is not None
+        return importlib.import_module(own if has_own else "experiments.page.plain")
 
 
 EXPERIMENTS = {

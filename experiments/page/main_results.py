@@ -1,5 +1,7 @@
 """How `experiments.main_results` is shown: its words, tables and figures."""
 
+# Long because: one result has four tables and two figures.
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -21,11 +21,8 @@ from experiments.run.study import Study
 from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import (
-    Settings,
-    check_injection,
-    draw_prompts,
-)
+from taskvec_jax.evaluation.injection_check import check_injection
+from taskvec_jax.evaluation.protocol import Settings, draw_prompts
 from taskvec_jax.models.converting import check_dtype
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe

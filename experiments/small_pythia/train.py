@@ -23,6 +23,8 @@ processes, 2,090 tokens/s). Without the vector-prompting loss, after 600 steps, 
 vector at any layer: at most 0.27, which is the zero-shot baseline (320 s).
 """
 
+# Long because: a command with twenty flags, its log and its resuming.
+
 from __future__ import annotations
 
 import dataclasses

@@ -7,6 +7,8 @@ with their moments, as `sharding.placement` says; a state on disk knows of no me
 Shapes: B rows, T tokens, Q tokens of a zero-shot query, V vocabulary, D width.
 """
 
+# Long because: state, step and loop of one training run are read together.
+
 from __future__ import annotations
 
 import dataclasses

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation import injection_check
 from taskvec_jax.evaluation import protocol as evaluation
+from taskvec_jax.evaluation.injection_check import _logits_after, check_injection
 from taskvec_jax.evaluation.judging import Judge, accuracy, is_correct
 from taskvec_jax.evaluation.protocol import Settings, best_layer, evaluate_task
 from taskvec_jax.models.loading import load_model
@@ -122,7 +124,7 @@ def test_the_order_of_tasks_and_the_batch_size_change_no_answer(default_model):
 
 
 def test_own_residual_check_passes_on_the_real_model(default_model):
-    assert evaluation.check_injection(default_model, 20) < 1e-3
+    assert check_injection(default_model, 20) < 1e-3
 
 
 def test_a_run_stops_when_extraction_and_injection_disagree(default_model, monkeypatch):
@@ -133,7 +135,7 @@ def test_a_run_stops_when_extraction_and_injection_disagree(default_model, monke
 
     monkeypatch.setattr(evaluation, "read_texts", stale)
     with pytest.raises(TaskVecError, match="own residual stream after layer 17 moves"):
-        evaluation.check_injection(default_model, 20)
+        check_injection(default_model, 20)
 
 
 @pytest.fixture
@@ -154,18 +156,20 @@ def changed_prediction(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_stops_when_only_the_prediction_changes(changed_prediction, dtype):
     model = load_model(SMALL_MODEL, dtype)
-    assert evaluation.check_injection(model, 1) < 0.1
-    logits = evaluation._logits_after(model, model.tokenizer.encode(render_query("own residual")))
+    assert check_injection(model, 1) < 0.1
+    logits = _logits_after(model, model.tokenizer.encode(render_query("own residual")))
     unlikely = int(np.argmin(logits))
     changed_prediction(unlikely)
     with pytest.raises(TaskVecError, match=f"layer 2 changes its prediction to token {unlikely}"):
-        evaluation.check_injection(model, 1)
+        check_injection(model, 1)
 
 
 def test_a_prediction_may_change_to_one_that_was_as_likely(changed_prediction, monkeypatch):
     model = load_model(SMALL_MODEL)
     query = model.tokenizer.encode(render_query("own residual"))
-    logits = evaluation._logits_after(model, query)
-    monkeypatch.setattr(evaluation, "_logits_after", lambda *_: np.full_like(logits, logits.max()))
+    logits = _logits_after(model, query)
+    monkeypatch.setattr(
+        injection_check, "_logits_after", lambda *_: np.full_like(logits, logits.max())
+    )
     changed_prediction(int(np.argmin(logits)))
-    assert evaluation.check_injection(model, 1) < 0.1
+    assert check_injection(model, 1) < 0.1
