@@ -34,8 +34,8 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
-    names = "layer_sweep show patch_map task_geometry train_small emergence report mesh_plan paper"
-    names += " learned_task_vector cross_models benchmark main_results"
+    names = "layer_sweep show patch_map task_geometry small_pythia.train emergence report bench.mesh_plan paper"
+    names += " learned_task_vector cross_models bench.sweep main_results"
     with Zygote(*names.split()) as made:
         yield made
 
@@ -87,6 +87,7 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out):
     assert "134.5 M parameters" in printed
     assert "algorithmic_to_upper" in printed
     assert sorted(path.name for path in out.iterdir()) == [
+        "arrays",
         "journal.jsonl",
         "layer_sweep.json",
         "layer_sweep.png",
@@ -144,12 +145,12 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
         ("patch_map", [GROWN, "--patches="], "--patches=[]: it is empty"),
         ("paper", [GROWN, "--patches=arrow:x"], "'arrow:x' has no place 'x'; allowed: prefix"),
         ("report", ["--results="], "--results=[]: it is empty; name at least one"),
-        ("mesh_plan", ["--batch_size=0"], "--batch_size=0"),
+        ("bench.mesh_plan", ["--batch_size=0"], "--batch_size=0"),
         ("task_geometry", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
-        ("train_small", ["--num_heads=0"], "--num_heads=0: each head must be"),
+        ("small_pythia.train", ["--num_heads=0"], "--num_heads=0: each head must be"),
         ("emergence", ["--run={tmp}"], "holds no step<N>/ with a converted model"),
         ("report", ["--results={tmp}"], "no results; expected main_results.json"),
-        ("mesh_plan", ["--meshes=x"], "mesh 'x': cannot read 'x'"),
+        ("bench.mesh_plan", ["--meshes=x"], "mesh 'x': cannot read 'x'"),
         ("paper", [f"{GROWN},{GROWN[8:]}"], "would share "),
         ("paper", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
         ("paper", [GROWN, "--num_demonstrations=5000"], "need 5003 different pairs"),
@@ -161,15 +162,15 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
         ),
         ("learned_task_vector", [GROWN, "--steps=0"], "steps is 0; it must be at least 1"),
         ("learned_task_vector", [GROWN, "--num_positions=0"], "--num_positions=0"),
-        ("train_small", ["--steps=40"], "--warmup=100 with --steps=40"),
-        ("train_small", ["--vector_layer=6"], "--vector_layer=6 is out of range"),
-        ("train_small", ["--steps=0"], "--steps=0; it must be at least 1"),
+        ("small_pythia.train", ["--steps=40"], "--warmup=100 with --steps=40"),
+        ("small_pythia.train", ["--vector_layer=6"], "--vector_layer=6 is out of range"),
+        ("small_pythia.train", ["--steps=0"], "--steps=0; it must be at least 1"),
         ("cross_models", ["--results={tmp}/gone"], "run experiments.main_results first"),
         ("report", ["--results={tmp}/gone"], "no results; expected main_results.json"),
-        ("benchmark", ["--dtypes=float8"], "--dtypes: unknown 'float8'; allowed: float32"),
-        ("benchmark", ["--stages=none"], "unknown stage 'none'"),
-        ("benchmark", ["--shape=none"], "--shape=none; allowed: a path"),
-        ("benchmark", [GROWN, "--tasks=linguistic_antonyms"], "this tokenizer leaves none"),
+        ("bench.sweep", ["--dtypes=float8"], "--dtypes: unknown 'float8'; allowed: float32"),
+        ("bench.sweep", ["--stages=none"], "unknown stage 'none'"),
+        ("bench.sweep", ["--shape=none"], "--shape=none; allowed: a path"),
+        ("bench.sweep", [GROWN, "--tasks=linguistic_antonyms"], "this tokenizer leaves none"),
         ("main_results", [GROWN, "--mesh=x"], "mesh 'x': cannot read 'x'"),
         ("main_results", [GROWN, "--dtype=float64"], "dtype float64 needs jax_enable_x64"),
         ("main_results", [GROWN, "--tasks=linguistic_antonyms"], "this tokenizer leaves none"),
@@ -185,7 +186,7 @@ def test_bad_input_gets_one_line_and_exit_status_2(
 ):
     out = tmp_path / "out"
     flags = [flag.format(tmp=tmp_path) for flag in flags]
-    if module not in ("show", "mesh_plan") and not any(f.startswith("--out") for f in flags):
+    if module not in ("show", "bench.mesh_plan") and not any(f.startswith("--out") for f in flags):
         flags.append(f"--out={out}")
     printed = tmp_path / "printed"
     child = zygote.start(module, *flags, printed=printed, env={"XLA_FLAGS": QUICK})

@@ -282,7 +282,7 @@ def in_hub_cache(run: Path, cache: Path, revisions: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
-    with Zygote("train_small", "emergence") as made:
+    with Zygote("small_pythia.train", "emergence") as made:
         yield made
 
 
@@ -298,7 +298,7 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
 
     def start(directory: Path, **doom: Any) -> Child:
         return zygote.start(
-            "train_small",
+            "small_pythia.train",
             *TRAIN,
             f"--out={directory}",
             printed=tmp_path / "printed",
