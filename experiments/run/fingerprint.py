@@ -4,8 +4,9 @@ What counts is
 
 * every module of the library that Python loads for the function's module, through the files of
   packages on the way and through imports inside functions too: what is not loaded computes nothing;
-* of the function's own module, if it is an experiment, the definitions that the function reaches
-  by name: how a result is printed, drawn or put into words is not among them.
+* where the function is an experiment's, the modules behind the thetas and layers that a study gives
+  it; and of its own module the definitions that the function reaches by name: how a result is
+  printed, drawn or put into words is not among them.
 
 Of both, comments, formatting, docstrings and the wording of messages (in `raise`, `assert`, the
 making of an exception, and what is printed or logged) change nothing. Conversion is not here: the
@@ -26,6 +27,7 @@ from typing import Any
 import taskvec_jax
 
 LIBRARY = Path(str(taskvec_jax.__file__)).resolve().parent
+PROTOCOL = LIBRARY / "evaluation" / "protocol.py"  # behind the thetas and layers of a study
 SPEAKERS = {"console", "log", "logger", "logging", "warnings"}  # whose calls only tell something
 
 
@@ -45,7 +47,10 @@ def fingerprint(compute: Callable[..., Any]) -> str:
 @functools.cache
 def _fingerprint(file: Path, root: str) -> str:
     digest = hashlib.sha256()
-    for path in library_files(file):
+    files = set(library_files(file))
+    if not file.is_relative_to(LIBRARY):
+        files |= set(library_files(PROTOCOL))
+    for path in sorted(files):
         digest.update(_library_code(path).encode())
     if not file.is_relative_to(LIBRARY):
         digest.update(code_of(file.read_text(encoding="utf-8"), root).encode())
@@ -75,12 +80,16 @@ def library_files(file: Path) -> tuple[Path, ...]:
 def _loaded_by(path: Path) -> tuple[Path, ...]:
     """The files of the library that the imports of one file name.
 
-    Of the library's own `__init__`, which any import of it loads, only the set-up of the compiler
-    counts: the rest is the list of what is public, and computes nothing (a test holds that no file
-    here takes a name from it).
+    The library's own `__init__`, which any import of it loads, stands for what decides numbers
+    before any of this runs: how the compiler is set up, and how kernels become int8. The rest of it
+    is the list of what is public, and computes nothing (a test holds that no file here takes a name
+    from it).
     """
     if path == LIBRARY / "__init__.py":
-        return (LIBRARY / "distributed" / "backend.py",)
+        return (
+            LIBRARY / "distributed" / "backend.py",
+            LIBRARY / "transformer" / "quantization.py",
+        )
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return tuple(dict.fromkeys(file for name in _imported(tree) for file in _files_of(name)))
 

@@ -109,7 +109,8 @@ def test_every_unit_loads_what_decides_its_numbers_and_not_what_cannot():
     files = [LIBRARY / "evaluation/protocol.py"]
     files += [ROOT / "experiments" / f"{module}.py" for module in COMPUTING]
     for file in files:
-        loaded = {str(path.relative_to(LIBRARY)) for path in library_files(file)}
+        counted = {*library_files(file), *library_files(fingerprints.PROTOCOL)}
+        loaded = {str(path.relative_to(LIBRARY)) for path in counted}
         computing = (
             "distributed/backend evaluation/protocol prompting/prompts tasks/sampling"
             " transformer/decoder transformer/layers transformer/quantization vectors/batching"
@@ -129,6 +130,17 @@ def test_no_file_takes_a_name_from_the_list_of_what_is_public():
                     for alias in node.names:
                         module = LIBRARY / alias.name
                         assert module.is_dir() or module.with_suffix(".py").is_file(), path
+
+
+def test_the_code_behind_a_studys_thetas_is_part_of_every_experiments_hash(monkeypatch):
+    file = ROOT / "experiments" / "task_geometry.py"
+    assert fingerprints.PROTOCOL not in library_files(file)
+    plain = fingerprints._fingerprint.__wrapped__(file, "describe")
+    codes = {path: fingerprints._library_code(path) for path in LIBRARY.rglob("*.py")}
+    for path in library_files(fingerprints.PROTOCOL):
+        changed = {**codes, path: codes[path] + "changed"}
+        monkeypatch.setattr(fingerprints, "_library_code", changed.__getitem__)
+        assert fingerprints._fingerprint.__wrapped__(file, "describe") != plain, path
 
 
 def test_a_module_that_an_experiment_does_not_load_is_not_in_its_hash():
