@@ -9,11 +9,12 @@ README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
 
 def test_the_python_example_runs_and_the_vector_does_the_task(capsys, default_model):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     namespace: dict = {}
-    exec(code, namespace)
-    assert capsys.readouterr().out.strip() == "slow"
-    assert namespace["logits"].shape == (1, 4, default_model.config.vocab_size)
+    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(code, namespace)
+    without, with_theta, *_ = capsys.readouterr().out.splitlines()
+    assert (without, with_theta) == ("['slow;', 'rich,']", "[' slow;', ' poor;']")
+    assert namespace["logits"].shape == (2, 4, default_model.config.vocab_size)
 
 
 def test_the_first_screen_has_exactly_two_commands():

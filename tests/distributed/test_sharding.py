@@ -284,7 +284,7 @@ def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, m
     result = json.loads((tmp_path / "out" / "layer_sweep.json").read_text())
     assert result["provenance"]["device"]["processes"] == count
     left = sorted(path.suffix for path in (tmp_path / "out").iterdir())
-    assert left == [".json", ".jsonl", ".png"]
+    assert left == ["", ".json", ".jsonl", ".png", ".svg"]  # "": arrays/
 
 
 def test_training_and_learned_vectors_lose_on_8_devices_what_they_lose_on_one(cases):

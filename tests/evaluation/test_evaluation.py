@@ -133,7 +133,7 @@ def test_a_run_stops_when_extraction_and_injection_disagree(default_model, monke
         residuals[:, :, 17] *= 1.5  # what an unfinished copy would look like
         return residuals, answers
 
-    monkeypatch.setattr(evaluation, "read_texts", stale)
+    monkeypatch.setattr(injection_check, "read_texts", stale)
     with pytest.raises(TaskVecError, match="own residual stream after layer 17 moves"):
         check_injection(default_model, 20)
 
@@ -148,7 +148,7 @@ def changed_prediction(monkeypatch):
             answers.tokens[0, 1 + 2] = token
             return answers
 
-        monkeypatch.setattr(evaluation, "sweep_layers", other_token)
+        monkeypatch.setattr(injection_check, "sweep_layers", other_token)
 
     return change
 

@@ -34,7 +34,8 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
-    names = "layer_sweep show patch_map task_geometry small_pythia.train emergence report bench.mesh_plan paper"
+    names = "layer_sweep show patch_map task_geometry small_pythia.train emergence report"
+    names += " bench.mesh_plan paper"
     names += " learned_task_vector cross_models bench.sweep main_results"
     with Zygote(*names.split()) as made:
         yield made

@@ -27,7 +27,12 @@ TRAINED = [task.name for task in TRAINING_TASKS]
 def parsed(monkeypatch):
     """Parses a study's flags, without a command."""
     values = flags.FlagValues()
-    for module in ("experiments.run.flags", "experiments.run.study", "convert.cli"):
+    for module in (
+        "experiments.run.flags",
+        "experiments.run.start",
+        "experiments.run.results",
+        "convert.cli",
+    ):
         monkeypatch.setattr(f"{module}.FLAGS", values)
     monkeypatch.setattr(flags, "FLAGS", values)
     for kind in ("string", "enum", "bool", "integer", "float", "list"):

@@ -103,7 +103,7 @@ def test_nothing_compiles_beside_the_two_programs_and_the_look_at_the_model(
     )
     shapes, compiled = json.loads(result.stdout.splitlines()[-1])
     assert shapes >= 4
-    assert compiled <= shapes + 1
+    assert compiled <= shapes + 2  # the look at the model, and the check of sums
 
 
 BOUNDED = """
@@ -181,7 +181,7 @@ def test_the_batch_shrinks_with_the_memory_and_too_little_is_refused():
     assert sizes == sorted(sizes)
     assert sizes[0] < 50
     assert sizes[-1] == 50
-    with pytest.raises(TaskVecError, match="one prompt need"):
+    with pytest.raises(TaskVecError, match="one prompt of 128 tokens need"):
         plan.largest_batch(LLAMA, 1e6, 50)
 
 

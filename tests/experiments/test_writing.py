@@ -87,7 +87,7 @@ def test_a_directory_that_stays_empty_is_taken_away_with_those_made_for_it(tmp_p
     kept = tmp_path / "kept"
     kept.mkdir()
     code = (
-        "import sys\nfrom pathlib import Path\nfrom experiments.run.flags import prepare_out\n"
+        "import sys\nfrom pathlib import Path\nfrom experiments.run.results import prepare_out\n"
         "prepare_out(sys.argv[1])\nprepare_out(sys.argv[2])\n"
         "(prepare_out(sys.argv[3]) / 'a').write_text('x')"
     )

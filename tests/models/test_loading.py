@@ -36,7 +36,7 @@ def edit(path: Path, **changes) -> None:
     [
         ({"model_type": "bert"}, "model_type is 'bert', an architecture that is not supported"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', which is not supported"),
-        ({"secret_scale": 3}, r"keys \['secret_scale'\] are not known to this converter"),
+        ({"text_config": {"hidden_size": 3}}, r"reads the keys \['text_config'\]"),
         ({"num_hidden_layers": "REMOVED"}, "num_hidden_layers is missing"),
         ({"hidden_size": "48"}, "hidden_size is '48'; it must be of type int"),
         ({"num_hidden_layers": 6}, r"missing model\.layers\.5\."),

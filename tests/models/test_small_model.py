@@ -84,7 +84,7 @@ def test_its_task_vector_rises_and_falls_over_the_layers(small):
 
 def test_it_is_not_fetched_from_anywhere(tmp_path: Path):
     assert checkpoint_path(SMALL_MODEL) == SHIPPED
-    with pytest.raises(TaskVecError, match=r"comes converted.*train_small"):
+    with pytest.raises(TaskVecError, match=r"comes converted.*small_pythia"):
         convert_model(SMALL_MODEL, tmp_path / "out")
     with pytest.raises(TaskVecError, match="allowed are a branch"):
         load_model(SMALL_MODEL, revision="step32")
