@@ -68,8 +68,6 @@ from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.sweep import inject_vectors, sweep_layers
 
 NAME = "learned_task_vector"
-INITS = ("theta", "zero", "random")
-LOSSES = ("label", "kl")
 FEW_TRAIN = 16  # with fewer pairs left to learn from, the pairs themselves are dealt
 DRAWS = 20  # times num_prompts: how far to look for prompts whose query belongs to a split
 
