@@ -22,8 +22,8 @@ import numpy as np
 
 from experiments.commands.runner import main
 from experiments.run.study import Study
-from taskvec_jax.evaluation.judging import accuracy, is_correct
-from taskvec_jax.evaluation.protocol import TaskResult, evaluate_task
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.tasks import Pair, Task
 
 NAME = "bijections"
@@ -104,19 +104,7 @@ def _agree(a: Pair, b: Pair) -> bool:
 
 def measure_way(study: Study, task: Task) -> dict[str, Any]:
     """The main scores of one direction, with each answer's correctness."""
-    result = evaluate_task(study.model, task, study.settings)
-    return {**result.to_dict(), "right": _right(task, result)}
-
-
-def _right(task: Task, result: TaskResult) -> dict[str, list[bool]]:
-    pairs = {pair.input.strip(): pair for pair in task.pairs}
-    return {
-        measure: [
-            is_correct(task.match, pairs[example.query.strip()], getattr(example, measure))
-            for example in result.examples
-        ]
-        for measure in ("icl", "task_vector")
-    }
+    return evaluate_task(study.model, task, study.settings).to_dict()
 
 
 def split_by_direction(value: dict[str, Any], forward: set[str]) -> dict[str, Any]:
@@ -126,10 +114,11 @@ def split_by_direction(value: dict[str, Any], forward: set[str]) -> dict[str, An
       value: what `measure_way` gives for the mix.
       forward: stripped inputs of the forward task; any other query goes backward.
     """
-    way = np.array([e["query"].strip() in forward for e in value["examples"]], bool)
+    recorded = value["outcomes"]
+    way = np.array([query.strip() in forward for query in recorded["queries"]], bool)
     by_way = {
         name: {
-            measure: vars(accuracy(np.array(value["right"][measure])[mask]))
+            measure: vars(accuracy(np.array(recorded[measure]["correct"])[mask]))
             for measure in ("icl", "task_vector")
         }
         for name, mask in (("forward", way), ("backward", ~way))

@@ -5,10 +5,10 @@
 
 Demonstrations of A and a query valid for both tasks; theta of B is written over the last token of
 the FULL prompt, after the layer where B's own zero-shot accuracy peaks on dev. Each answer is
-judged by A's rule and by B's: A-rate, B-rate, neither, for the plain prompt, for theta of B, and
-for a random vector in its place. Queries whose two answers coincide are not used. The pairs are
-the paper's, with the translation pair that fails there; --all_pairs takes every ordered pair of
-tasks that share at least 20 queries.
+judged, by its first token as in the paper, by A's rule and by B's: A-rate, B-rate, neither, for the
+plain prompt, for theta of B, and for a random vector in its place. Queries whose two answers
+coincide are not used. The pairs are the paper's, with the translation pair that fails there;
+--all_pairs takes every ordered pair of tasks that share at least 20 queries.
 
 Writes conflicting_tasks.json and conflicting_tasks.png/.svg under --out.
 Expected on the default model at the paper's settings: to_upper written into next_letter .96,
@@ -29,8 +29,12 @@ from experiments.commands.runner import main
 from experiments.published import published
 from experiments.run import study as studies
 from experiments.run.study import Study
-from taskvec_jax.evaluation.judging import Judge, accuracy, is_correct
-from taskvec_jax.evaluation.protocol import Settings, random_like, read_theta
+from taskvec_jax.evaluation.answers import Scorer, accepted
+from taskvec_jax.evaluation.random_vectors import random_like
+from taskvec_jax.evaluation.reading import read_theta
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.scoring import scoring_rule
+from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks import Pair
@@ -62,7 +66,9 @@ def run(study: Study, options: Options) -> dict[str, Any]:
     """Runs all pairs that the study's tasks allow."""
     settings = study.short_settings
     tasks = {task.name: task for task in study.tasks}
-    fitted = {name: fit(task, study.model.tokenizer) for name, task in tasks.items()}
+    fitted = {
+        name: fit(task, study.model.tokenizer, settings.filter) for name, task in tasks.items()
+    }
     notes = []
     if options.all_pairs:
         pairs = [
@@ -124,11 +130,11 @@ def shared_queries(a: FittedTask, b: FittedTask) -> list[tuple[Pair, Pair]]:
 
 
 def _mistakable(a: FittedTask, mine: Pair, b: FittedTask, other: Pair) -> bool:
-    return any(
-        is_correct(b.task.match, other, answer) for answer in (mine.output.strip(), *mine.accepted)
-    ) or any(
-        is_correct(a.task.match, mine, answer) for answer in (other.output.strip(), *other.accepted)
-    )
+    def accepts(fitted: FittedTask, pair: Pair, other: Pair) -> bool:
+        rule = scoring_rule("paper", match=fitted.task.match, ignore_case=fitted.task.ignore_case)
+        return any(rule.is_right(answer, accepted(pair)) for answer in accepted(other))
+
+    return accepts(b, other, mine) or accepts(a, mine, other)
 
 
 def draw_pair_prompts(
@@ -172,10 +178,13 @@ def measure_pair(
         settings.batch_size,
     ).tokens
     right = np.stack(
-        [Judge(model, a).correct(of_a, tokens), Judge(model, b).correct(of_b, tokens)]
+        [
+            Scorer(model, a).by_first_token(of_a, tokens),
+            Scorer(model, b).by_first_token(of_b, tokens),
+        ]
     )  # [2, N, 3]
     names = ("plain", "theta", "random")
-    said = Judge(model, a).answers(tokens[:, 1])
+    said = Scorer(model, a).words(tokens[:, 1])
     return {
         "a": a.task.name,
         "b": b.task.name,

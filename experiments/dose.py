@@ -26,10 +26,10 @@ from experiments.run import study as studies
 from experiments.run.study import Study
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.judging import Judge, accuracy
-from taskvec_jax.evaluation.protocol import Settings, draw_prompts
-from taskvec_jax.evaluation.reading import read_prompts
-from taskvec_jax.prompting.prompts import fit
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
+from taskvec_jax.evaluation.reading import draw_prompts, read_prompts
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts
 
@@ -102,21 +102,21 @@ def run(study: Study) -> dict[str, Any]:
 
 def score_prompts(study: Study, task: Task, layer: int, settings: Settings) -> dict[str, Any]:
     """ICL and task vector on test prompts of these settings."""
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
-    test = draw_prompts(judge.fitted, settings, "test")
-    theta, icl = read_prompts(model, test, settings.batch_size)
-    (vector,) = _scores(study, judge, test, theta[:, layer][:, None], layer)
-    return {"icl": vars(accuracy(judge.correct(test, icl))), "task_vector": vector}
+    scorer = scorer_of(study.model, task, study.settings)
+    test = draw_prompts(scorer.fitted, settings, "test")
+    theta, icl = read_prompts(scorer, test, settings.batch_size)
+    (vector,) = _scores(study, scorer, test, theta[:, layer][:, None], layer)
+    return {"icl": vars(accuracy(scorer.by_first_token(test, icl.tokens))), "task_vector": vector}
 
 
 def score_dummies(study: Study, task: Task, layer: int, settings: Settings) -> dict[str, Any]:
     """Theta averaged over the first 1, 2, 4, 8 of the same dummy queries."""
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
-    test = draw_prompts(judge.fitted, settings, "test")
+    model, scorer = study.model, scorer_of(study.model, task, study.settings)
+    test = draw_prompts(scorer.fitted, settings, "test")
     texts = [model.tokenizer.encode_all(p.dummies()) for p in test]
     residuals = read_texts(model, texts, settings.batch_size)[0][:, :, layer]  # [N, 8, D]
     vectors = np.stack([residuals[:, :count].mean(axis=1) for count in DUMMY_QUERIES], axis=1)
-    scores = _scores(study, judge, test, vectors, layer)
+    scores = _scores(study, scorer, test, vectors, layer)
     return dict(zip(map(str, DUMMY_QUERIES), scores, strict=True))
 
 
@@ -126,8 +126,8 @@ def score_writes(study: Study, task: Task, layer: int) -> dict[str, Any]:
     Averages are over a prompt's own theta and those of the prompts after it, in a circle, so that
     every average is over as many test prompts as it says.
     """
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
-    test = draw_prompts(judge.fitted, study.settings, "test")
+    model, scorer = study.model, scorer_of(study.model, task, study.settings)
+    test = draw_prompts(scorer.fitted, study.settings, "test")
     theta = study.theta(task, study.settings)[:, layer]  # [N, D]
     queries = [[ids] for ids in model.tokenizer.encode_all([p.zero_shot() for p in test])]
     own = read_texts(model, queries, study.settings.batch_size)[0][:, 0, layer]
@@ -135,7 +135,7 @@ def score_writes(study: Study, task: Task, layer: int) -> dict[str, Any]:
     averages = [average_round(theta, count) for count in counts]
     sums = [own + scale * theta for scale in ADDED]
     vectors = np.stack([*averages, *sums], axis=1)
-    scores = _scores(study, judge, test, vectors, layer)
+    scores = _scores(study, scorer, test, vectors, layer)
     return {
         "averaged_over_prompts": dict(zip(map(str, counts), scores, strict=False)),
         "added": dict(zip(map(str, ADDED), scores[len(counts) :], strict=True)),
@@ -149,13 +149,13 @@ def average_round(theta: np.ndarray, count: int) -> np.ndarray:
 
 
 def _scores(
-    study: Study, judge: Judge, test: list[Any], vectors: np.ndarray, layer: int
+    study: Study, scorer: Scorer, test: list[Any], vectors: np.ndarray, layer: int
 ) -> list[dict[str, Any]]:
     """Accuracy of each of C vectors a prompt, [N, C, D], after one layer."""
     queries = study.model.tokenizer.encode_all([p.zero_shot() for p in test])
     layers = np.full(vectors.shape[1], layer)
     said = inject_vectors(study.model, queries, vectors, layers, study.settings.batch_size).tokens
-    return [vars(accuracy(column)) for column in judge.correct(test, said[:, 1:]).T]
+    return [vars(accuracy(column)) for column in scorer.by_first_token(test, said[:, 1:]).T]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 
 For every task: theta is extracted from demonstrations + dummy queries after every layer and
 written over the last `->` of a zero-shot query after the same layer. Prints a row a task and
-writes layer_sweep.json and layer_sweep.png under --out. A task that is done is kept in the journal
-there: a run that was stopped goes on with the next one.
+writes layer_sweep.json and layer_sweep.png under --out. The JSON holds every answer to every test
+prompt under `outcomes`. A task that is done is kept in the journal there: a run that was stopped
+goes on with the next one. Controls other than a random vector are in `experiments.main_results`.
 
 Expected on the default model at the paper's settings: see README (2 cores, about 2 minutes).
 """
@@ -15,20 +16,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from experiments.commands.runner import main
 from experiments.run import flags as command
 from experiments.run.flags import console
 from experiments.run.study import Study
 from taskvec_jax.distributed.plan import parameter_count, weight_bytes
-from taskvec_jax.evaluation.judging import Accuracy
-from taskvec_jax.evaluation.results import Settings, TaskResult
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.summary import summarise
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Task
 
 NAME = "layer_sweep"
-HEADER = f"{'task':<38} {'baseline':^18} {'task vector':^18} {'ICL':^18} layer  random"
+HEADER = (
+    f"{'task':<38} {'baseline':^14} {'task vector':^14} {'ICL':^14} layer random queries  ICL-able"
+)
 
 
 def run(study: Study) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def run(study: Study) -> dict[str, Any]:
         NAME,
         study.settings,
         {
-            "tasks": {name: task.to_dict() for name, task in results.items()},
-            "mean": means(results),
+            "tasks": results,
+            **summarise(results, (), seed=study.settings.seed),
         },
     )
 
@@ -59,9 +60,9 @@ def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
     )
 
 
-def run_tasks(study: Study) -> dict[str, TaskResult]:
+def run_tasks(study: Study) -> dict[str, dict[str, Any]]:
     """Evaluates the tasks one by one, or finds them done, printing a row for each."""
-    results: dict[str, TaskResult] = {}
+    results: dict[str, dict[str, Any]] = {}
     tasks, settings = study.tasks, study.settings
     console.print(f"[bold]{HEADER}[/bold]")
     with command.progress_bar() as bar:
@@ -69,39 +70,33 @@ def run_tasks(study: Study) -> dict[str, TaskResult]:
         study.advance = lambda prompts: bar.advance(row, prompts)
         for task in tasks:
             bar.update(row, description=task.name)
-            result = TaskResult.from_dict(study.sweep(task))
+            result = study.sweep(task)
             results[task.name] = result
             bar.update(row, completed=2 * settings.num_prompts * len(results))
             bar.console.print(table_row(task.name, result), markup=False)
-            for warning in result.warnings:
+            for warning in result["warnings"]:
                 bar.console.print(f"  warning: {warning}", markup=False)
         study.advance = lambda prompts: None
     return results
 
 
-def cell(value: Accuracy) -> str:
-    """`.74 [.60-.84] 50`: share, 95 % interval, n."""
+def cell(value: dict[str, Any]) -> str:
+    """`.74 [.60-.84]`: share and 95 % interval."""
 
     def short(share: float) -> str:
         return f"{share:.2f}".removeprefix("0") if share < 0.995 else "1.0"
 
-    return f"{short(value.accuracy)} [{short(value.low)}-{short(value.high)}] {value.n}"
+    return f"{short(value['accuracy'])} [{short(value['low'])}-{short(value['high'])}]"
 
 
-def table_row(name: str, result: TaskResult) -> str:
+def table_row(name: str, result: dict[str, Any]) -> str:
     """One line of the table."""
-    cells = (result.baseline, result.task_vector, result.icl)
-    columns = " ".join(f"{cell(value):^18}" for value in cells)
-    return f"{name:<38} {columns} {result.best_layer:>5}  {result.random_vector.accuracy:.2f}"
-
-
-def means(results: dict[str, TaskResult]) -> dict[str, float]:
-    """Mean over tasks of each measure."""
-    names = ("baseline", "icl", "task_vector", "random_vector")
-    return {
-        name: float(np.mean([getattr(result, name).accuracy for result in results.values()]))
-        for name in names
-    }
+    cells = (result["baseline"], result["task_vector"], result["icl"])
+    columns = " ".join(f"{cell(value):^14}" for value in cells)
+    asked = f"{result['icl']['queries']} of {result['icl']['n']}"
+    able = "yes" if result["icl_able"] else "no"
+    random = result["random"]["accuracy"]
+    return f"{name:<38} {columns} {result['best_layer']:>5} {random:>6.2f} {asked:>8}  {able}"
 
 
 if __name__ == "__main__":

@@ -40,20 +40,16 @@ from experiments.dose import TASKS
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
 from taskvec_jax.evaluation.geometry import log_softmax
-from taskvec_jax.evaluation.judging import Judge, accuracy
-from taskvec_jax.evaluation.protocol import (
-    Settings,
-    best_layer,
-    draw_prompts,
-    random_like,
-    read_theta,
-)
-from taskvec_jax.evaluation.reading import read_prompts
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.random_vectors import random_like
+from taskvec_jax.evaluation.reading import draw_prompts, read_prompts, read_theta
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.prompting.prompts import (
     FittedTask,
     Prompt,
-    fit,
     render_query,
     sample,
 )
@@ -245,10 +241,10 @@ def split_pairs(fitted: FittedTask, settings: Settings) -> Split:
     return Split(train, dev, test[: settings.num_prompts], dealt=True)
 
 
-def answer_tokens(judge: Judge, pair: Pair) -> list[int]:
+def answer_tokens(scorer: Scorer, pair: Pair) -> list[int]:
     """The tokens that are right after a pair's query: whole answers, or the first token of one
     where answers may be several tokens long."""
-    tokenizer, fitted = judge.model.tokenizer, judge.fitted
+    tokenizer, fitted = scorer.model.tokenizer, scorer.fitted
     space = " " if fitted.leading_space else ""
     query = render_query(pair.input)
     found = []
@@ -280,17 +276,17 @@ def mean_states(study: Study, prompts: list[Prompt], num_positions: int) -> np.n
     return (total / len(texts)).swapaxes(0, 1).astype(np.float32)
 
 
-def check_queries(judge: Judge, num_positions: int) -> None:
+def check_queries(scorer: Scorer, num_positions: int) -> None:
     """Refuses to write over more tokens than the task's shortest query has.
 
     Raises:
       TaskVecError: it names that query.
     """
-    texts = [render_query(pair.input) for pair in judge.fitted.pairs]
-    lengths = [len(ids) for ids in judge.model.tokenizer.encode_all(texts)]
+    texts = [render_query(pair.input) for pair in scorer.fitted.pairs]
+    lengths = [len(ids) for ids in scorer.model.tokenizer.encode_all(texts)]
     if num_positions > (most := min(lengths)):
         raise TaskVecError(
-            f"{judge.fitted.task.name}: --num_positions={num_positions}, but the query"
+            f"{scorer.fitted.task.name}: --num_positions={num_positions}, but the query"
             f" {texts[lengths.index(most)]!r} has {most} tokens; allowed: 1 to {most}"
         )
 
@@ -318,11 +314,11 @@ def learn_task(
       TaskVecError: too few pairs, a query shorter than num_positions, or a loss that diverges.
     """
     model, settings = study.model, study.settings
-    judge = Judge(model, fit(task, model.tokenizer))
-    check_queries(judge, num_positions)
-    split = split_pairs(judge.fitted, settings)
+    scorer = scorer_of(model, task, settings)
+    check_queries(scorer, num_positions)
+    split = split_pairs(scorer.fitted, settings)
     # Mean theta is read from prompts made of train pairs alone, so that no answer leaks into it.
-    own = dataclasses.replace(judge.fitted, pairs=tuple(split.train))
+    own = dataclasses.replace(scorer.fitted, pairs=tuple(split.train))
     train_prompts = sample(
         own,
         seed=settings.seed,
@@ -336,9 +332,9 @@ def learn_task(
     dev_prompts = [Prompt((), pair, ()) for pair in split.dev]
     learned = learn(
         model,
-        examples(study, judge, split.train, split.train, loss),
-        examples(study, judge, split.dev, split.train, loss),
-        lambda said: judge.correct(dev_prompts, said),
+        examples(study, scorer, split.train, split.train, loss),
+        examples(study, scorer, split.dev, split.train, loss),
+        lambda said: scorer.by_first_token(dev_prompts, said),
         {
             "theta": mean,
             "zero": np.zeros_like(mean),
@@ -366,7 +362,7 @@ def learn_task(
         "layers": layers,
         "pairs": {"train": len(split.train), "dev": len(split.dev)},
         "dealt": split.dealt,
-        **score_test(study, judge, split.test, layers, mean, learned),
+        **score_test(study, scorer, split.test, layers, mean, learned),
         "learned_layer": layers[best_layer(learned.dev_accuracy)],
         "dev_accuracy": learned.dev_accuracy.tolist(),
         "dev_accuracy_of_mean": learned.dev_accuracies[0].tolist() if init == "theta" else None,
@@ -380,7 +376,7 @@ def learn_task(
 
 
 def examples(
-    study: Study, judge: Judge, pairs: Sequence[Pair], shown: Sequence[Pair], loss: str
+    study: Study, scorer: Scorer, pairs: Sequence[Pair], shown: Sequence[Pair], loss: str
 ) -> Examples:
     """Zero-shot queries of pairs; with loss "kl", beside what the model says after demonstrations
     drawn from `shown`."""
@@ -391,11 +387,11 @@ def examples(
         texts = []
         for pair in pairs:
             others = [other for other in shown if other.input != pair.input]
-            rng = seeded(settings.seed, judge.fitted.task.name, "kl", pair.input)
+            rng = seeded(settings.seed, scorer.fitted.task.name, "kl", pair.input)
             shots = draw(rng, others, settings.num_demonstrations)
             texts.append(Prompt(tuple(shots), pair, ()).icl())
         wanted = next_token_log_probabilities(study, texts)
-    return make_examples(queries, [answer_tokens(judge, pair) for pair in pairs], wanted)
+    return make_examples(queries, [answer_tokens(scorer, pair) for pair in pairs], wanted)
 
 
 def next_token_log_probabilities(study: Study, texts: list[str]) -> np.ndarray:
@@ -418,7 +414,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def score_test(
     study: Study,
-    judge: Judge,
+    scorer: Scorer,
     test: list[Prompt],
     layers: list[int],
     mean: np.ndarray,
@@ -427,8 +423,8 @@ def score_test(
     """Accuracy on test by layer of own thetas, their mean and the learned vectors; and the ends."""
     model, size = study.model, study.settings.batch_size
     queries = model.tokenizer.encode_all([p.zero_shot() for p in test])
-    theta, icl = read_prompts(model, test, size)
-    swept = judge.correct(test, sweep_layers(model, queries, theta, size).tokens)
+    theta, icl = read_prompts(scorer, test, size)
+    swept = scorer.by_first_token(test, sweep_layers(model, queries, theta, size).tokens)
     both = np.concatenate([mean, learned.vectors])
     said = inject_vectors(
         model,
@@ -437,7 +433,7 @@ def score_test(
         np.array(layers * 2),
         size,
     ).tokens[:, 1:]
-    of_mean, of_learned = np.split(judge.correct(test, said), 2, axis=1)
+    of_mean, of_learned = np.split(scorer.by_first_token(test, said), 2, axis=1)
     scores = {
         "extracted": swept[:, 1:][:, layers],
         "mean_theta": of_mean,
@@ -445,7 +441,7 @@ def score_test(
     }
     return {
         "baseline": vars(accuracy(swept[:, 0])),
-        "icl": vars(accuracy(judge.correct(test, icl))),
+        "icl": vars(accuracy(scorer.by_first_token(test, icl.tokens))),
         **{name: [vars(accuracy(c)) for c in right.T] for name, right in scores.items()},
     }
 

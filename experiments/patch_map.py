@@ -30,9 +30,10 @@ from experiments.dose import TASKS
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.judging import Judge
-from taskvec_jax.evaluation.protocol import Settings, draw_prompts, read_theta
-from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, fit
+from taskvec_jax.evaluation.answers import scorer_of
+from taskvec_jax.evaluation.reading import draw_prompts, read_theta
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR
 from taskvec_jax.prompting.tokenizer import ARROW, PAD, Tokenizer
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.patching import read_states, write_states
@@ -144,8 +145,8 @@ def map_positions(
     study: Study, task: Task, settings: Settings, read: str, write: str
 ) -> dict[str, Any]:
     """Accuracy and KL by layer for one read place and one write place, the layer the same."""
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
-    prompts = draw_prompts(judge.fitted, settings, "test")
+    model, scorer = study.model, scorer_of(study.model, task, settings)
+    prompts = draw_prompts(scorer.fitted, settings, "test")
     tokenizer = model.tokenizer
     sources = [p.dummies()[0] for p in prompts]
     tokens, _ = _pad(tokenizer, sources)
@@ -168,7 +169,7 @@ def map_positions(
         states[:, 0],
     )
     return {
-        "accuracy": judge.correct(prompts, patched.tokens).mean(axis=0).tolist(),
+        "accuracy": scorer.by_first_token(prompts, patched.tokens).mean(axis=0).tolist(),
         "kl": np.round(patched.divergence.astype(float).mean(axis=0), 5).tolist(),
     }
 
@@ -181,8 +182,8 @@ def _pad(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray
 
 def map_layers(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
     """Accuracy of theta read after one layer (row) and written after another (column)."""
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
-    prompts = draw_prompts(judge.fitted, settings, "test")
+    model, scorer = study.model, scorer_of(study.model, task, settings)
+    prompts = draw_prompts(scorer.fitted, settings, "test")
     theta = read_theta(model, prompts, settings.batch_size)  # [N, L, D]
     queries = model.tokenizer.encode_all([p.zero_shot() for p in prompts])
     num_layers = theta.shape[1]
@@ -191,7 +192,7 @@ def map_layers(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
     for layer in rows:
         everywhere = np.repeat(theta[:, layer : layer + 1], num_layers, axis=1)
         said = sweep_layers(model, queries, everywhere, settings.batch_size).tokens
-        grid.append(judge.correct(prompts, said[:, 1:]).mean(axis=0).tolist())
+        grid.append(scorer.by_first_token(prompts, said[:, 1:]).mean(axis=0).tolist())
     return {"read_layers": rows, "accuracy": grid}
 
 

@@ -24,8 +24,10 @@ from experiments.commands.runner import main
 from experiments.dose import TASKS
 from experiments.run import study as studies
 from experiments.run.study import Study
-from taskvec_jax.evaluation.judging import Judge, accuracy
-from taskvec_jax.evaluation.protocol import draw_prompts
+from taskvec_jax.evaluation.answers import Scorer
+from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks import Pair, Task
@@ -88,20 +90,20 @@ def run(study: Study) -> dict[str, Any]:
     )
 
 
-def fit_templates(model: Model, task: Task) -> FittedTask:
+def fit_templates(model: Model, task: Task, settings: Settings) -> FittedTask:
     """The pairs of a fitted task that every template can pose.
 
     A template suits a pair when the answer's tokens follow the query's, and the answer is one
     token outside the knowledge category.
     """
-    fitted = fit(task, model.tokenizer)
+    fitted = fit(task, model.tokenizer, settings.filter)
 
     def fits(pair: Pair) -> bool:
         lengths = [
             len(model.tokenizer.continuation(template.ask(pair), pair.output))
             for template in TEMPLATES
         ]
-        if task.match == "prefix":
+        if task.match == "prefix" or settings.filter == "none":
             return min(lengths) > 0
         return set(lengths) == {1}
 
@@ -111,8 +113,8 @@ def fit_templates(model: Model, task: Task) -> FittedTask:
 def carry(study: Study, task: Task, layer: int) -> dict[str, Any]:
     """Accuracy of theta from each template (row) in each template's zero-shot query (column)."""
     model, settings = study.model, study.settings
-    judge = Judge(model, fit_templates(model, task))
-    test = draw_prompts(judge.fitted, settings, "test")
+    scorer = Scorer(model, fit_templates(model, task, settings))
+    test = draw_prompts(scorer.fitted, settings, "test")
     encode = model.tokenizer.encode_all
     thetas, icl = [], []
     for template in TEMPLATES:
@@ -121,7 +123,7 @@ def carry(study: Study, task: Task, layer: int) -> dict[str, Any]:
         ]
         residuals, read = read_texts(model, texts, settings.batch_size)
         thetas.append(residuals[:, :-1, layer].mean(axis=1))
-        icl.append(vars(accuracy(judge.correct(test, read.tokens[:, -1]))))
+        icl.append(vars(accuracy(scorer.by_first_token(test, read.tokens[:, -1]))))
     vectors = np.stack(thetas, axis=1)  # [N, templates, D]
     grid, zero_shot = [], []
     for template in TEMPLATES:
@@ -132,13 +134,13 @@ def carry(study: Study, task: Task, layer: int) -> dict[str, Any]:
             np.full(len(TEMPLATES), layer),
             settings.batch_size,
         ).tokens
-        right = judge.correct(test, said)
+        right = scorer.by_first_token(test, said)
         zero_shot.append(vars(accuracy(right[:, 0])))
         grid.append([vars(accuracy(column)) for column in right[:, 1:].T])
     # grid[write][read] -> [read][write]
     return {
         "layer": layer,
-        "num_pairs": len(judge.fitted.pairs),
+        "num_pairs": len(scorer.fitted.pairs),
         "icl": icl,
         "zero_shot": zero_shot,
         "task_vector": [list(column) for column in zip(*grid, strict=True)],

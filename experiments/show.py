@@ -9,6 +9,8 @@ injected? Takes a few seconds on the default model.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from absl import flags
 from rich.box import SIMPLE
@@ -17,10 +19,11 @@ from rich.table import Table
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.judging import Judge
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
+from taskvec_jax.evaluation.reading import draw_prompts
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe
-from taskvec_jax.prompting.prompts import Prompt, fit, sample
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
@@ -39,16 +42,10 @@ def main() -> None:
             f"--layer={FLAGS.layer} is out of range; allowed: 0 to {num_layers - 1}, counted from 0"
         )
     model = command.model_from_flags()
-    fitted = fit(task, model.tokenizer)
-    (prompt,) = sample(
-        fitted,
-        seed=settings.seed,
-        split="test",
-        count=1,
-        num_demonstrations=settings.num_demonstrations,
-        num_dummy_queries=settings.num_dummy_queries,
-        start=FLAGS.index,
-    )
+    scorer = scorer_of(model, task, settings)
+    fitted = scorer.fitted
+    one = dataclasses.replace(settings, num_prompts=1)
+    (prompt,) = draw_prompts(fitted, one, "test", FLAGS.index)
 
     console.print(f"[bold]{task.name}[/bold], test prompt {FLAGS.index}, seed {settings.seed}")
     console.print(
@@ -64,7 +61,7 @@ def main() -> None:
     residuals, read = read_texts(model, [encode(texts)], batch_size=1)
     theta = residuals[:, :-1].mean(axis=1)  # [1, L, D]
     swept = sweep_layers(model, encode([prompt.zero_shot()]), theta, batch_size=1)
-    show_answers(Judge(model, fitted), prompt, int(read.tokens[0, -1]), swept.tokens[0], theta[0])
+    show_answers(scorer, prompt, int(read.tokens[0, -1]), swept.tokens[0], theta[0])
 
 
 def task_from_flags() -> Task:
@@ -107,7 +104,7 @@ def show_text(model: Model, title: str, text: str, site: str) -> None:
 
 
 def show_answers(
-    judge: Judge, prompt: Prompt, icl: int, swept: np.ndarray, theta: np.ndarray
+    scorer: Scorer, prompt: Prompt, icl: int, swept: np.ndarray, theta: np.ndarray
 ) -> None:
     """Expected and predicted answers, without injection, in context, and by layer of injection.
 
@@ -121,9 +118,9 @@ def show_answers(
         table.add_column(column)
 
     def add(label: str, token: int, norm: str = "") -> None:
-        correct = judge.correct([prompt], np.array([token]))[0]
+        correct = scorer.by_first_token([prompt], np.array([token]))[0]
         table.add_row(
-            label, repr(judge.answers(np.array([token]))[0]), "yes" if correct else "", norm
+            label, repr(scorer.words(np.array([token]))[0]), "yes" if correct else "", norm
         )
 
     accepted = ", ".join(map(repr, (prompt.query.output, *prompt.query.accepted)))

@@ -25,11 +25,10 @@ import numpy as np
 from experiments.commands.runner import main
 from experiments.published import published, published_name
 from experiments.run.study import Study
-from taskvec_jax.evaluation.judging import Judge
-from taskvec_jax.evaluation.protocol import draw_prompts
+from taskvec_jax.evaluation.answers import scorer_of
+from taskvec_jax.evaluation.reading import draw_prompts
 from taskvec_jax.evaluation.vocabulary import gold_ranks, top_words
-from taskvec_jax.prompting.prompts import fit, render_query
-from taskvec_jax.tasks import Pair, Task
+from taskvec_jax.tasks import Task
 
 NAME = "vocabulary_projection"
 OFFSETS = (0, 1, 2, 3, 4)
@@ -70,13 +69,9 @@ def project(study: Study, task: Task, layer: int) -> dict[str, Any]:
     model, num_layers = study.model, theta.shape[1]
     mean = theta.mean(axis=0)
     layers = [layer + offset for offset in OFFSETS if layer + offset < num_layers]
-    judge = Judge(model, fit(task, model.tokenizer))
-    prompts = draw_prompts(judge.fitted, study.settings, "test")
-
-    def first(pair: Pair) -> int:
-        return model.tokenizer.continuation(render_query(pair.input), pair.output)[0]
-
-    gold = [[*map(first, p.dummy_queries), first(p.query)] for p in prompts]
+    scorer = scorer_of(model, task, study.settings)
+    prompts = draw_prompts(scorer.fitted, study.settings, "test")
+    gold = [[*map(scorer.first_token, (*p.dummy_queries, p.query))] for p in prompts]
     dummy, query = median_ranks(gold_ranks(model, theta, gold))
     return {
         "best_layer": layer,

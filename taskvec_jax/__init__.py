@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec_jax.distributed import backend as _backend  # first: it sets up the compiler  # noqa: F401
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.controls import evaluate_with_controls
+from taskvec_jax.evaluation.controlled import evaluate_with_controls
 from taskvec_jax.evaluation.protocol import evaluate_task
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import work
-from taskvec_jax.evaluation.judging import Judge
-from taskvec_jax.evaluation.protocol import Settings, best_layer, draw_prompts
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import Prompt, fit
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.decoder import Decoder
 from taskvec_jax.vectors import sweep, task_vectors
@@ -46,13 +48,13 @@ class Part:
       texts: rows of texts, dev first: dummy prompts, and for test prompts the ICL prompt too.
       queries: zero-shot queries, dev first.
       prompts: the dev prompts, to judge answers by.
-      judge: of the task; None for random weights, where nothing is right.
+      scorer: of the task.
     """
 
     texts: list[list[list[int]]]
     queries: list[list[int]]
     prompts: list[Prompt]
-    judge: Judge
+    scorer: Scorer
 
     @property
     def half(self) -> int:
@@ -61,7 +63,7 @@ class Part:
 
     def choose_layer(self, swept: np.ndarray) -> int:
         """Best layer by dev answers int [N, L]."""
-        return best_layer(self.judge.correct(self.prompts, swept).mean(axis=0))
+        return best_layer(self.scorer.by_first_token(self.prompts, swept).mean(axis=0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +81,12 @@ Stage = Callable[[Model, Part, int], Outcome]
 
 def prepare(model: Model, task: Task, settings: Settings) -> Part:
     """Draws and tokenizes one task's prompts."""
-    fitted = fit(task, model.tokenizer)
-    dev, test = (draw_prompts(fitted, settings, split) for split in ("dev", "test"))
+    scorer = scorer_of(model, task, settings)
+    dev, test = (draw_prompts(scorer.fitted, settings, split) for split in ("dev", "test"))
     encode = model.tokenizer.encode_all
     texts = [encode(p.dummies()) for p in dev] + [encode([*p.dummies(), p.icl()]) for p in test]
     queries = encode([p.zero_shot() for p in [*dev, *test]])
-    return Part(texts, queries, dev, Judge(model, fitted))
+    return Part(texts, queries, dev, scorer)
 
 
 def batches(rows: Sequence[Any], batch_size: int) -> list[list[Any]]:

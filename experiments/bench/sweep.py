@@ -64,7 +64,7 @@ from experiments.run.own_tasks import tokenizer_of
 from experiments.run.results import prepare_out, provenance, write_json
 from experiments.run.start import fitting_tasks, tell_left_out
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe

@@ -6,28 +6,64 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section
+from experiments.page.section import Section, span
 
 NAME = "layer_sweep"
+COLUMNS = {
+    "baseline": "zero-shot",
+    "task_vector": "task vector",
+    "icl": "ICL",
+    "random": "random vector",
+}
 
 
 def section(result: dict[str, Any]) -> Section:
     """The means, and where the mean curve peaks; the rows were printed as they came."""
-    mean = result["mean"]
     curve = np.mean([task["dev_accuracy_by_layer"] for task in result["tasks"].values()], axis=0)
+    peak = result["peak"]
+    words = []
+    for group, title in (("icl_able", "tasks that ICL does on dev"), ("all", "tasks, all of them")):
+        if means := result["mean"][group]:
+            words.append(
+                f"mean of {len(result['groups'][group])} {title}: "
+                + ", ".join(f"{name} {_mean(means[key])}" for key, name in COLUMNS.items())
+            )
+            first, whole = (
+                result[f"mean_{rule}"][group]["task_vector"]["accuracy"]
+                for rule in ("paper", "full")
+            )
+            words[-1] += f"; task vector by first tokens {first:.3f}, by whole answers {whole:.3f}"
+    if gain := result["share_of_icl_gain"]["icl_able"]:
+        words.append(f"the vector has {span(gain)} of ICL's gain over zero-shot")
+    if result["given_icl"]:
+        right, wrong = (result["given_icl"][name] for name in ("right", "wrong"))
+        words.append(
+            f"P(vector right | ICL right) {span(right)}; P(vector right | ICL wrong) {span(wrong)}"
+        )
+    steady = "" if peak["share"] is None else f" (in {peak['share']:.0%} of draws of the tasks)"
+    words.append(
+        f"mean dev curve peaks after layer {peak['layer']} of 0-{len(curve) - 1}{steady} at"
+        f" {curve.max():.3f}; {result['provenance']['seconds']:.0f} s"
+    )
+    words.append(
+        "intervals: these tasks; tasks like these (not drawn at random). Controls and the share"
+        " that needs the right pairing: python -m experiments.main_results"
+    )
     return Section(
         "Where does the task vector work?",
-        [
-            f"mean of {len(result['tasks'])} tasks: baseline {mean['baseline']:.3f}, task vector"
-            f" {mean['task_vector']:.3f}, ICL {mean['icl']:.3f}, random vector"
-            f" {mean['random_vector']:.3f}; mean dev curve peaks after layer {curve.argmax()} of"
-            f" 0-{len(curve) - 1} at {curve.max():.3f}; {result['provenance']['seconds']:.0f} s"
-        ],
+        words,
         captions={
-            NAME: "Accuracy of zero-shot dev prompts with theta injected after each layer: one"
-            " line a task, their mean in black."
+            NAME: "Accuracy of zero-shot dev prompts with theta injected after each layer, by first"
+            " tokens: one line a task, their mean in black."
         },
     )
+
+
+def _mean(mean: dict[str, Any]) -> str:
+    """`.442 (.418 to .468; .293 to .586)`."""
+    these = f"{mean['low_these']:.3f} to {mean['high_these']:.3f}"
+    wide = "" if mean["low"] is None else f"; {mean['low']:.3f} to {mean['high']:.3f}"
+    return f"{mean['accuracy']:.3f} ({these}{wide})"
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +85,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     axes.fill_between(layers, mean - spread, mean + spread, color="black", alpha=0.08, linewidth=0)
     axes.plot(layers, mean, color="black", linewidth=2.4, label=f"mean of {len(tasks)}, ± 1 sd")
     for key, style, text in (("icl", "--", "in-context"), ("baseline", ":", "zero-shot")):
-        level = result["mean"][key]
+        level = result["mean"]["all"][key]["accuracy"]
         axes.axhline(level, color="black", linestyle=style, linewidth=1)
         axes.annotate(
             f"{text} {level:.2f}",

@@ -1,6 +1,6 @@
 """How `experiments.main_results` is shown: its words, tables and figures."""
 
-# Long because: one result has four tables and two figures.
+# Long because: one result has five tables and two figures.
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Cell, Section, Table, number, score, text
+from experiments.page.section import Cell, Section, Table, number, score, span, text
 from taskvec_jax.evaluation.controls import CONTROLS
-from taskvec_jax.evaluation.judging import is_correct
-from taskvec_jax.tasks import Pair
-from taskvec_jax.tasks.task import CONVENTIONS  # for results written before they held `match`
 
 GOOD_TASK = 0.75  # the same number as in `experiments.main_results`, which pages do not import
 MEASURES = ("baseline", "task_vector", "icl")
+TITLES = {"baseline": "zero-shot", "icl": "ICL", "task_vector": "task vector"}
+PHRASES = {"baseline": "zero-shot"} | {name: c.phrase for name, c in CONTROLS.items()}
+WHOLE = {"full": "whole answers", "paper": "first tokens, as the paper scores them"}
 
 
-def section_headline(model: str, mean: Mapping[str, float], shots: int, tasks: int) -> str:
+def section_headline(model: str, mean: Mapping[str, float], shots: int, tasks: str) -> str:
     """What one vector does for a model, in a sentence that is true of any scores.
 
     Args:
       mean: over tasks, of baseline, task_vector and icl.
+      tasks: which ones.
     """
     base, vector, icl = mean["baseline"], mean["task_vector"], mean["icl"]
     change = (
@@ -38,105 +39,186 @@ def section_headline(model: str, mean: Mapping[str, float], shots: int, tasks: i
     )
     return (
         f"On {model} one vector {change}, where {shots}-shot prompting reaches {icl:.2f}"
-        f" ({tasks} tasks){share}."
+        f" ({tasks}){share}."
     )
 
 
 def section(result: dict[str, Any]) -> Section:
     """The table and what it says."""
-    tasks, mean = result["tasks"], result["mean"]
-    beating, count = result["beating"], len(tasks)
-    last = result["num_layers"] - 1
+    tasks, last = result["tasks"], result["num_layers"] - 1
+    able = result["mean"]["icl_able"]
+    group = "icl_able" if able else "all"
+    mean = {name: value["accuracy"] for name, value in result["mean"][group].items()}
+    count = len(result["groups"][group])
+    which = f"{count} tasks that ICL does" if able else f"{count} tasks, none of which ICL does"
     words = [
-        section_headline(result["model"], mean, result["settings"]["num_demonstrations"], count),
-        f"{len(beating)} of {count} task vectors beat every control: {_all_controls()}"
-        " (the 95 % interval of each difference is above zero)."
-        + (
-            " Not shown for: " + ", ".join(name for name in tasks if name not in beating) + "."
-            if len(beating) < count
-            else ""
-        ),
-        f"Theta from shuffled labels scores {mean['shuffled_labels']:.2f} (ICL with the same"
-        f" shuffled demonstrations: {mean['icl_shuffled_labels']:.2f}). They keep the inputs and"
-        " the kind of answer, and break only the pairing. Without this control"
-        f" {len(result['beating_all_but_shuffled_labels'])} of {count} beat their controls.",
-        f"One layer for all tasks (layer {result['common_layer']} of 0–{last}) scores"
-        f" {mean['common_layer']:.2f} instead of {mean['task_vector']:.2f} with each task's own.",
+        section_headline(result["model"], mean, result["settings"]["num_demonstrations"], which),
+        *_statistics(result),
     ]
+    one, own = (result["common_layer_paper"][name] for name in ("one_layer", "own_layer"))
+    words.append(
+        f"One layer for all tasks (layer {result['common_layer']} of 0–{last}) scores {one:.2f}"
+        f" instead of {own:.2f} with each task's own (first tokens, all tasks)."
+    )
     where = result["published_model"]
-    published_title = where or "mean of its 7 models"
+    key = "published" if where else "published_mean_of_7_models"
     if where:
         theirs = [task["published"]["task_vector"] for task in tasks.values() if task["published"]]
         words.append(
             f"The paper reports {np.mean(theirs):.2f} for the task vector on {where}"
-            f" ({len(theirs)} of these tasks)."
+            f" ({len(theirs)} of these tasks{_other_pairs(result)})."
         )
+    published_title = where or "mean of its 7 models"
     return Section(
         "Does one vector carry the task?",
         words,
         [
-            _scores_table(
-                tasks, published_title, "published" if where else "published_mean_of_7_models"
-            ),
+            _scores_table(result, published_title, key),
             _controls_table(tasks),
-            _strict_table(tasks),
+            _graded_table(tasks),
+            _data_table(tasks),
             _worst_table(tasks),
         ],
         {
             "main_results": "Zero-shot, task vector and in-context accuracy on test with 95 %"
-            " intervals. The tick is the best control; hollow diamonds are the published"
-            f" task-vector scores ({where or 'mean of the seven published models'}).",
-            "accuracy_by_layer": "Dev accuracy with theta injected after each layer. Thin lines"
-            " are tasks; the band is one standard deviation over the tasks whose best exceeds"
-            f" {GOOD_TASK} (the paper's rule).",
+            " intervals. The tick is the hardest control; hollow diamonds are the published"
+            f" task-vector scores ({where or 'mean of the seven published models'}"
+            f"{_other_pairs(result)}).",
+            "accuracy_by_layer": "Dev accuracy with theta injected after each layer, by first"
+            " tokens. Thin lines are tasks; the band is one standard deviation over the tasks"
+            f" whose best exceeds {GOOD_TASK} (the paper's rule).",
         },
     )
 
 
-def _all_controls() -> str:
-    """The controls in words, zero-shot among them."""
-    *first, last = ("zero-shot", *(control.phrase for control in CONTROLS.values()))
-    return f"{', '.join(first)} and {last}"
+def _statistics(result: dict[str, Any]) -> list[str]:
+    """The comparison with the controls, the pairing and the conditional accuracies, in words."""
+    tasks, primary = result["tasks"], result["primary"]
+    words = []
+    if primary:
+        difference = primary["difference"]
+        words.append(
+            f"Over the {primary['num_tasks']} tasks that ICL does on dev, the vector's mean less"
+            f" that of the strongest control ({PHRASES[primary['control']]}) is"
+            f" {difference['accuracy']:+.2f}; 95 % interval for these tasks"
+            f" {difference['low_these']:+.2f} to {difference['high_these']:+.2f}"
+            + (
+                f", for tasks like these {difference['low']:+.2f} to {difference['high']:+.2f}"
+                if difference["low"] is not None
+                else ""
+            )
+            + f"; p = {primary['p']:.2g}: {primary['verdict']}."
+        )
+    beating = [name for name, task in tasks.items() if task["beats"]]
+    words.append(
+        f"{len(beating)} of {len(tasks)} task vectors are above every control, zero-shot among"
+        " them (exact paired tests, corrected for the number of tasks)."
+        + (
+            " Not shown for: " + ", ".join(name for name in tasks if name not in beating) + "."
+            if len(beating) < len(tasks)
+            else ""
+        )
+    )
+    share = result["pairing_share"]
+    wrong = np.mean([task["wrong_label_share"] for task in tasks.values()])
+    words.append(
+        f"Share of the vector's gain that needs the right pairing of inputs and labels:"
+        f" {span(share)}; with wrong labels ({wrong:.0%} of them are) the rest is left."
+        if share
+        else "Which share of the vector's gain needs the right pairing cannot be told: the gain's"
+        " own interval holds 0, or there is no task that ICL does."
+    )
+    gain = result["share_of_icl_gain"]["icl_able"]
+    if gain:
+        words.append(f"The vector has {span(gain)} of ICL's gain over zero-shot.")
+    if result["given_icl"]:
+        right, wrong = (result["given_icl"][name] for name in ("right", "wrong"))
+        words.append(
+            f"The vector is right on {span(right)} of the prompts that ICL answers rightly and on"
+            f" {span(wrong)} of the others."
+        )
+    peak = result["peak"]
+    if peak["share"] is not None:
+        words.append(
+            f"The mean dev curve peaks at layer {peak['layer']}, which is the peak in"
+            f" {peak['share']:.0%} of bootstrap draws of the tasks."
+        )
+    return words
 
 
-def _name(name: str) -> Cell:
-    return text(name)
+def _other_pairs(result: dict[str, Any]) -> str:
+    """What to say of published numbers where they are of other pairs of words than ours."""
+    settings = result["settings"]
+    replication = settings.get("task_data") and settings.get("rule") == "paper"
+    return "" if replication else "; other pairs"
 
 
-def _scores_table(tasks: dict[str, Any], published_title: str, key: str) -> Table:
+def in_order(result: dict[str, Any]) -> dict[str, Any]:
+    """The tasks, those that in-context learning does first."""
+    tasks = result["tasks"]
+    return dict(sorted(tasks.items(), key=lambda item: not item[1]["icl_able"]))
+
+
+def _scores_table(result: dict[str, Any], published_title: str, key: str) -> Table:
+    rule = next(iter(result["tasks"].values()))["rule"]
+    other = "paper" if rule == "full" else "full"
     rows = []
-    for name, task in tasks.items():
+    for name, task in in_order(result).items():
         theirs = task[key] or {}
-        best = task["best_control"]
-        height = task["baseline"] if best == "baseline" else task["controls"][best]
+        recorded = task["outcomes"]
+        by_other = np.mean(recorded["task_vector"][f"correct_{other}"])
+        hardest = task["hardest"]
         rows.append(
             [
-                _name(name),
+                text(name),
+                text("yes" if task["icl_able"] else "no"),
                 score(task["baseline"]),
-                score(task["task_vector"], "good" if task["beats_controls"] else "bad"),
+                score(task["task_vector"], "good" if task["beats"] else "bad"),
                 score(task["icl"]),
-                score(height),
+                number(np.mean(recorded[hardest]["correct"])),
+                text(PHRASES[hardest]),
                 text(
-                    "beats controls" if task["beats_controls"] else "not shown",
-                    "good" if task["beats_controls"] else "bad",
-                    task["verdict"],
+                    "above all" if task["beats"] else "not shown",
+                    "good" if task["beats"] else "bad",
+                    f"p = {task['p']:.2g} after correction",
                 ),
                 Cell(str(task["best_layer"]), task["best_layer"]),
-                score(task["common_layer"]),
+                number(task["icl"]["queries"], 0),
+                number(float(by_other)),
                 *(number(theirs.get(measure)) for measure in MEASURES),
             ]
         )
+    blank = text("")
+    for group, title in (("icl_able", "mean, tasks ICL does"), ("all", "mean, all tasks")):
+        means, others = result["mean"][group], result[f"mean_{other}"][group]
+        if not means:
+            continue
+        rows.append(
+            [
+                text(f"{title} ({len(result['groups'][group])})"),
+                blank,
+                *(_mean_cell(means[measure]) for measure in MEASURES),
+                *[blank] * 5,
+                number(others["task_vector"]["accuracy"]),
+                *[blank] * 3,
+            ]
+        )
     return Table(
-        f"Accuracy on test (own layer chosen on dev) with 95 % intervals; paper: {published_title}",
+        f"Accuracy on test by {WHOLE[rule]} (layers chosen on dev) with 95 % intervals; those of"
+        " means are for these tasks, notes give the ones for tasks like these (which were not drawn"
+        f" at random); paper: {published_title}{_other_pairs(result)}",
         [
             "task",
+            "ICL does it",
             "zero-shot",
             "task vector",
             "ICL",
-            "best control",
+            "hardest control",
+            "which",
             "verdict",
             "layer",
-            "one layer for all",
+            "queries",
+            f"vector, {'first token' if other == 'paper' else 'whole answer'}",
             "paper: zero-shot",
             "paper: vector",
             "paper: ICL",
@@ -145,56 +227,108 @@ def _scores_table(tasks: dict[str, Any], published_title: str, key: str) -> Tabl
     )
 
 
+def _mean_cell(mean: dict[str, Any]) -> Cell:
+    these = f"{mean['low_these']:.2f}–{mean['high_these']:.2f}"
+    wide = "" if mean["low"] is None else f"; tasks like these {mean['low']:.2f}–{mean['high']:.2f}"
+    value = mean["accuracy"]
+    return Cell(f"{value:.2f}", value, "", f"these tasks {these}{wide}", these)
+
+
 def _controls_table(tasks: dict[str, Any]) -> Table:
+    def cell(task: dict[str, Any], name: str) -> Cell:
+        found = score(task["controls"][name])
+        layer = (task["outcomes"][name] or {}).get("layer")
+        if layer is None:
+            return found
+        return Cell(found.text, found.value, found.tone, f"{found.note}; layer {layer}")
+
     rows = [
         [
-            _name(name),
-            score(task["task_vector"], "good" if task["beats_controls"] else "bad"),
+            text(name),
+            score(task["task_vector"], "good" if task["beats"] else "bad"),
             score(task["baseline"]),
-            *(score(task["controls"][control]) for control in CONTROLS),
-            score(task["icl_shuffled_labels"]),
-            text(task["verdict"], "good" if task["beats_controls"] else "bad"),
+            *(cell(task, control) for control in CONTROLS),
+            text(_nearest(task)),
+            score(task["icl_wrong_labels"]),
+            number(task["wrong_label_share"]),
         ]
         for name, task in tasks.items()
     ]
     return Table(
-        "Controls, on the same test prompts by the same rule",
+        "Controls, on the same test prompts by the same rule, each vector at its own layer chosen"
+        " on dev. Not to be beaten: the nearest task, which may be related, and wrong labels, which"
+        " are an estimate",
         [
             "task",
             "task vector",
             "zero-shot",
             *(control.title for control in CONTROLS.values()),
-            "ICL, shuffled labels",
-            "in words",
+            "nearest task",
+            "ICL, wrong labels",
+            "labels wrong",
         ],
         rows,
     )
 
 
-def _strict_table(tasks: dict[str, Any]) -> Table:
+def _nearest(task: dict[str, Any]) -> str:
+    others = task["other_tasks"]
+    return max(others, key=lambda name: others[name]["dev_accuracy"], default="–")
+
+
+def _graded_table(tasks: dict[str, Any]) -> Table:
+    rows = []
+    for name, task in tasks.items():
+        recorded = task["outcomes"]
+        row = [text(name)]
+        for column in ("baseline", "task_vector", "icl", "random"):
+            row.append(number(float(np.mean(recorded[column]["logprob"]))))
+            row.append(number(float(np.median(recorded[column]["rank"])), 0))
+        for column in ("baseline", "task_vector", "icl"):
+            row.append(number(float(np.mean(recorded[column]["logit_difference"]))))
+        rows.append(row)
+    return Table(
+        "Graded scores of the first token of the best accepted answer: mean log-probability (nats),"
+        " median rank (0 is the top), and mean logit difference to another pair's output",
+        [
+            "task",
+            *(
+                title
+                for column in ("zero-shot", "vector", "ICL", "random")
+                for title in (f"{column}: log p", "rank")
+            ),
+            *(f"{column}: difference" for column in ("zero-shot", "vector", "ICL")),
+        ],
+        rows,
+    )
+
+
+def _data_table(tasks: dict[str, Any]) -> Table:
     rows = [
         [
-            _name(name),
-            score(task["task_vector"]),
-            score(task["task_vector_strict"]),
-            score(task["icl"]),
-            score(task["icl_strict"]),
+            text(name),
             Cell(f"{task['num_pairs']} of {task['num_all_pairs']}", task["num_pairs"]),
             text("␣x-> ␣y" if task["leading_space"] else "x->y"),
+            number(task["icl"]["n"], 0),
+            number(task["icl"]["queries"], 0),
+            text("shared" if task["shared_queries"] else "apart"),
+            number(task["dev_icl"]),
+            number(task["dev_baseline"]),
             text("; ".join(task["warnings"]), "bad" if task["warnings"] else ""),
         ]
         for name, task in tasks.items()
     ]
     return Table(
-        "The strict rule (the first token of an accepted answer), and what the tokenizer kept",
+        "What the tokenizer kept, and what was asked",
         [
             "task",
-            "task vector",
-            "strict",
-            "ICL",
-            "ICL strict",
             "pairs kept",
             "form",
+            "test prompts",
+            "distinct queries",
+            "dev and test queries",
+            "ICL on dev",
+            "zero-shot on dev",
             "warnings",
         ],
         rows,
@@ -209,31 +343,26 @@ def _worst_table(tasks: dict[str, Any]) -> Table:
     )
     rows = []
     for name in order:
-        wrong = [e for e in tasks[name]["examples"] if not _right(tasks[name], e, "task_vector")]
-        # Those that ICL gets right say most about the vector.
-        wrong.sort(key=lambda e: not _right(tasks[name], e, "icl"))
+        recorded = tasks[name]["outcomes"]
+        icl, vector = recorded["icl"], recorded["task_vector"]
+        wrong = [i for i, right in enumerate(vector["correct"]) if not right]
+        wrong.sort(key=lambda i: not icl["correct"][i])  # those that ICL gets right say most
         rows += [
             [
-                _name(name),
-                text(e["query"].strip()),
-                text(e["answer"].strip()),
-                text(e["icl"] or "(nothing)"),
-                text(e["task_vector"] or "(nothing)"),
+                text(name),
+                text(recorded["queries"][i].strip()),
+                text(", ".join(recorded["answers"][i])),
+                text(icl["predicted"][i] or "(nothing)"),
+                text(vector["predicted"][i] or "(nothing)"),
             ]
-            for e in wrong[:4]
+            for i in wrong[:4]
         ]
     return Table(
-        "Worst examples: up to four a task where the vector's answer is not the first accepted one",
-        ["task", "query", "answer", "ICL says", "with the task vector"],
+        "Worst examples: up to four a task where the vector's answer is wrong, as far as it was"
+        " needed to see that",
+        ["task", "query", "accepted answers", "ICL says", "with the task vector"],
         rows,
     )
-
-
-def _right(task: dict[str, Any], example: dict[str, str], measure: str) -> bool:
-    """By the paper's rule, other accepted answers left aside: examples do not hold them."""
-    pair = Pair(example["query"], example["answer"])
-    match = task.get("match") or CONVENTIONS.get(task["category"], {}).get("match", "exact")
-    return is_correct(match, pair, example[measure])
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -266,15 +395,14 @@ def _draw_bars(result: dict[str, Any]) -> Any:
             alpha=0.6,
         )
     for y, task in zip(place, tasks.values(), strict=True):
-        best = task["best_control"]
-        height = (task["baseline"] if best == "baseline" else task["controls"][best])["accuracy"]
+        height = float(np.mean(task["outcomes"][task["hardest"]]["correct"]))
         axes.plot([height, height], [y - 0.42, y + 0.42], color="#ff725c", linewidth=2)
         theirs = task["published"] or task["published_mean_of_7_models"]
         if theirs:
             axes.plot(
                 theirs["task_vector"], y, "D", markersize=5, fillstyle="none", color=figures.ink()
             )
-    axes.plot([], [], color="#ff725c", linewidth=2, label="best control")
+    axes.plot([], [], color="#ff725c", linewidth=2, label="hardest control")
     where = result["published_model"] or "mean of 7 models"
     axes.plot(
         [], [], "D", fillstyle="none", color=figures.ink(), label=f"paper's task vector ({where})"
@@ -282,13 +410,14 @@ def _draw_bars(result: dict[str, Any]) -> Any:
     axes.set_yticks(
         place,
         [
-            figures.short(name, task["category"]) + ("" if task["beats_controls"] else " ✗")
+            figures.short(name, task["category"]) + ("" if task["beats"] else " ✗")
             for name, task in tasks.items()
         ],
     )
     axes.set(xlim=(0, 1.02), ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test")
     axes.set_title(
-        f"{result['model']}: one vector against the whole prompt\n✗ not shown to beat its controls"
+        f"{result['model']}: one vector against the whole prompt\n"
+        "✗ not shown to be above its controls"
     )
     figure.legend(loc="outside lower center", ncols=5)
     return figure

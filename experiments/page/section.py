@@ -16,12 +16,14 @@ class Cell:
       value: what it sorts by; the text itself when None.
       tone: "", "good", "bad" or "quiet".
       note: a longer explanation.
+      interval: of the value; in the terminal, where notes are not shown, it stands behind the text.
     """
 
     text: str
     value: float | None = None
     tone: str = ""
     note: str = ""
+    interval: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +68,39 @@ def score(value: Mapping[str, Any] | None, tone: str = "") -> Cell:
     """A share with its 95 % interval; a dash for None."""
     if value is None:
         return Cell("–", -1.0, "quiet")
-    span = f"{value['low']:.2f}–{value['high']:.2f}"
+    n = f", n = {value['n']}" if "n" in value else ""
+    if value.get("queries") and value["queries"] != value["n"]:
+        n += f" ({value['queries']} queries)"
+    interval = "" if value["low"] is None else f"{value['low']:.2f}–{value['high']:.2f}"
     return Cell(
         f"{value['accuracy']:.2f}",
         float(value["accuracy"]),
         tone,
-        f"{span}, n = {value['n']}",
+        f"{interval}{n}".removeprefix(", "),
+        interval,
     )
+
+
+def span(value: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """A number with its interval, inside a sentence: `0.49 (0.38 to 0.60)`.
+
+    Args:
+      value: with `low`, `high`, and `accuracy` or `value`; None where there is none.
+    """
+    if value is None:
+        return "not to be told"
+    centre = value["accuracy"] if "accuracy" in value else value["value"]
+    if value["low"] is None:
+        return f"{centre:.{digits}f}"
+    return f"{centre:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
 
 
 def lines(table: Table) -> list[str]:
     """A table as lines of aligned text: the first column to the left, the others to the right."""
-    grid = [list(table.columns), *([cell.text for cell in row] for row in table.rows)]
+    grid = [
+        list(table.columns),
+        *([f"{c.text} [{c.interval}]" if c.interval else c.text for c in r] for r in table.rows),
+    ]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     return [
         "  ".join(

@@ -24,7 +24,8 @@ from taskvec_jax.distributed.plan import (
 from taskvec_jax.distributed.processes import least
 from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings, longest_rows
+from taskvec_jax.evaluation.measuring import longest_rows
+from taskvec_jax.evaluation.results import WORDS, Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import cache_directory, describe
@@ -66,6 +67,20 @@ def define_prompt_flags() -> None:
         "Dummy queries that theta is averaged over.",
     )
     flags.DEFINE_integer("seed", defaults.seed, "Seed for drawing prompts.")
+    flags.DEFINE_enum(
+        "rule",
+        defaults.rule,
+        list(WORDS["rule"]),
+        "When an answer is right, which also chooses layers. full: a whole answer. paper: the first"
+        " token, as the paper scores it, and queries drawn as the paper does.",
+    )
+    flags.DEFINE_enum(
+        "filter",
+        defaults.filter,
+        list(WORDS["filter"]),
+        "Which pairs are kept. single_token: those whose answer is one token, outside knowledge."
+        " none: longer answers too.",
+    )
     flags.DEFINE_integer(
         "batch_size",
         defaults.batch_size,
@@ -103,6 +118,8 @@ def settings_from_flags() -> Settings:
         num_dummy_queries=FLAGS.num_dummy_queries,
         seed=FLAGS.seed,
         batch_size=FLAGS.batch_size,
+        rule=FLAGS.rule,
+        filter=FLAGS.filter,
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import model_key
 from taskvec_jax.models.origin import path_key

@@ -22,7 +22,7 @@ from experiments.run.writing import write_whole
 from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import from_hub_or_wheel, model_key
 

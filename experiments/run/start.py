@@ -22,7 +22,8 @@ from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.injection_check import check_injection
-from taskvec_jax.evaluation.protocol import Settings, draw_prompts
+from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.converting import check_dtype
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe
@@ -162,7 +163,7 @@ def fitting_tasks(
     fitting, left_out, why = [], {}, TaskVecError("there is no task to run; name one with --tasks")
     for task in tasks:
         try:
-            fitted = fit(task, tokenizer)
+            fitted = fit(task, tokenizer, settings.filter)
             draw_prompts(fitted, dataclasses.replace(settings, num_prompts=1), "test")
         except TaskVecError as error:
             if must_fit:

@@ -30,22 +30,27 @@ from experiments.run.results import (
 )
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.controls import evaluate_with_controls
-from taskvec_jax.evaluation.protocol import (
+from taskvec_jax.evaluation.controlled import evaluate_with_controls
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.lending import mean_theta_of
+from taskvec_jax.evaluation.measuring import (
     Measured,
-    Settings,
-    best_layer,
-    choose_layer,
-    evaluate_task,
+    chosen_layer,
     measure,
     measured_again,
     read_test_theta,
 )
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Task
 
 # Whose versions are part of a unit's name: what they compute is in its value.
 NUMERIC = ("flax", "jax", "jaxlib", "numpy", "optax", "scikit-learn", "tokenizers")
+
+
+class UnsuitedError(TaskVecError):
+    """A task cannot lend its theta: it does not suit the tokenizer or the settings."""
 
 
 @dataclasses.dataclass
@@ -136,7 +141,7 @@ class Study:
             m = measure(self.model, task, self.settings, self.advance)
             computed.append(m)
             self.journal.keep_array(self._theta_unit(task, self.settings), m.theta)
-            return {"icl": m.icl.tolist(), "dev_swept": m.dev_swept.tolist()}
+            return m.to_dict()
 
         kept = self.journal.unit(self.what("measured", task, self.settings, measure), compute)
         if computed:
@@ -146,8 +151,7 @@ class Study:
             task,
             self.settings,
             theta=self.theta(task, self.settings),
-            icl=np.array(kept["icl"], np.int32),
-            dev_swept=np.array(kept["dev_swept"], np.int32),
+            kept=kept,
         )
 
     def sweep(self, task: Task) -> dict[str, Any]:
@@ -174,11 +178,34 @@ class Study:
                 self.settings,
                 self.advance,
                 self.measured(task),
+                self.lent(task),
             )
             return result.to_dict()
 
         what = self.what("main", task, self.settings, evaluate_with_controls, lenders=lenders)
         return self.journal.unit(what, compute)
+
+    def lent(self, task: Task) -> dict[str, np.ndarray]:
+        """The mean thetas, [L, D], of the other tasks that can be posed, for controls of a task."""
+        found: dict[str, np.ndarray] = {}
+        for other in self.available:
+            if other.name != task.name:
+                with contextlib.suppress(UnsuitedError):
+                    found[other.name] = self._mean_theta(other)
+        return found
+
+    def _mean_theta(self, task: Task) -> np.ndarray:
+        what = self.what("mean theta", task, self.settings, mean_theta_of)
+
+        def compute() -> np.ndarray:
+            try:
+                return mean_theta_of(self.model, task, self.settings)
+            except WriteError:
+                raise
+            except TaskVecError as error:
+                raise UnsuitedError(str(error)) from None
+
+        return self.journal.array(what, compute)
 
     def theta(self, task: Task, settings: Settings) -> np.ndarray:
         """Theta of every test prompt: float32 [N, L, D]."""
@@ -192,8 +219,8 @@ class Study:
         if settings == self.settings:
             return self.measured(task).layer
 
-        what = self.what("layer", task, settings, choose_layer)
-        return int(self.journal.unit(what, lambda: choose_layer(self.model, task, settings)))
+        what = self.what("layer", task, settings, chosen_layer)
+        return int(self.journal.unit(what, lambda: chosen_layer(self.model, task, settings)))
 
     def common_layer(self) -> int:
         """One layer for all tasks: argmax of the mean dev curve, ties to the lowest."""
@@ -271,7 +298,7 @@ def numeric_versions() -> dict[str, str]:
 
 def task_sha256(task: Task) -> str:
     """Hash of a task's content: its pairs, and how it is posed and scored."""
-    rules = [task.match, task.leading_space, task.ignore_case]
+    rules = [task.match, task.leading_space, task.ignore_case, task.related]
     content = json.dumps([task.category, task.short_name, task.pairs, rules], ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()
 

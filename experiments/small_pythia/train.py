@@ -55,14 +55,14 @@ from experiments.small_pythia.mixture import (
 from experiments.small_pythia.training import Measures, State, Training
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.judging import Judge
-from taskvec_jax.evaluation.protocol import Settings, draw_prompts
+from taskvec_jax.evaluation.answers import scorer_of
+from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.atomic import writing
 from taskvec_jax.models.hashing import hashes
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import pythia
-from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DecoderConfig
@@ -205,11 +205,11 @@ def icl_accuracy(model: Model, tasks: list[Task], settings: Settings) -> dict[st
     """In-context accuracy on test prompts, task by task."""
     found = {}
     for task in tasks:
-        judge = Judge(model, fit(task, model.tokenizer))
-        prompts = draw_prompts(judge.fitted, settings, "test")
+        scorer = scorer_of(model, task, settings)
+        prompts = draw_prompts(scorer.fitted, settings, "test")
         texts = [model.tokenizer.encode_all([prompt.icl()]) for prompt in prompts]
         _, said = read_texts(model, texts, settings.batch_size)
-        found[task.name] = float(judge.correct(prompts, said.tokens[:, 0]).mean())
+        found[task.name] = float(scorer.by_first_token(prompts, said.tokens[:, 0]).mean())
     return found
 
 

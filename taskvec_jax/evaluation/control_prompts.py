@@ -1,37 +1,41 @@
-"""What controls are made from: the commonest answer, shuffled labels, prompts of other tasks."""
+"""What controls are made from: demonstrations with wrong labels, or with none."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
-from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.results import Settings
-from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, sample
+from taskvec_jax.evaluation.answers import Scorer, accepted
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks.sampling import draw, seeded
-from taskvec_jax.tasks.task import Task
+from taskvec_jax.tasks.task import Pair
 
 
-def majority_answer(fitted: FittedTask) -> str:
-    """The most common output of a task's pairs, stripped; ties to the earliest pair."""
-    return collections.Counter(pair.output.strip() for pair in fitted.pairs).most_common(1)[0][0]
+def without_demonstrations(prompt: Prompt) -> Prompt:
+    """The same queries and no demonstrations: what is left is the form of the prompt."""
+    return dataclasses.replace(prompt, demonstrations=())
 
 
-def shuffle_labels(prompt: Prompt, *seed: object) -> Prompt:
-    """The same demonstrations with their outputs passed round, so that none keeps its own place.
+def wrong_labels(scorer: Scorer, prompt: Prompt, *seed: object) -> Prompt:
+    """The same demonstrations with labels that are all wrong, where that is possible.
 
-    A lone demonstration takes the output of a dummy query.
+    Their own labels are passed round so that each one is wrong where it comes to stand. Where no
+    order does that, because most of the labels are alike for example, the ones that cannot be
+    placed give way to other outputs of the task; and where all of these would be right too, a
+    label stays (`share_wrong` counts them).
     """
     shown = prompt.demonstrations
-    if len(shown) == 1:
-        outputs = [prompt.dummy_queries[0].output]
-    else:
-        order = draw(seeded("shuffled labels", *seed), range(len(shown)), len(shown))
-        outputs = [""] * len(shown)
-        for here, there in zip(order, order[1:] + order[:1], strict=True):
-            outputs[here] = shown[there].output
+    rng = seeded("wrong labels", *seed)
+    labels = draw(rng, [pair.output for pair in shown], len(shown))
+    others = list(dict.fromkeys(pair.output for pair in scorer.fitted.pairs))
+    others = draw(rng, others, len(others))
+    placed = _place(scorer, shown, labels)
+    outputs = [
+        labels[placed[i]]
+        if i in placed
+        else next((o for o in others if is_wrong(scorer, pair, o)), pair.output)
+        for i, pair in enumerate(shown)
+    ]
     return dataclasses.replace(
         prompt,
         demonstrations=tuple(
@@ -41,35 +45,40 @@ def shuffle_labels(prompt: Prompt, *seed: object) -> Prompt:
     )
 
 
-def other_prompts(
-    model: Model, task: Task, others: Sequence[Task], settings: Settings
-) -> list[Prompt]:
-    """Prompts of other tasks, taken in turn: prompt i is of task i modulo their number.
+def is_wrong(scorer: Scorer, pair: Pair, label: str) -> bool:
+    """Whether a label is no right answer to a pair, by the rule `full`."""
+    return not scorer.rule("full").is_right(label, accepted(pair))
 
-    Tasks that this tokenizer or these settings rule out are passed over.
+
+def share_wrong(scorer: Scorer, prompts: Sequence[Prompt], relabelled: Sequence[Prompt]) -> float:
+    """The share of demonstrations whose label is wrong.
+
+    Args:
+      relabelled: the prompts with the labels that `wrong_labels` gave them.
     """
-    fitted = []
-    for other in others:
-        if other.name != task.name:
-            try:
-                fits = fit(other, model.tokenizer)
-                _draw_one(fits, settings, 0)
-            except TaskVecError:
-                continue
-            fitted.append(fits)
-    return [
-        _draw_one(fitted[i % len(fitted)], settings, i)
-        for i in range(settings.num_prompts if fitted else 0)
+    wrong = [
+        is_wrong(scorer, pair, new.output)
+        for prompt, other in zip(prompts, relabelled, strict=True)
+        for pair, new in zip(prompt.demonstrations, other.demonstrations, strict=True)
     ]
+    return sum(wrong) / len(wrong) if wrong else 1.0
 
 
-def _draw_one(fitted: FittedTask, settings: Settings, i: int) -> Prompt:
-    (prompt,) = sample(
-        fitted,
-        seed=settings.seed,
-        split=f"lent/{i}",
-        count=1,
-        num_demonstrations=settings.num_demonstrations,
-        num_dummy_queries=settings.num_dummy_queries,
-    )
-    return prompt
+def _place(scorer: Scorer, pairs: Sequence[Pair], labels: Sequence[str]) -> dict[int, int]:
+    """Number of a pair -> number of a label that is wrong for it, each label once, for as many
+    pairs as possible: a largest matching, found by augmenting paths (Kuhn 1955)."""
+    wrong = [[j for j, label in enumerate(labels) if is_wrong(scorer, p, label)] for p in pairs]
+    taken: dict[int, int] = {}  # label -> pair
+
+    def find(i: int, tried: set[int]) -> bool:
+        for j in wrong[i]:
+            if j not in tried:
+                tried.add(j)
+                if j not in taken or find(taken[j], tried):
+                    taken[j] = i
+                    return True
+        return False
+
+    for i in range(len(pairs)):
+        find(i, set())
+    return {i: j for j, i in taken.items()}

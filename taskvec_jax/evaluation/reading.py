@@ -1,4 +1,4 @@
-"""Prompts through the model: theta of each, and what in-context learning answers.
+"""Prompts drawn, and what is read from them: theta, and what in-context learning answers.
 
 Shapes: N prompts, L layers, D width.
 """
@@ -8,29 +8,69 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import Scorer
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, sample
+from taskvec_jax.tasks.sampling import draw, seeded
+from taskvec_jax.tasks.task import Pair
+from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.sweep import read_texts
 
+FEWEST_QUERIES = 30  # on test, that dev must leave to it if the two are not to share queries
 
-class PromptsRead(NamedTuple):
-    """What is read from prompts.
+
+class InContext(NamedTuple):
+    """What the model says after whole prompts, demonstrations and query.
 
     Attributes:
-      theta: float32 [N, L, D], after every layer, averaged over the prompt's dummy queries.
-      icl: int32 [N], the most likely token after the whole prompt, demonstrations and query.
+      tokens: int32 [N], the most likely token.
+      assumed: int32 [N], the first token of the pair's output.
+      after: int32 [N], the most likely token after the prompt and `assumed`: the second token of
+        the answer where the first one is `assumed`.
+      graded: graded scores of the first token, [N]; None where no wanted tokens were given.
     """
 
-    theta: np.ndarray
-    icl: np.ndarray
+    tokens: np.ndarray
+    assumed: np.ndarray
+    after: np.ndarray
+    graded: Graded | None = None
+
+    def begun(self) -> list[tuple[int, ...]]:
+        """The beginning of each answer: one token, or two."""
+        return [
+            (first, second) if first == assumed else (first,)
+            for first, assumed, second in zip(
+                self.tokens.tolist(), self.assumed.tolist(), self.after.tolist(), strict=True
+            )
+        ]
+
+    def part(self, rows: slice) -> InContext:
+        """What is said after some of the prompts."""
+        return jax.tree.map(lambda values: values[rows], self)
 
 
-def draw_prompts(fitted: FittedTask, settings: Settings, split: str) -> list[Prompt]:
-    """The prompts of one split ("dev" or "test") under these settings."""
+def query_parts(fitted: FittedTask, settings: Settings) -> dict[str, list[Pair]]:
+    """The pairs that dev and test ask for, no pair in both; empty where the two share them.
+
+    Under the rule `paper` they do, as in the paper; else only where test would have fewer than
+    `FEWEST_QUERIES` pairs to ask for.
+    """
+    pairs = fitted.pairs
+    if settings.rule == "paper" or len(pairs) - len(pairs) // 2 < FEWEST_QUERIES:
+        return {}
+    order = draw(seeded(settings.seed, fitted.task.name, "queries"), pairs, len(pairs))
+    return {"dev": order[: len(pairs) // 2], "test": order[len(pairs) // 2 :]}
+
+
+def draw_prompts(
+    fitted: FittedTask, settings: Settings, split: str, start: int = 0
+) -> list[Prompt]:
+    """The prompts of one split ("dev" or "test") under these settings, from number `start` on."""
     return sample(
         fitted,
         seed=settings.seed,
@@ -38,44 +78,42 @@ def draw_prompts(fitted: FittedTask, settings: Settings, split: str) -> list[Pro
         count=settings.num_prompts,
         num_demonstrations=settings.num_demonstrations,
         num_dummy_queries=settings.num_dummy_queries,
+        start=start,
+        queries=query_parts(fitted, settings).get(split, ()),
     )
 
 
 def read_prompts(
-    model: Model,
-    prompts: Sequence[Prompt],
-    batch_size: int,
-    *,
-    theta_only: Sequence[Prompt] = (),
-) -> PromptsRead:
+    scorer: Scorer, prompts: Sequence[Prompt], batch_size: int, wanted: Wanted | None = None
+) -> tuple[np.ndarray, InContext]:
     """Theta of each prompt and its in-context answer; the demonstrations are run once.
+
+    The answer's second token is read from the same pass, for one token more a prompt, on the
+    assumption that its first one is that of the pair's output.
 
     Args:
       batch_size: rows a compiled call works on.
-      theta_only: prompts of which only theta is wanted. They are read in the same calls, and their
-        thetas come before those of `prompts`.
+      wanted: tokens for the graded scores of the in-context answers.
 
     Returns:
-      theta of [*theta_only, *prompts], and icl of `prompts`.
+      Theta, float32 [N, L, D], after every layer, averaged over the prompt's dummy queries; and the
+      in-context answers.
 
     Raises:
       TaskVecError: prompts of different numbers of dummy queries; texts that the model cannot
         read; or a residual stream that is not finite.
     """
-    encode = model.tokenizer.encode_all
-    counts = {len(prompt.dummy_queries) for prompt in [*theta_only, *prompts]}
-    if len(counts) != 1 or not min(counts):
-        raise TaskVecError(
-            f"the prompts have {sorted(counts)} dummy queries; allowed: one or more, the same"
-            " number in each, because theta is averaged over them"
-        )
-    texts = [
-        *(encode(prompt.dummies()) for prompt in theta_only),
-        *(encode([*prompt.dummies(), prompt.icl()]) for prompt in prompts),
-    ]
-    residuals, answers = read_texts(model, texts, batch_size)  # [N, R, L, D], [N, R]
-    theta = residuals[:, : counts.pop()].mean(axis=1)
-    return PromptsRead(theta, answers.tokens[len(theta_only) :, -1])
+    encode = scorer.model.tokenizer.encode_all
+    count = _num_dummies(prompts)
+    assumed = np.array([scorer.first_token(prompt.query) for prompt in prompts], np.int32)
+    texts = []
+    for prompt, token in zip(prompts, assumed.tolist(), strict=True):
+        *dummies, icl = encode([*prompt.dummies(), prompt.icl()])
+        texts.append([*dummies, icl, [*icl, token]])
+    residuals, answers = read_texts(scorer.model, texts, batch_size, wanted)
+    theta = residuals[:, :count].mean(axis=1)
+    graded = answers.graded and Graded(*(values[:, -2] for values in answers.graded))
+    return theta, InContext(answers.tokens[:, -2], assumed, answers.tokens[:, -1], graded)
 
 
 def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.ndarray:
@@ -84,4 +122,16 @@ def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.n
     Raises:
       TaskVecError: as of `read_prompts`.
     """
-    return read_prompts(model, (), batch_size, theta_only=prompts).theta
+    _num_dummies(prompts)
+    texts = [model.tokenizer.encode_all(prompt.dummies()) for prompt in prompts]
+    return read_texts(model, texts, batch_size)[0].mean(axis=1)
+
+
+def _num_dummies(prompts: Sequence[Prompt]) -> int:
+    counts = {len(prompt.dummy_queries) for prompt in prompts}
+    if len(counts) != 1 or not min(counts):
+        raise TaskVecError(
+            f"the prompts have {sorted(counts)} dummy queries; allowed: one or more, the same"
+            " number in each, because theta is averaged over them"
+        )
+    return counts.pop()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError, short_repr
-from taskvec_jax.evaluation.judging import Accuracy
+from taskvec_jax.evaluation.scoring import RuleName
+from taskvec_jax.evaluation.statistics import Accuracy
 from taskvec_jax.models.model import Model
-from taskvec_jax.tasks.task import Match, check_task
+from taskvec_jax.prompting.prompts import FILTERS
+from taskvec_jax.tasks.task import check_task
+
+WORDS: Mapping[str, tuple[str, ...]] = {"rule": get_args(RuleName), "filter": FILTERS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,11 @@ class Settings:
       num_dummy_queries: theta is averaged over this many (the paper: 2).
       seed: of the draw of prompts.
       batch_size: rows a compiled call works on; changes no number beyond float noise.
+      rule: when an answer is right: "full", a whole answer, or "paper", its first token as the
+        paper scores it (see scoring.py). Layers are chosen by it. With "paper" the queries are
+        drawn as the paper does; else dev and test ask for different pairs where there are enough.
+      filter: which pairs are kept: "single_token", answers of one token outside knowledge, or
+        "none", longer ones too.
     """
 
     num_prompts: int = 50
@@ -30,10 +40,17 @@ class Settings:
     num_dummy_queries: int = 2
     seed: int = 0
     batch_size: int = 50
+    rule: str = "full"
+    filter: str = "single_token"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             got = getattr(self, field.name)
+            if field.name in WORDS:
+                if got not in WORDS[field.name]:
+                    allowed = ", ".join(WORDS[field.name])
+                    raise TaskVecError(f"{field.name} is {short_repr(got)}; allowed: {allowed}")
+                continue
             if not isinstance(got, int | np.integer) or isinstance(got, bool):
                 raise TaskVecError(f"{field.name} is {short_repr(got)}; it must be a whole number")
             object.__setattr__(self, field.name, int(got))  # NumPy's numbers are not JSON's
@@ -42,60 +59,56 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """One test prompt, its answer, and the predicted tokens as text: of ICL and of the vector."""
-
-    query: str
-    answer: str
-    icl: str
-    task_vector: str
-
-
-@dataclasses.dataclass(frozen=True)
 class TaskResult:
     """Everything measured on one task.
 
     Attributes:
       category: of the task.
-      baseline: zero-shot, no injection, on the queries of dev and test.
+      match: how the task is scored (`Task.match`).
+      rule: the rule in force; scores are by it where nothing else is said.
+      baseline: zero-shot, no injection, on the test queries.
       icl: demonstrations and query, on test.
       task_vector: theta of each test prompt injected at `best_layer`, on test.
-      random_vector: control; a random direction of theta's norm injected at the same place.
-      icl_strict, task_vector_strict: by the rule "the first token of the answer".
-      best_layer: argmax of dev accuracy, ties to the lowest.
-      dev_accuracy_by_layer: [L].
+      random: control; a random vector with theta's covariance and size, at its own best layer.
+      best_layer: chosen on dev.
+      dev_accuracy: of the task vector at `best_layer` on dev.
+      dev_accuracy_by_layer: [L], by the rule `paper`, which needs no generation.
+      dev_graded_by_layer: [L] each, means over dev prompts of the right answer's `logprob` (nats)
+        and `logit_difference`.
+      dev_icl, dev_baseline: shares right on dev.
+      icl_able: whether ICL does the task (`statistics.icl_able`), from the dev prompts.
       num_pairs: pairs the tokenizer filter kept, of `num_all_pairs`.
       leading_space: the task was posed as ` x` -> ` y`.
-      examples: all test prompts.
+      shared_queries: dev and test may ask for the same pairs; too few are left to keep them apart,
+        or the rule is `paper`.
+      outcomes: every answer to every test prompt (`columns.record`).
       warnings: what a reader should know before believing the numbers.
-      match: the rule by which answers were judged (`Task.match`).
     """
 
     category: str
+    match: str
+    rule: str
     baseline: Accuracy
     icl: Accuracy
     task_vector: Accuracy
-    random_vector: Accuracy
-    icl_strict: Accuracy
-    task_vector_strict: Accuracy
+    random: Accuracy
     best_layer: int
+    dev_accuracy: float
     dev_accuracy_by_layer: list[float]
+    dev_graded_by_layer: dict[str, list[float]]
+    dev_icl: float
+    dev_baseline: float
+    icl_able: bool
     num_pairs: int
     num_all_pairs: int
     leading_space: bool
-    examples: list[Example]
+    shared_queries: bool
+    outcomes: dict[str, Any]
     warnings: list[str]
-    match: Match
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file; `from_dict` reads them back."""
+        """Plain values for a JSON file."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TaskResult:
-        """Reads what `to_dict` wrote."""
-        read = {k: Accuracy(**v) if isinstance(v, dict) else v for k, v in values.items()}
-        return cls(**{**read, "examples": [Example(**example) for example in values["examples"]]})
 
 
 def check_arguments(model: Any, task: Any, settings: Any) -> None:

@@ -21,6 +21,7 @@ from taskvec_jax.errors import TaskVecError
 RuleName = Literal["paper", "full"]
 _SAME = str.maketrans({"’": "'", "ʼ": "'", "‐": "-", "‑": "-"})  # typographic twins
 _LAST = "\U0010ffff"  # sorts behind every text
+UNFINISHED = "\ufffd"  # what tokenizers decode the beginning of a character to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,28 @@ class ScoringRule:
         if self.prefix:
             return bool(text) and any(a.startswith(text) or text.startswith(a) for a in allowed)
         return text in allowed
+
+    def settled(self, begun: str, accepted: Iterable[str]) -> bool | None:
+        """Whether an answer is right, as far as its beginning tells.
+
+        Args:
+          begun: generated text so far, not cut.
+
+        Returns:
+          What `is_right` will say however the text goes on; None where that depends on what
+          follows. Always None under `paper`, whose answers are single tokens.
+        """
+        if self.name == "paper":
+            return None
+        accepted = list(accepted)
+        if "\n" in begun:
+            return self.is_right(begun, accepted)
+        known = self.comparable(begun.rstrip(UNFINISHED))
+        allowed = [a for answer in accepted if (a := self.comparable(answer))]
+        if any(len(known) > len(a) and _begins_with_whole(known, a) for a in allowed):
+            return True
+        start = _without_marks(known)
+        return None if any(_without_marks(a).startswith(start) for a in allowed) else False
 
     def comparable(self, text: str) -> str:
         """A text without the differences that do not count."""
@@ -88,6 +111,12 @@ def cut(generated: str, ends: Sequence[str] = ()) -> str:
     for end in ("\n", *filter(None, ends)):
         generated = generated.split(end, 1)[0]
     return generated.strip()
+
+
+def _without_marks(text: str) -> str:
+    """A text whose accents are left out: one may be generated after the letter it stands on."""
+    parts = unicodedata.normalize("NFD", text)
+    return "".join(c for c in parts if unicodedata.category(c)[0] != "M")
 
 
 def _begins_with_whole(text: str, answer: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,6 +106,32 @@ def wilson(right: int, n: int) -> Interval:
         raise TaskVecError(f"{right} right answers of {n}; allowed: 0 to n, and n at least 1")
     low, high = binomtest(right, n).proportion_ci(CONFIDENCE, "wilson")
     return Interval(right / n, float(low), float(high))
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers with its 95 % Wilson interval.
+
+    Attributes:
+      n: answers.
+      queries: how many distinct queries they are to.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    queries: int | None = None
+
+
+def accuracy(correct: Sequence[Any] | np.ndarray, queries: Sequence[Any] | None = None) -> Accuracy:
+    """Share of true values with its interval.
+
+    Raises:
+      TaskVecError: there is nothing to count.
+    """
+    found = wilson(int(np.sum(np.asarray(correct, bool))), len(correct))
+    return Accuracy(*found, len(correct), len(set(queries)) if queries is not None else None)
 
 
 def compare(tasks: Sequence[Outcomes], first: str, second: str) -> Paired:

@@ -20,7 +20,7 @@ from taskvec_jax.transformer.edits import Edit, canonical, take_rows
 from taskvec_jax.transformer.writes import check_edits
 
 MOST_ROWS = 32  # of a batch, before `data` of a mesh is given whole rows
-TOKENS_STEP, LONG_TEXT, LONG_TEXT_STEP = 16, 128, 64
+SHORT_TEXT, TOKENS_STEP, LONG_TEXT, LONG_TEXT_STEP = 8, 16, 128, 64
 
 
 class Batch(NamedTuple):
@@ -46,8 +46,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The texts, those of similar length together.
 
-    The number of rows is rounded up to a power of 2, the number of tokens to a multiple of 16, or
-    of 64 beyond 128 tokens.
+    The number of rows is rounded up to a power of 2, the number of tokens to 8, to a
+    multiple of 16, or of 64 beyond 128 tokens.
 
     Args:
       texts: token ids of N texts.
@@ -75,6 +75,8 @@ def batches(
 
 def rounded_length(config: DecoderConfig, tokens: int) -> int:
     """The tokens a row is padded to."""
+    if tokens <= SHORT_TEXT:
+        return min(SHORT_TEXT, config.max_length)
     step = TOKENS_STEP if tokens <= LONG_TEXT else LONG_TEXT_STEP
     return min(-(-tokens // step) * step, config.max_length)
 

@@ -93,7 +93,8 @@ def generate(
         always = of_new_tokens(batch.edits) if edit == "always" else ()
         step = max_new_tokens if watch is None else WATCHED_STEP
         for until in (*range(step, max_new_tokens, step), max_new_tokens):
-            state = extend(config, params, layers, state, always, choice, np.int32(until))
+            if until > 1:  # `start` gave the first
+                state = extend(config, params, layers, state, always, choice, np.int32(until))
             made, sizes, ended = to_host(state.made), to_host(state.sizes), to_host(state.ended)
             for row, number in enumerate(batch.numbers):
                 out[number] = made[row, : sizes[row]].tolist()

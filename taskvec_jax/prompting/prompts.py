@@ -26,7 +26,10 @@ NO_ARROW = f"'{ARROW}' is not a token of its own after the query"
 CHANGED = "the answer changes the tokens before it"
 NOT_ONE = "the answer is not one token"
 BY_LETTER = "the answer is spelled letter by letter, so that its first token says one letter"
-_fitted: weakref.WeakKeyDictionary[Tokenizer, dict[Task, FittedTask]] = weakref.WeakKeyDictionary()
+FILTERS = ("single_token", "none")
+_fitted: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[Task, str], FittedTask]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,35 +97,40 @@ class FittedTask:
         )
 
 
-def fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
+def fit(task: Task, tokenizer: Tokenizer, filter: str = "single_token") -> FittedTask:
     """Keeps the pairs this tokenizer can pose.
 
     A pair's text must come back from its tokens, the unknown token not among them. The arrow must
-    be the query's last token, alone. Where the task's `match` is "exact" the answer must be one
-    token after it; where it is "prefix", so that the first token alone is judged, the answer must
-    not be spelled letter by letter. Where `leading_space` is "auto", pairs take the form with
-    leading spaces when it keeps at least 0.7 times as many pairs as the plain form (the paper's
-    code).
+    be the query's last token, alone. With the filter "single_token" the answer must be one token
+    after it where the task's `match` is "exact"; where it is "prefix", or with the filter "none",
+    it may be several, but must not be spelled letter by letter. Where `leading_space` is "auto",
+    pairs take the form with leading spaces when it keeps at least 0.7 times as many pairs as the
+    plain form (the paper's code).
     Remembered for each tokenizer: controls ask for every other task once a task.
+
+    Args:
+      filter: one of `FILTERS`.
 
     Raises:
       TaskVecError: no pair is left; the template does not suit this tokenizer; or no `Task`.
     """
     check_task(task)
+    if filter not in FILTERS:
+        raise TaskVecError(f"filter is {filter!r}; allowed: {', '.join(FILTERS)}")
     known = _fitted.setdefault(tokenizer, {})
-    if task not in known:
-        known[task] = _fit(task, tokenizer)
-    return known[task]
+    if (task, filter) not in known:
+        known[task, filter] = _fit(task, tokenizer, filter)
+    return known[task, filter]
 
 
-def _fit(task: Task, tokenizer: Tokenizer) -> FittedTask:
+def _fit(task: Task, tokenizer: Tokenizer, filter: str) -> FittedTask:
     if end := tokenizer.appended():
         raise TaskVecError(
             f"this tokenizer puts {end!r} (EOS) after every text, so a prompt would end in it and"
             f" not in '{ARROW}'; set add_eos_token to false in tokenizer_config.json, or take"
             f" {end!r} out of the post_processor of tokenizer.json, and convert again"
         )
-    single = task.match == "exact"
+    single = task.match == "exact" and filter == "single_token"
     plain = ([], {}) if task.leading_space is True else _sift(task.pairs, tokenizer, single)
     (kept, left_out), leading_space = plain, False
     if task.leading_space is not False:
@@ -196,9 +204,14 @@ def sample(
     num_demonstrations: int,
     num_dummy_queries: int,
     start: int = 0,
+    queries: Sequence[Pair] = (),
 ) -> list[Prompt]:
-    """Draws prompts from number `start` on; prompt i depends on (seed, task, split, i) and the
-    numbers alone.
+    """Draws prompts from number `start` on; prompt i depends on (seed, task, split, i), the numbers
+    and `queries` alone.
+
+    Args:
+      queries: pairs to ask for, in turn; prompt i asks for the one of number i, round a circle.
+        When there are none each prompt draws its query too, as the paper does.
 
     Raises:
       TaskVecError: the task has fewer pairs than one prompt needs.
@@ -213,8 +226,12 @@ def sample(
         )
     prompts = []
     for i in range(start, start + count):
-        pairs = draw(seeded(seed, fitted.task.name, split, i), fitted.pairs, need)
-        query, *rest = pairs
+        rng = seeded(seed, fitted.task.name, split, i)
+        if queries:
+            query = queries[i % len(queries)]
+            rest = draw(rng, [p for p in fitted.pairs if p.input != query.input], need - 1)
+        else:
+            query, *rest = draw(rng, fitted.pairs, need)
         prompts.append(
             Prompt(
                 demonstrations=tuple(rest[:num_demonstrations]),

@@ -42,10 +42,12 @@ class Task:
       pairs: inputs are unique.
       match: "exact": an answer is one token and must equal an accepted answer. "prefix": answers
         may be several tokens long, and the one token that is predicted is right if it begins an
-        accepted answer or an accepted answer begins it (`evaluation.judging.is_correct`).
+        accepted answer or an accepted answer begins it (`evaluation.scoring`).
       leading_space: True: pairs are written ` x` -> ` y` in a prompt; False: as they stand; "auto":
         with a space, unless the tokenizer keeps clearly fewer pairs that way.
       ignore_case: case does not count under the rules of `evaluation.scoring`.
+      related: names of tasks so much like this one that their thetas are no fair control for it
+        (see related.py).
 
     `match`, `leading_space` and `ignore_case` that are left out are those of the category in
     `CONVENTIONS`, else those of `DEFAULTS`; they are never None once the task is made.
@@ -61,6 +63,7 @@ class Task:
     match: Match = None  # type: ignore[assignment]  # set by __post_init__
     leading_space: LeadingSpace = None  # type: ignore[assignment]
     ignore_case: bool = None  # type: ignore[assignment]
+    related: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("category", "short_name"):
@@ -71,6 +74,12 @@ class Task:
                 f"task {self.name}: pairs is {short_repr(self.pairs)}; it must be a tuple of Pair"
             )
         object.__setattr__(self, "pairs", tuple(self.pairs))  # a list cannot be hashed
+        if isinstance(self.related, str) or not all(isinstance(n, str) for n in self.related):
+            raise TaskVecError(
+                f"task {self.name}: related is {short_repr(self.related)}; it must be names of"
+                " tasks"
+            )
+        object.__setattr__(self, "related", tuple(self.related))
         for i, pair in enumerate(self.pairs, start=1):
             _check_pair(pair, f"task {self.name}, pair {i}")
         unsaid = DEFAULTS | dict(CONVENTIONS.get(self.category, {}))

@@ -45,6 +45,7 @@ from taskvec_jax.transformer.layers import (
     Layout,
     attention_context,
 )
+from taskvec_jax.vectors.graded import Graded, Wanted, grade
 from taskvec_jax.vectors.rows import Rows
 
 NUM_GROUPS = 5  # of layers, in the wavefront
@@ -74,9 +75,13 @@ def _layer(params: Params, index: jax.Array) -> Params:
     )
 
 
-def _answer(config: DecoderConfig, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Most likely token and its logit for states [..., D]."""
-    return top(Decoder(config).apply(params, x, method="unembed"))
+def _answer(
+    config: DecoderConfig, params: Params, x: jax.Array, wanted: Wanted | None
+) -> tuple[jax.Array, jax.Array, Graded | None]:
+    """Most likely token, its logit and the graded scores, [B, n], for states [B, n, D]."""
+    logits = Decoder(config).apply(params, x, method="unembed")
+    tokens, highest = top(logits)
+    return tokens, highest, wanted and grade(logits, highest, wanted)
 
 
 def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,12 +104,12 @@ def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="config")
 def read_rows(
-    config: DecoderConfig, params: Params, rows: Rows
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Residual stream after every layer at the end of each branch.
+    config: DecoderConfig, params: Params, rows: Rows, wanted: Wanted | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array, Graded | None]:
+    """Residual stream after every layer at each place that is read.
 
     Returns:
-      residuals [B, R, L, D], answers int32 [B, R], their logits [B, R].
+      residuals [B, R, L, D], answers int32 [B, R], their logits [B, R], graded scores [B, R].
     """
     block = FAMILY_MODULES[config.family].Block(config)
     context = attention_context(
@@ -121,7 +126,7 @@ def read_rows(
         return x, at_ends(x)
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
-    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x)))
+    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x), wanted))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "schedule"))
@@ -133,16 +138,17 @@ def inject_rows(
     vectors: jax.Array,
     layers: jax.Array,
     schedule: tuple[tuple[int, int], ...],
-) -> tuple[jax.Array, jax.Array]:
+    wanted: Wanted | None = None,
+) -> tuple[jax.Array, jax.Array, Graded | None]:
     """Answers when vectors are written over the last token, each after its own layer.
 
     Args: as of `copy_states`.
 
     Returns:
-      answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
+      answers int32 [B, 1 + C], their logits and graded scores; the first is the untouched query's.
     """
     states = copy_states(config, params, tokens, last, vectors, layers, schedule)
-    return _answer(config, params, states)
+    return _answer(config, params, states, wanted)
 
 
 def copy_states(

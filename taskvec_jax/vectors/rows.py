@@ -19,7 +19,7 @@ class Rows(NamedTuple):
 
     Attributes:
       tokens, positions, branches: int32 [B, T]; see `layers.Layout`.
-      ends: int32 [B, R], index in the row of each branch's last token.
+      ends: int32 [B, R], index in the row of each text's last token.
     """
 
     tokens: np.ndarray
@@ -43,14 +43,23 @@ def shared_prefix(texts: Sequence[Sequence[int]]) -> int:
 def tree_length(texts: Sequence[Sequence[int]]) -> int:
     """Tokens of a row that holds these texts."""
     shared = shared_prefix(texts)
-    return shared + sum(len(text) - shared for text in texts)
+    within = [begins(texts, i) for i in range(len(texts))]
+    return shared + sum(
+        len(text) - shared for text, inside in zip(texts, within, strict=True) if not inside
+    )
+
+
+def begins(texts: Sequence[Sequence[int]], i: int) -> bool:
+    """Whether text i begins the text after it, in whose branch it is then read."""
+    return i + 1 < len(texts) and list(texts[i + 1][: len(texts[i])]) == list(texts[i])
 
 
 def lay_out_rows(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: int) -> Rows:
     """Lays texts out as trees.
 
     Args:
-      rows: for each row, the token ids of 1 to `reads` texts; what they share is the trunk.
+      rows: for each row, the token ids of 1 to `reads` texts; what they share is the trunk. A text
+        that begins the one after it has no branch of its own.
       length: T, at least the longest tree.
       reads: R; a row of fewer texts repeats its last one.
     """
@@ -67,9 +76,11 @@ def lay_out_rows(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: in
         start = shared
         for branch, text in enumerate(texts, start=1):
             stop = start + len(text) - shared
+            ends[i, branch - 1 :] = stop - 1
+            if begins(texts, branch - 1):
+                continue
             tokens[i, start:stop] = text[shared:]
             positions[i, start:stop] = np.arange(shared, len(text))
             branches[i, start:stop] = branch
-            ends[i, branch - 1 :] = stop - 1
             start = stop
     return Rows(tokens, positions, branches, ends)

@@ -17,7 +17,7 @@ Shapes: B rows, T tokens of a row, R branches read, C copies injected, L layers,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ from taskvec_jax.transformer.checks import (
     check_vectors,
 )
 from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
+from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import lay_out_rows, tree_length
 
@@ -45,20 +46,46 @@ class Answers(NamedTuple):
     Attributes:
       tokens: int32, the most likely next token (ties to the lowest id).
       logits: float32, its logit.
+      graded: graded scores of the same shape; None where no wanted tokens were given.
     """
 
     tokens: np.ndarray
     logits: np.ndarray
+    graded: Graded | None = None
+
+
+def _room(shape: tuple[int, ...], graded: bool) -> Answers:
+    """Answers to be filled in."""
+    scores = None
+    if graded:
+        scores = Graded(*(np.empty(shape, t) for t in (np.float32, np.int32, np.float32)))
+    return Answers(np.empty(shape, np.int32), np.empty(shape, np.float32), scores)
+
+
+def _fill(room: Answers, chunk: list[int], found: Sequence[Any]) -> None:
+    """Puts a program's answers to some rows where they belong."""
+    pairs = zip(jax.tree.leaves(room), jax.tree.leaves(Answers(*found)), strict=True)
+    for kept, new in pairs:
+        kept[chunk] = new[: len(chunk)]
+
+
+def _of_rows(wanted: Wanted | None, rows: Sequence[int]) -> Wanted | None:
+    return wanted and Wanted(*(np.asarray(ids, np.int32)[list(rows)] for ids in wanted))
 
 
 def read_texts(
-    model: Model, rows: Sequence[Sequence[Sequence[int]]], batch_size: int
+    model: Model,
+    rows: Sequence[Sequence[Sequence[int]]],
+    batch_size: int,
+    wanted: Wanted | None = None,
 ) -> tuple[np.ndarray, Answers]:
     """Reads the residual stream at the last token of texts that share their beginnings.
 
     Args:
-      rows: for each row, the token ids of 1 to R texts.
+      rows: for each row, the token ids of 1 to R texts. A text that begins the one after it costs
+        nothing.
       batch_size: rows a program call works on.
+      wanted: tokens for the graded scores, [N, G] and [N].
 
     Returns:
       residuals float32 [N, R, L, D] and Answers [N, R]; a row of fewer texts repeats its last.
@@ -72,19 +99,19 @@ def read_texts(
     reads = max(map(len, rows))
     lengths = [tree_length(texts) for texts in rows]
     residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
-    answers = Answers(
-        np.empty((len(rows), reads), np.int32), np.empty((len(rows), reads), np.float32)
-    )
+    answers = _room((len(rows), reads), wanted is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         longest = max(lengths[i] for i in chunk)
         length = round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
-        laid_out = lay_out_rows([rows[i] for i in fill_up(chunk, size)], length, reads)
-        return read_rows(config, model.params, put_rows(model.mesh, laid_out))
+        filled = fill_up(chunk, size)
+        laid_out = lay_out_rows([rows[i] for i in filled], length, reads)
+        inputs = put_rows(model.mesh, (laid_out, _of_rows(wanted, filled)))
+        return read_rows(config, model.params, *inputs)
 
-    def keep(chunk: list[int], read: tuple[np.ndarray, ...]) -> None:
-        for kept, array in zip((residuals, *answers), read, strict=True):
-            kept[chunk] = array[: len(chunk)]
+    def keep(chunk: list[int], read: tuple[Any, ...]) -> None:
+        residuals[chunk] = read[0][: len(chunk)]
+        _fill(answers, chunk, read[1:])
 
     run_in_chunks("reading", model, lengths, batch_size, call, keep)
     check_finite(residuals, answers.logits)
@@ -98,6 +125,7 @@ def inject_vectors(
     layers: np.ndarray,
     batch_size: int,
     schedule: tuple[tuple[int, int], ...] | None = None,
+    wanted: Wanted | None = None,
 ) -> Answers:
     """Writes vectors over the last token of zero-shot queries, many for each query.
 
@@ -107,6 +135,7 @@ def inject_vectors(
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
       batch_size: rows a program call works on.
       schedule: see `inject_rows`; all copies alive from the first layer when None.
+      wanted: tokens for the graded scores, [N, G] and [N].
 
     Returns:
       Answers [N, 1 + C]; the first column is the untouched query's.
@@ -136,7 +165,7 @@ def inject_vectors(
     schedule = schedule or ((config.num_layers, vectors.shape[1]),)
     lengths = [len(query) for query in queries]
     shape = (rows, 1 + vectors.shape[1])
-    answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
+    answers = _room(shape, wanted is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
@@ -146,11 +175,11 @@ def inject_vectors(
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
-        return inject_rows(config, model.params, *inputs, schedule)
+        of_rows = put_rows(model.mesh, _of_rows(wanted, filled))
+        return inject_rows(config, model.params, *inputs, schedule, of_rows)
 
-    def keep(chunk: list[int], injected: tuple[np.ndarray, ...]) -> None:
-        for kept, array in zip(answers, injected, strict=True):
-            kept[chunk] = array[: len(chunk)]
+    def keep(chunk: list[int], injected: tuple[Any, ...]) -> None:
+        _fill(answers, chunk, injected)
 
     run_in_chunks("injecting", model, lengths, batch_size, call, keep)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
@@ -174,12 +203,17 @@ def check_positions(shortest: int, positions: int) -> None:
 
 
 def sweep_layers(
-    model: Model, queries: Sequence[Sequence[int]], theta: np.ndarray, batch_size: int
+    model: Model,
+    queries: Sequence[Sequence[int]],
+    theta: np.ndarray,
+    batch_size: int,
+    wanted: Wanted | None = None,
 ) -> Answers:
     """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one."""
     num_layers = model.config.num_layers
     schedule = wavefront_schedule(num_layers)
-    return inject_vectors(model, queries, theta, np.arange(num_layers), batch_size, schedule)
+    layers = np.arange(num_layers)
+    return inject_vectors(model, queries, theta, layers, batch_size, schedule, wanted)
 
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a

@@ -11,7 +11,9 @@ from conftest import LLAMA, model_of
 
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings, draw_prompts, longest_rows
+from taskvec_jax.evaluation.measuring import longest_rows
+from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import SMALL_MODEL

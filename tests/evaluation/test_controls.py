@@ -1,4 +1,4 @@
-"""Controls and the verdict over them."""
+"""Controls: how each is made, and that a result holds them all."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import LLAMA, model_of
+from conftest import LLAMA, PYTHIA, model_of
 
+from experiments.main_results import TO_BEAT, assemble
 from experiments.page import main_results as page
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.control_prompts import majority_answer, other_prompts, shuffle_labels
-from taskvec_jax.evaluation.controls import (
-    CONTROLS,
-    Control,
-    Texts,
-    Tokens,
-    Vectors,
-    difference_low,
-    evaluate_with_controls,
-    judge_controls,
-)
-from taskvec_jax.evaluation.judging import accuracy
-from taskvec_jax.evaluation.protocol import Settings, evaluate_task
-from taskvec_jax.evaluation.reading import read_prompts
+from taskvec_jax.evaluation import controls
+from taskvec_jax.evaluation.answers import Scorer, accepted, scorer_of
+from taskvec_jax.evaluation.columns import Given
+from taskvec_jax.evaluation.control_prompts import share_wrong, wrong_labels
+from taskvec_jax.evaluation.controlled import evaluate_with_controls
+from taskvec_jax.evaluation.controls import CONTROLS, Control
+from taskvec_jax.evaluation.lending import Other
+from taskvec_jax.evaluation.protocol import Written, evaluate_task
+from taskvec_jax.evaluation.random_vectors import random_with_covariance
+from taskvec_jax.evaluation.reading import query_parts, read_prompts
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.prompting.prompts import FittedTask, Prompt
 from taskvec_jax.tasks import TASKS, Pair, Task
+from taskvec_jax.tasks.related import are_related
 
 SMALL = Settings(num_prompts=4, batch_size=4)
 
@@ -36,165 +35,284 @@ def random_model(tokenizer):
     return model_of(config, tokenizer)
 
 
-def test_the_majority_answer_is_the_commonest_output_and_the_earliest_of_equals():
-    pairs = [Pair("1", " b"), Pair("2", "a"), Pair("3", "a"), Pair("4", "b"), Pair("5", "c")]
-    task = Task("own", "x", tuple(pairs))
-    assert majority_answer(FittedTask(task, tuple(pairs), False, 5)) == "b"
+def scorer_over(*pairs: Pair, category: str = "own") -> Scorer:
+    """A scorer that is never asked for a model's answer."""
+    task = Task(category, "x", pairs)
+    return Scorer(None, FittedTask(task, pairs, False, len(pairs)))  # type: ignore[arg-type]
 
 
-def test_shuffled_labels_keep_inputs_and_outputs_but_no_output_in_its_place():
-    shown = tuple(Pair(f"x{i}", f"y{i}", ("z",)) for i in range(5))
-    prompt = Prompt(shown, Pair("q", "a"), (Pair("d", "e"),))
+def test_wrong_labels_are_all_wrong_where_some_order_makes_them_so():
+    shown = tuple(Pair(f"x{i}", label) for i, label in enumerate("aabbc"))
+    scorer = scorer_over(*shown, Pair("q", "d"))
+    prompt = Prompt(shown, Pair("q", "d"), (Pair("e", "f"),))
     for seed in range(20):
-        shuffled = shuffle_labels(prompt, seed)
-        assert [p.input for p in shuffled.demonstrations] == [p.input for p in shown]
-        assert {p.output for p in shuffled.demonstrations} == {p.output for p in shown}
-        assert all(
-            a.output != b.output for a, b in zip(shuffled.demonstrations, shown, strict=True)
-        )
-        assert shuffled.query == prompt.query
-    assert shuffle_labels(prompt, 1) == shuffle_labels(prompt, 1)
+        relabelled = wrong_labels(scorer, prompt, seed)
+        assert [p.input for p in relabelled.demonstrations] == [p.input for p in shown]
+        assert sorted(p.output for p in relabelled.demonstrations) == list("aabbc")
+        assert share_wrong(scorer, [prompt], [relabelled]) == 1.0
+        assert (relabelled.query, relabelled.dummy_queries) == (prompt.query, prompt.dummy_queries)
+    assert wrong_labels(scorer, prompt, 1) == wrong_labels(scorer, prompt, 1)
 
 
-def test_a_lone_demonstration_takes_the_output_of_a_dummy_query():
-    prompt = Prompt((Pair("x", "y"),), Pair("q", "a"), (Pair("d", "e"),))
-    assert shuffle_labels(prompt, 0).demonstrations == (Pair("x", "e"),)
+def test_labels_that_no_order_makes_wrong_give_way_to_other_outputs_of_the_task():
+    shown = tuple(Pair(f"x{i}", label) for i, label in enumerate("aaab"))
+    scorer = scorer_over(*shown, Pair("q", "c"), Pair("r", "a"))
+    prompt = Prompt(shown, Pair("q", "c"), ())
+    relabelled = wrong_labels(scorer, prompt, 0)
+    assert share_wrong(scorer, [prompt], [relabelled]) == 1.0
+    # A task of one answer has no wrong label, and that is counted.
+    one = tuple(Pair(f"x{i}", "a") for i in range(3))
+    alike = Prompt(one[:2], one[2], ())
+    same = wrong_labels(scorer_over(*one), alike, 0)
+    assert share_wrong(scorer_over(*one), [alike], [same]) == 0.0
 
 
-def test_thetas_are_borrowed_from_every_other_task_in_turn(random_model):
-    tasks = [TASKS[f"algorithmic_{name}"] for name in ("to_upper", "to_lower", "next_letter")]
-    lent = other_prompts(random_model, tasks[0], tasks, SMALL)
-    assert len(lent) == 4
-    sources = [next(t.name for t in tasks[1:] if p.query in t.pairs) for p in lent]
-    assert sources == [tasks[1].name, tasks[2].name] * 2
-    assert other_prompts(random_model, tasks[0], tasks[:1], SMALL) == []
+def test_an_accepted_alternative_is_no_wrong_label():
+    shown = (Pair("x", "a", ("b",)), Pair("y", "b"), Pair("z", "c"))
+    scorer = scorer_over(*shown)
+    for seed in range(10):
+        relabelled = wrong_labels(scorer, Prompt(shown, Pair("q", "d"), ()), seed)
+        assert [p.output for p in relabelled.demonstrations] == ["c", "a", "b"]
 
 
-def score(correct: int, n: int = 50) -> dict[str, float]:
-    return vars(accuracy(np.arange(n) < correct))
-
-
-def test_the_interval_of_a_difference_equals_a_hand_computed_one():
-    # .60 [.4618, .7239] less .34 [.2244, .4785]: .26 - sqrt(.1382^2 + .1385^2) = .26 - .1957
-    assert difference_low(score(30), score(17)) == pytest.approx(0.0643, abs=2e-4)
-    # .06 [.0206, .1622] less .02 [.0035, .1050]: .04 - sqrt(.0394^2 + .0850^2) = .04 - .0937
-    assert difference_low(score(3), score(1)) == pytest.approx(-0.0537, abs=2e-4)
-    assert difference_low(score(25), score(25)) < 0
-
-
-@pytest.mark.parametrize(
-    ("correct", "beats", "word"),
-    [
-        (40, True, "beats its controls (best: last-layer replay, 0.50)"),
-        (31, False, "not shown to beat its controls: above last-layer replay (0.50)"),
-        (25, False, "does not beat its controls: last-layer replay scores 0.50"),
-        (12, False, "does not beat its controls: last-layer replay scores 0.50"),
-    ],
-)
-def test_a_vector_beats_its_controls_when_every_difference_is_above_zero(correct, beats, word):
-    controls: dict[str, object] = {name: score(5) for name in CONTROLS}
-    controls["last_layer_replay"] = score(25)
-    controls["other_task"] = None
-    task = {"task_vector": score(correct), "baseline": score(20, 100), "controls": controls}
-    verdict = judge_controls(task)
-    assert verdict.beats is beats
-    assert verdict.beats == (verdict.margin > 0)
-    assert verdict.best_control == "last_layer_replay"
-    assert word in verdict.words
-
-
-def test_three_of_fifty_do_not_beat_one_of_fifty():
-    controls = {name: score(0) for name in CONTROLS} | {"copy_input": score(1)}
-    task = {"task_vector": score(3), "baseline": score(0, 100), "controls": controls}
-    assert not judge_controls(task).beats
-
-
-def test_the_zero_shot_baseline_counts_as_a_control():
-    controls = {name: score(5) for name in CONTROLS}
-    task = {"task_vector": score(25), "baseline": score(45, 100), "controls": controls}
-    verdict = judge_controls(task)
-    assert not verdict.beats
-    assert verdict.best_control == "baseline"
-    assert "zero-shot" in verdict.words
-
-
-def test_the_controlled_run_gives_the_same_scores_as_the_plain_one(random_model):
-    task = TASKS["algorithmic_to_lower"]
-    plain = evaluate_task(random_model, task, SMALL)
-    steps = []
-    full, measured = evaluate_with_controls(
-        random_model, task, list(TASKS.values()), SMALL, steps.append
+def test_a_random_vector_has_thetas_covariance_and_size():
+    rng = np.random.RandomState(0)
+    base = rng.standard_normal((40, 2, 3)) * np.array([3.0, 1.0, 0.1]) + np.array([9.0, 0.0, 0.0])
+    theta = base.astype(np.float32)
+    drawn = random_with_covariance(theta, 4_000, 0, "t")
+    sizes = np.linalg.norm(drawn, axis=-1)
+    np.testing.assert_allclose(sizes, np.broadcast_to(sizes[:1], sizes.shape), rtol=1e-5)
+    np.testing.assert_allclose(sizes[0], np.linalg.norm(theta, axis=-1).mean(axis=0), rtol=1e-5)
+    spread = drawn[:, 0].std(axis=0)
+    assert spread[0] > 2 * spread[1] > 8 * spread[2]  # along theta's own directions
+    assert np.abs(drawn.mean(axis=0)).max() < 0.5  # theta's mean is not in it
+    np.testing.assert_array_equal(drawn, random_with_covariance(theta, 4_000, 0, "t"))
+    lone = random_with_covariance(theta[:1], 3, 0, "t")
+    np.testing.assert_allclose(
+        np.linalg.norm(lone, axis=-1), np.linalg.norm(theta[:1], axis=-1).repeat(3, 0), rtol=1e-5
     )
+
+
+def test_the_median_of_the_unrelated_tasks_is_beaten_and_the_nearest_is_shown():
+    def other(name: str, accuracy: float, related: bool = False) -> Other:
+        return Other(name, np.full((3, 2), accuracy, np.float32), 1, accuracy, related)
+
+    materials = type("M", (), {})()
+    materials.measured = type("M", (), {"test": [0, 0]})()
+    materials.others = [
+        other("a", 0.1),
+        other("b", 0.9, True),
+        other("c", 0.3),
+        other("d", 0.2),
+        other("e", 0.0),
+    ]
+    chosen = CONTROLS["other_task"].make(materials)
+    nearest = CONTROLS["nearest_task"].make(materials)
+    assert isinstance(chosen, Written)
+    assert isinstance(nearest, Written)
+    assert chosen.vectors[0, 0] == np.float32(0.2)  # of .0, .1, .2, .3 the upper of the middle two
+    assert nearest.vectors[0, 0] == np.float32(0.9)
+    materials.others = [other("a", 0.5, related=True)]
+    assert CONTROLS["other_task"].make(materials) is None
+    assert not CONTROLS["nearest_task"].in_verdict
+
+
+def test_related_tasks_are_declared_by_group_or_by_the_task_itself():
+    def related(one: str, two: str) -> bool:
+        return are_related(TASKS[one], TASKS[two])
+
+    assert related("translation_fr_en", "translation_es_en")
+    assert related("algorithmic_to_upper", "algorithmic_next_letter")
+    assert not related("translation_fr_en", "linguistic_antonyms")
+    own = Task("own", "x", (Pair("a", "b"),), related=("own_y",))
+    assert are_related(own, Task("own", "y", (Pair("a", "b"),)))
+    assert are_related(Task("own", "y", (Pair("a", "b"),)), own)
+    with pytest.raises(TaskVecError, match="related is 'own_y'; it must be names of tasks"):
+        Task("own", "x", (Pair("a", "b"),), related="own_y")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def controlled(random_model):
+    """One task with all controls, thetas of two others lent."""
+    names = ("to_upper", "to_lower", "list_first")
+    tasks = [TASKS[f"algorithmic_{name}"] for name in names]
+    steps: list[int] = []
+    full, measured = evaluate_with_controls(random_model, tasks[1], tasks, SMALL, steps.append)
     assert sum(steps) == 4 * SMALL.num_prompts
-    assert full.result == plain
+    return full, measured
+
+
+def test_the_controlled_run_gives_the_same_scores_as_the_plain_one(random_model, controlled):
+    full, measured = controlled
+    plain = evaluate_task(random_model, TASKS["algorithmic_to_lower"], SMALL)
     assert measured.theta.shape == (4, LLAMA.num_layers, LLAMA.width)
+    for name, column in plain.outcomes.items():
+        ours = full.result.outcomes[name]
+        if isinstance(column, dict):  # another number of copies is another program
+            for key in ("logprob", "logit_difference"):
+                assert ours[key] == pytest.approx(column[key], abs=1e-3)
+            assert {k: v for k, v in ours.items() if k not in ("logprob", "logit_difference")} == {
+                k: v for k, v in column.items() if k not in ("logprob", "logit_difference")
+            }
+        else:
+            assert ours == column
+    assert full.result.task_vector == plain.task_vector
     assert list(full.controls) == list(CONTROLS)
-    assert full.controls["random_vector"] == plain.random_vector
-    assert full.test_accuracy_by_layer[plain.best_layer] == plain.task_vector.accuracy
-    replay = full.controls["last_layer_replay"]
-    assert replay
-    assert full.test_accuracy_by_layer[-1] == replay.accuracy
-    assert {"baseline", "controls", "test_accuracy_by_layer"} <= full.to_dict().keys()
+    assert full.controls["random"] == plain.random
+
+
+def test_a_result_holds_every_column_at_its_own_layer(controlled):
+    full, _ = controlled
+    recorded = full.result.outcomes
+    assert set(recorded) == {
+        "queries",
+        "answers",
+        "prompts",
+        "baseline",
+        "icl",
+        "task_vector",
+        *CONTROLS,
+    }
+    for name, column in recorded.items():
+        if isinstance(column, dict):
+            assert len(column["correct"]) == len(column["predicted"]) == 4
+            written = name not in ("baseline", "icl", "best_constant", "copy")
+            assert (column["layer"] is not None) == written
+    assert recorded["last_layer_replay"]["layer"] == LLAMA.num_layers - 1
+    assert recorded["copy"]["predicted"] == [q.strip() for q in recorded["queries"]]
+    assert len(set(recorded["best_constant"]["predicted"])) == 1
+    assert set(full.other_tasks) == {"algorithmic_to_upper", "algorithmic_list_first"}
+    assert full.other_tasks["algorithmic_to_upper"]["related"]
+    curve = full.test_accuracy_by_layer
+    replay = np.mean(recorded["last_layer_replay"]["correct_paper"])
+    assert curve[-1] == replay
+
+
+def test_the_best_constant_is_chosen_on_all_pairs_and_not_on_the_scored_prompts(random_model):
+    pairs = tuple(Pair(f"{a}{b}", "x" if a < "m" else "y") for a in "abcdwz" for b in "abcdefgh")
+    task = Task("own", "x", pairs, leading_space=False)
+    settings = dataclasses.replace(SMALL, num_demonstrations=1)
+    full, m = evaluate_with_controls(random_model, task, [], settings)
+    assert full.result.outcomes["best_constant"]["predicted"] == ["x"] * 4
+    right = [int(p.query.output == "x") for p in m.test]
+    assert full.result.outcomes["best_constant"]["correct"] == right
+    assert full.controls["other_task"] is full.controls["mean_theta"] is None
+    assert full.result.outcomes["mean_theta"] is None
 
 
 def test_a_control_is_one_entry_from_its_answers_to_the_pages_tables(random_model, monkeypatch):
-    """Answers as texts, as tokens and by a vector, and none, each scored as it is elsewhere."""
+    """Answers as texts, by a vector, and none, each scored as it is elsewhere."""
     task = TASKS["algorithmic_to_lower"]
     added = {
-        "always_b": Control("always b", "b", lambda m: Texts(["b"] * len(m.measured.test))),
-        "untouched": Control("no vector", "none", lambda m: Tokens(m.swept[:, 0])),
-        "itself": Control("theta", "θ", lambda m: Vectors(m.measured.theta[:, m.measured.layer])),
+        "always_b": Control("always b", "b", lambda m: Given(*[["b"] * len(m.measured.test)] * 2)),
+        "itself": Control(
+            "theta",
+            "θ",
+            lambda m: Written(m.measured.layer, m.measured.theta[:, m.measured.layer]),
+        ),
         "absent": Control("nothing", "nil", lambda m: None),
     }
+    monkeypatch.setattr(controls, "CONTROLS", CONTROLS)
     for name, control in added.items():
         monkeypatch.setitem(CONTROLS, name, control)  # type: ignore[arg-type]
     found, m = evaluate_with_controls(random_model, task, [], SMALL)
     assert list(found.controls) == list(CONTROLS)
-    of_b = sum(p.query.output == "b" for p in m.test)
-    assert found.controls["always_b"] == accuracy(np.arange(len(m.test)) < of_b)
+    of_b = [int(p.query.output == "b") for p in m.test]
+    assert found.result.outcomes["always_b"]["correct"] == of_b
     assert found.controls["itself"] == found.result.task_vector
     assert found.controls["absent"] is None
-    assert found.controls["other_task"] is None
-    words, titles = page._all_controls(), [c.title for c in CONTROLS.values()]
-    assert words.endswith("theta from shuffled labels, always b, no vector, theta and nothing")
-    row = found.to_dict() | {"verdict": "", "beats_controls": False}
-    assert page._controls_table({task.name: row}).columns[3:-2] == titles
+    titles = [c.title for c in CONTROLS.values()]
+    row = found.to_dict() | {"beats": False}
+    assert page._controls_table({task.name: row}).columns[3:-3] == titles
+
+
+def test_a_constant_answer_beats_no_control(tokenizer):
+    """A decoder that always says " A": the final norm gives a constant, and the unembedding makes
+    one token of it. Every column is scored, and the constant is told from a task vector."""
+    config = dataclasses.replace(
+        PYTHIA, vocab_size=tokenizer.vocab_size, max_length=512, tied_unembed=False, num_layers=2
+    )
+    model = model_of(config, tokenizer)
+    (token,) = tokenizer.encode("A")
+    inner = model.params["params"]
+    norm = inner["final_norm"]
+    norm["scale"] = 0 * norm["scale"]
+    norm["bias"] = 0 * norm["bias"] + 1
+    kernel = np.zeros(np.shape(inner["unembed"]["kernel"]), np.float32)
+    kernel[:, token] = 1
+    inner["unembed"]["kernel"] = kernel
+    task = TASKS["knowledge_location_continent"]
+    others = [task, TASKS["algorithmic_to_upper"]]
+    for rule in ("paper", "full"):
+        settings = Settings(num_prompts=12, batch_size=12, rule=rule)
+        found, _ = evaluate_with_controls(model, task, others, settings)
+        recorded = found.result.outcomes
+        for name, column in recorded.items():
+            if isinstance(column, dict) and name not in ("best_constant", "copy"):
+                assert set(column["predicted"]) == {"A"}
+                assert column["correct"] == recorded["baseline"]["correct"]
+        if rule == "paper":
+            assert found.result.task_vector.accuracy > 0.2  # one letter is right for four of seven
+            assert found.controls["best_constant"] == found.result.task_vector
+        else:
+            assert found.result.task_vector.accuracy == 0
+        assembled = assemble("m", {task.name: found.to_dict()}, seed=0)
+        assert not assembled["tasks"][task.name]["beats"]
+        assert assembled["primary"] is None  # there is nothing that in-context learning does
+        assert assembled["pairing_share"] is None
+
+
+def test_every_control_but_the_estimates_has_to_be_beaten():
+    assert TO_BEAT == (
+        "baseline",
+        "best_constant",
+        "copy",
+        "last_layer_replay",
+        "other_task",
+        "zero_demonstrations",
+        "mean_theta",
+        "random",
+    )
 
 
 def test_prompts_of_several_numbers_of_dummy_queries_are_refused(random_model):
+    scorer = scorer_of(random_model, TASKS["algorithmic_to_upper"], SMALL)
     one, two = (
         Prompt((Pair("a", "b"),), Pair("c", "d"), (Pair("e", "f"),) * count) for count in (1, 2)
     )
     for prompts in ([one, two], [dataclasses.replace(one, dummy_queries=())]):
         with pytest.raises(TaskVecError, match="dummy queries; allowed: one or more, the same"):
-            read_prompts(random_model, prompts, 2)
-    both, alone = read_prompts(random_model, [two], 2, theta_only=[two]), [two]
-    np.testing.assert_allclose(both.theta[0], both.theta[1], atol=1e-5)
-    assert both.icl.tolist() == read_prompts(random_model, alone, 2).icl.tolist()
-
-
-def test_majority_and_copy_are_what_their_names_say(random_model):
-    same = Task("own", "copy", tuple(Pair(c, c) for c in "abcdefghijklmnop"))
-    settings = dataclasses.replace(SMALL, num_demonstrations=2)
-    full, _ = evaluate_with_controls(random_model, same, [same], settings)
-    copy, majority = full.controls["copy_input"], full.controls["majority_class"]
-    assert copy
-    assert majority
-    assert copy.accuracy == 1.0
-    assert majority.accuracy <= 0.5
-    assert full.controls["other_task"] is None
-    assert full.majority_answer == "a"
+            read_prompts(scorer, prompts, 2)
 
 
 def test_replaying_the_last_layer_repeats_what_was_said_to_the_dummy_query(random_model):
     """One dummy query: injected after the last block, its state gives its own next token."""
-    task = TASKS["algorithmic_to_upper"]
-    settings = dataclasses.replace(SMALL, num_dummy_queries=1)
-    _, measured = evaluate_with_controls(random_model, task, [task], settings)
+    from taskvec_jax.evaluation.measuring import measure
     from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
+    task = TASKS["algorithmic_to_lower"]
+    measured = measure(random_model, task, dataclasses.replace(SMALL, num_dummy_queries=1))
     encode = random_model.tokenizer.encode_all
     queries = encode([p.zero_shot() for p in measured.test])
     swept = sweep_layers(random_model, queries, measured.theta, 4).tokens
     said = read_texts(random_model, [encode(p.dummies()) for p in measured.test], 4)[1].tokens
     np.testing.assert_array_equal(swept[:, -1], said[:, 0])
+
+
+def test_dev_and_test_ask_for_different_pairs_where_enough_are_left():
+    pairs = tuple(Pair(f"x{i}", f"y{i}") for i in range(61))
+    fitted = FittedTask(Task("own", "x", pairs), pairs, False, 61)
+    parts = query_parts(fitted, SMALL)
+    assert len(parts["test"]) == 31
+    assert {*parts["dev"], *parts["test"]} == set(pairs)
+    assert not {*parts["dev"]} & {*parts["test"]}
+    assert query_parts(fitted, dataclasses.replace(SMALL, seed=1)) != parts
+    # As the paper does it, and where fewer than 30 would be left to test, all are shared.
+    assert query_parts(fitted, dataclasses.replace(SMALL, rule="paper")) == {}
+    few = dataclasses.replace(fitted, pairs=pairs[:58])
+    assert query_parts(few, SMALL) == {}
+    assert len(query_parts(dataclasses.replace(fitted, pairs=pairs[:60]), SMALL)["test"]) == 30
+
+
+def test_answers_are_listed_with_the_output_first():
+    assert accepted(Pair(" x", " y", (" z",))) == ["y", "z"]

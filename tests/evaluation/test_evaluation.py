@@ -7,14 +7,16 @@ import pytest
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import injection_check
-from taskvec_jax.evaluation import protocol as evaluation
+from taskvec_jax.evaluation import random_vectors as evaluation
 from taskvec_jax.evaluation.injection_check import _logits_after, check_injection
-from taskvec_jax.evaluation.judging import Judge, accuracy, is_correct
-from taskvec_jax.evaluation.protocol import Settings, best_layer, evaluate_task
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.registry import SMALL_MODEL
-from taskvec_jax.prompting.prompts import FittedTask, Prompt, render_query
-from taskvec_jax.tasks import TASKS, Pair, Task
+from taskvec_jax.prompting.prompts import render_query
+from taskvec_jax.tasks import TASKS
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
 OPTIMISED = True  # the default model computes here
@@ -39,40 +41,8 @@ def test_wilson_intervals_equal_hand_computed_ones(correct, n, low, high):
 
 
 def test_nothing_to_score_is_refused():
-    with pytest.raises(TaskVecError, match="no answers to score"):
+    with pytest.raises(TaskVecError, match="0 right answers of 0"):
         accuracy([])
-
-
-def test_exact_categories_accept_the_output_and_its_alternatives_only():
-    pair = Pair(" chien", " dog", ("hound",))
-    assert is_correct("exact", pair, "dog")
-    assert is_correct("exact", pair, "hound")
-    for wrong in ("", "d", "dogs", "Dog", "houn"):
-        assert not is_correct("exact", pair, wrong)
-
-
-def test_knowledge_accepts_a_prefix_either_way_but_never_nothing():
-    pair = Pair("Bolivia", "Sucre", ("La Paz",))
-    for right in ("Sucre", "S", "Suc", "Sucres", "La"):
-        assert is_correct("prefix", pair, right)
-    for wrong in ("", "Z", "ucre", "sucre"):
-        assert not is_correct("prefix", pair, wrong)
-
-
-def test_the_strict_rule_wants_the_first_token_of_an_answer(default_model):
-    pair = Pair("Bolivia", "Sucre", ("La Paz",))
-    fitted = FittedTask(Task("knowledge", "x", (pair,)), (pair,), False, 1)
-    judge = Judge(default_model, fitted)
-    tokenizer = default_model.tokenizer
-    asked = "example:Bolivia->"
-    first, other = (tokenizer.continuation(asked, text)[0] for text in ("Sucre", "La Paz"))
-    (letter,), (wrong,) = tokenizer.encode("S"), tokenizer.encode("Z")
-    said = np.array([first, other, letter, wrong])
-    prompts = [Prompt((), pair, ())] * 4
-    assert letter != first
-    assert judge.strictly_correct(prompts, said).tolist() == [True, True, False, False]
-    # The paper's rule takes a single letter too.
-    assert judge.correct(prompts, said).tolist() == [True, True, True, False]
 
 
 def test_the_best_layer_is_the_lowest_of_the_best():
@@ -103,14 +73,30 @@ def test_the_task_sits_in_one_vector_of_the_real_model(default_model):
     assert result.baseline.accuracy <= 0.1
     assert result.icl.accuracy >= 0.8
     assert result.task_vector.accuracy >= 0.6
-    assert result.random_vector.accuracy <= 0.15
+    assert result.random.accuracy <= 0.15
     # The curve rises from near the baseline, peaks inside, and falls at the end.
     assert max(curve[:8]) <= 0.2
     assert 10 <= result.best_layer <= 26
     assert curve[-1] <= 0.2
-    assert curve[result.best_layer] == max(curve)
-    assert result.baseline.n == 40
-    assert result.icl.n == result.task_vector.n == len(result.examples) == 20
+    assert result.icl_able
+    # 26 letters are too few to keep the queries of dev and test apart, and that is said.
+    assert result.shared_queries
+    assert any("too few to keep dev and test queries apart" in w for w in result.warnings)
+    outcomes = result.outcomes
+    assert outcomes["answers"][0] == [outcomes["queries"][0].upper()]
+    assert outcomes["prompts"][0].endswith(f"example:{outcomes['queries'][0]}->")
+    for name in ("baseline", "icl", "task_vector", "random"):
+        column = outcomes[name]
+        assert len(column["correct"]) == len(column["logprob"]) == len(column["rank"]) == 20
+        assert sum(column["correct"]) / 20 == getattr(result, name).accuracy
+        assert column["correct"] == column["correct_full"]
+        # The first token of a right answer of one letter is that letter.
+        assert all(a <= b for a, b in zip(column["correct"], column["correct_paper"], strict=True))
+        assert all(
+            rank == 0 for rank, r in zip(column["rank"], column["correct"], strict=True) if r
+        )
+    assert outcomes["task_vector"]["layer"] == result.best_layer
+    assert outcomes["icl"]["layer"] is None
 
 
 def test_the_order_of_tasks_and_the_batch_size_change_no_answer(default_model):
@@ -120,6 +106,14 @@ def test_the_order_of_tasks_and_the_batch_size_change_no_answer(default_model):
         default_model, TASKS["algorithmic_to_lower"], Settings(num_prompts=3, batch_size=20)
     )
     again = evaluate_task(default_model, task, Settings(num_prompts=6, batch_size=5))
+    for name, column in alone.outcomes.items():
+        if isinstance(column, dict):  # graded scores follow the order of sums
+            for key in ("logprob", "logit_difference"):
+                first, second = column.pop(key), again.outcomes[name].pop(key)
+                assert first == pytest.approx(second, abs=1e-3)
+    for key, values in alone.dev_graded_by_layer.items():
+        assert again.dev_graded_by_layer[key] == pytest.approx(values, abs=1e-3)
+    alone.dev_graded_by_layer.update(again.dev_graded_by_layer)
     assert again.to_dict() == alone.to_dict()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.small_pythia.mixture import build_tokenizer
 from taskvec_jax import Settings, TaskVecError, evaluate_task, load_model
-from taskvec_jax.evaluation.controls import evaluate_with_controls
+from taskvec_jax.evaluation.controlled import evaluate_with_controls
 from taskvec_jax.models.registry import SMALL_MODEL
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS, Pair, Task

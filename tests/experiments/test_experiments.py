@@ -17,7 +17,7 @@ from experiments.run.journal import Journal
 from experiments.run.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import cosine_distances
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.tasks import TASKS, Pair, Task
 

@@ -17,7 +17,7 @@ from experiments.report import build
 from experiments.run import identity
 from experiments.run.results import write_json
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 
 RUN: dict[str, Any] = {
     "model": "pythia-70m",

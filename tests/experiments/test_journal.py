@@ -13,7 +13,7 @@ import pytest
 from experiments.run.journal import Journal
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 
 
 def never():

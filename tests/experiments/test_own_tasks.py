@@ -16,7 +16,7 @@ from experiments.run.own_tasks import own_tasks, tokenizer_of
 from experiments.run.start import ask, define_flags, fitting_tasks
 from experiments.small_pythia.mixture import HELD_OUT, TRAINING_TASKS
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.registry import DEFAULT_MODEL, SMALL_MODEL
 from taskvec_jax.tasks import TASKS, Pair, Task
 

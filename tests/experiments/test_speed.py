@@ -21,7 +21,8 @@ from experiments.bench import work
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.injection_check import check_injection
-from taskvec_jax.evaluation.protocol import Settings, evaluate_task
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
 from taskvec_jax.vectors import sweep

@@ -16,7 +16,8 @@ from experiments.run import study as studies
 from experiments.run.journal import unit_name
 from experiments.run.study import Study
 from experiments.small_pythia.mixture import build_tokenizer
-from taskvec_jax.evaluation.protocol import Settings, evaluate_task
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task

@@ -15,7 +15,7 @@ from experiments.run.journal import Journal
 from experiments.run.results import write_json
 from experiments.run.study import Study
 from experiments.run.writing import WriteError, write_whole
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.tasks import Pair, Task
 
 

@@ -16,7 +16,8 @@ from convert.export import export
 from experiments.small_pythia.mixture import HELD_OUT, TRAINING_TASKS, build_tokenizer
 from experiments.small_pythia.train import icl_accuracy
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings, evaluate_task
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.converting import convert_model
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model

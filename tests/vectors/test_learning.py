@@ -17,7 +17,7 @@ from experiments.page import learned_task_vector as page
 from experiments.run.journal import Journal
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.prompting.tokenizer import Tokenizer

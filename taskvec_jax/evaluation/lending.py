@@ -1,0 +1,81 @@
+"""Thetas of other tasks, lent to a task as controls.
+
+Shapes: N prompts, L layers, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import scorer_of
+from taskvec_jax.evaluation.measuring import Measured, sweep_dev
+from taskvec_jax.evaluation.reading import draw_prompts, read_theta
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.models.model import Model
+from taskvec_jax.tasks.related import are_related
+from taskvec_jax.tasks.task import Task
+
+LENT_PROMPTS = 10  # prompts that the mean theta of another task is taken over, at most
+
+
+class Other(NamedTuple):
+    """The mean theta of another task, on this one's dev prompts.
+
+    Attributes:
+      name: of that task.
+      theta: float32 [L, D].
+      layer, accuracy: where it does best on dev, by the rule in force.
+      related: the two tasks are declared related.
+    """
+
+    name: str
+    theta: np.ndarray
+    layer: int
+    accuracy: float
+    related: bool
+
+
+def mean_theta_of(model: Model, task: Task, settings: Settings) -> np.ndarray:
+    """The mean theta of a task after every layer, to be lent to others: float32 [L, D].
+
+    Raises:
+      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+    """
+    few = dataclasses.replace(settings, num_prompts=min(LENT_PROMPTS, settings.num_prompts))
+    prompts = draw_prompts(scorer_of(model, task, settings).fitted, few, "lent")
+    return read_theta(model, prompts, settings.batch_size).mean(axis=0)
+
+
+def lent_thetas(
+    model: Model, task: Task, others: Sequence[Task], settings: Settings
+) -> dict[str, np.ndarray]:
+    """The mean thetas of the other tasks that this tokenizer and these settings allow."""
+    lent = {}
+    for other in others:
+        if other.name != task.name:
+            try:
+                lent[other.name] = mean_theta_of(model, other, settings)
+            except TaskVecError:
+                continue
+    return lent
+
+
+def rank_lent(
+    m: Measured,
+    lent: Mapping[str, np.ndarray],
+    known: Mapping[str, Task],
+    settings: Settings,
+) -> list[Other]:
+    """Every lent theta at the layer where it does best on this task's dev prompts."""
+    task, found = m.scorer.fitted.task, []
+    for name, theta in lent.items():
+        everywhere = np.broadcast_to(theta, (len(m.dev), *theta.shape))
+        swept = sweep_dev(m.scorer, m.dev, everywhere, settings)
+        related = name in known and are_related(task, known[name])
+        found.append(Other(name, theta, swept.layer, swept.accuracy, related))
+    return found

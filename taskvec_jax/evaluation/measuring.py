@@ -1,0 +1,254 @@
+"""One task on one model: prompts read, and the layer chosen on dev.
+
+Shapes: N prompts of each split, L layers, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
+from taskvec_jax.evaluation.columns import Predicted, graded_means, score_columns
+from taskvec_jax.evaluation.layers import choose_layer
+from taskvec_jax.evaluation.reading import InContext, draw_prompts, read_prompts, read_theta
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.models.model import Model
+from taskvec_jax.prompting.prompts import Prompt
+from taskvec_jax.tasks.task import Task
+from taskvec_jax.transformer.checks import check_texts
+from taskvec_jax.vectors.graded import Graded, Wanted
+from taskvec_jax.vectors.rows import tree_length
+from taskvec_jax.vectors.sweep import sweep_layers
+
+LONGEST = 10  # prompts of each task, by characters, among which the one of most tokens is sought
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One task on one model with its layer chosen: what every score of the task starts from.
+
+    Attributes:
+      scorer: scores answers to this task.
+      dev, test: the prompts.
+      theta: float32 [N, L, D], theta of each test prompt after every layer.
+      icl: in-context answers to the test prompts.
+      wanted: tokens for the graded scores of the test prompts.
+      layer: chosen on dev by the rule in force.
+      dev_accuracy: of theta at that layer on dev, by that rule.
+      curve: [L], dev accuracy by layer, by the rule `paper`.
+      dev_icl, dev_baseline: [N] of 0 or 1, right on dev by the rule in force.
+      changed: whether some vector at some layer changed some prediction on dev.
+      graded_curve: [L] each, means over dev prompts by layer: `logprob`, `logit_difference`.
+    """
+
+    scorer: Scorer
+    dev: list[Prompt]
+    test: list[Prompt]
+    theta: np.ndarray
+    icl: InContext
+    wanted: Wanted
+    layer: int
+    dev_accuracy: float
+    curve: np.ndarray
+    dev_icl: list[int]
+    dev_baseline: list[int]
+    changed: bool
+    graded_curve: dict[str, list[float]]
+
+    KEPT = ("layer", "dev_accuracy", "dev_icl", "dev_baseline", "changed", "graded_curve")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of all but theta, which `measured_again` reads."""
+        icl = {
+            name: values.tolist() for name, values in self.icl._asdict().items() if name != "graded"
+        }
+        return {
+            **{name: getattr(self, name) for name in self.KEPT},
+            "curve": self.curve.tolist(),
+            "icl": icl,
+            "graded": {k: v.tolist() for k, v in self.icl.graded._asdict().items()}
+            if self.icl.graded
+            else None,
+        }
+
+
+def measure(
+    model: Model,
+    task: Task,
+    settings: Settings,
+    progress: Callable[[int], None] = lambda prompts: None,
+) -> Measured:
+    """Reads theta and in-context answers of all prompts and chooses the layer on dev.
+
+    Raises:
+      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+    """
+    scorer, dev, test, wanted = _prompts(model, task, settings)
+    # Of dev prompts only the means by layer are wanted, which need no graded in-context answers;
+    # they are computed with those of test because all rows of a call are alike.
+    of_all = scorer.wanted([*dev, *test], settings.seed)
+    theta, icl = read_prompts(scorer, [*dev, *test], settings.batch_size, of_all)
+    n = len(dev)
+    of_dev = Wanted(*(ids[:n] for ids in of_all))
+    swept = sweep_dev(scorer, dev, theta[:n], settings, of_dev)
+    encode = model.tokenizer.encode_all
+    dev_columns = score_columns(
+        scorer,
+        dev,
+        columns={
+            "icl": Predicted(icl.part(slice(n)).begun(), encode([p.icl() for p in dev])),
+            "baseline": Predicted(
+                [(token,) for token in swept.tokens[:, 0].tolist()],
+                encode([p.zero_shot() for p in dev]),
+            ),
+        },
+        rule=settings.rule,
+    )
+    progress(n)
+    return Measured(
+        scorer,
+        dev,
+        test,
+        theta[n:],
+        icl.part(slice(n, None)),
+        wanted,
+        swept.layer,
+        swept.accuracy,
+        swept.curve,
+        dev_columns["icl"]["correct"],
+        dev_columns["baseline"]["correct"],
+        bool((swept.tokens[:, 1:] != swept.tokens[:, :1]).any()),
+        swept.graded,
+    )
+
+
+def measured_again(
+    model: Model, task: Task, settings: Settings, *, theta: np.ndarray, kept: dict[str, Any]
+) -> Measured:
+    """What `measure` gave, from what was kept of it; the model is not run.
+
+    Args:
+      theta: as in `Measured`.
+      kept: what `Measured.to_dict` gave.
+    """
+    scorer, dev, test, wanted = _prompts(model, task, settings)
+    types = (np.float32, np.int32, np.float32)
+    graded = kept["graded"] and Graded(
+        *(np.array(kept["graded"][k], t) for k, t in zip(Graded._fields, types, strict=True))
+    )
+    icl = InContext(**{k: np.array(v, np.int32) for k, v in kept["icl"].items()}, graded=graded)
+    return Measured(
+        scorer=scorer,
+        dev=dev,
+        test=test,
+        theta=theta,
+        icl=icl,
+        wanted=wanted,
+        curve=np.array(kept["curve"]),
+        **{name: kept[name] for name in Measured.KEPT},
+    )
+
+
+def _prompts(
+    model: Model, task: Task, settings: Settings
+) -> tuple[Scorer, list[Prompt], list[Prompt], Wanted]:
+    scorer = scorer_of(model, task, settings)
+    dev, test = (draw_prompts(scorer.fitted, settings, split) for split in ("dev", "test"))
+    return scorer, dev, test, scorer.wanted(test, settings.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class DevSweep:
+    """Vectors injected into the dev queries after every layer.
+
+    Attributes:
+      tokens: int [N, 1 + L], predictions, the untouched query's first.
+      curve: [L], accuracy by layer, by the rule `paper`.
+      layer, accuracy: the best one by the rule in force, and its accuracy.
+      graded: [L] each, means of graded scores by layer; empty where no wanted tokens were given.
+    """
+
+    tokens: np.ndarray
+    curve: np.ndarray
+    layer: int
+    accuracy: float
+    graded: dict[str, list[float]]
+
+
+def sweep_dev(
+    scorer: Scorer,
+    dev: Sequence[Prompt],
+    vectors: np.ndarray,
+    settings: Settings,
+    wanted: Wanted | None = None,
+) -> DevSweep:
+    """Injects vectors [N, L, D] into the dev queries after every layer, and chooses the layer."""
+    model = scorer.model
+    queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
+    tokens, _, graded = sweep_layers(model, queries, vectors, settings.batch_size, wanted)
+    chosen = choose_layer(
+        scorer, dev, queries=queries, vectors=vectors, tokens=tokens[:, 1:], rule=settings.rule
+    )
+    curve = scorer.by_first_token(dev, tokens[:, 1:]).mean(axis=0)
+    means = graded_means(graded) if graded else {}
+    return DevSweep(tokens, curve, chosen.layer, chosen.accuracy, means)
+
+
+def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:
+    """Theta of each test prompt of a task after every layer: float32 [N, L, D].
+
+    Raises:
+      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+    """
+    prompts = draw_prompts(scorer_of(model, task, settings).fitted, settings, "test")
+    return read_theta(model, prompts, settings.batch_size)
+
+
+def chosen_layer(model: Model, task: Task, settings: Settings) -> int:
+    """The layer of the highest dev accuracy of a task by the rule in force, ties to the lowest.
+
+    Raises:
+      TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
+    """
+    scorer = scorer_of(model, task, settings)
+    dev = draw_prompts(scorer.fitted, settings, "dev")
+    theta = read_theta(model, dev, settings.batch_size)
+    return sweep_dev(scorer, dev, theta, settings).layer
+
+
+def longest_rows(model: Model, tasks: Sequence[Task], settings: Settings) -> tuple[int, int, int]:
+    """Sizes of the longest row that a layer sweep of these tasks reads, and of its queries.
+
+    Returns:
+      tokens of the longest row (demonstrations, query, the first token of an answer, and dummy
+      queries), tokens of the longest zero-shot query, and the places a row is read at. Tasks that
+      cannot be posed do not count.
+
+    Raises:
+      TaskVecError: a prompt is longer than the model's context.
+    """
+    encode = model.tokenizer.encode_all
+    longest, query = 1, 1
+    for task in tasks:
+        try:
+            fitted = scorer_of(model, task, settings).fitted
+            prompts = [
+                p for split in ("dev", "test") for p in draw_prompts(fitted, settings, split)
+            ]
+        except TaskVecError:
+            continue  # the run itself says why
+        for prompt in sorted(prompts, key=_characters)[-LONGEST:]:
+            texts = encode([*prompt.dummies(), prompt.icl()])
+            check_texts(model.config, texts)
+            longest = max(longest, tree_length(texts) + 1)
+            query = max(query, len(encode([prompt.zero_shot()])[0]))
+    return longest, query, settings.num_dummy_queries + 2
+
+
+def _characters(prompt: Prompt) -> int:
+    return sum(map(len, [*prompt.dummies(), prompt.icl()]))

@@ -1,0 +1,49 @@
+"""Graded scores: how much is said for the right answer, beside which token is the most likely.
+
+Shapes: B rows, n places of a row, G accepted first tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Wanted(NamedTuple):
+    """Tokens whose logits are looked at beside the most likely one's.
+
+    Attributes:
+      right: int [B, G], first tokens of accepted answers; a row of fewer repeats one of them.
+      contrast: int [B], the first token of a wrong answer of the same kind.
+    """
+
+    right: Any
+    contrast: Any
+
+
+class Graded(NamedTuple):
+    """How much is said for the right answer, where the most likely token may be another.
+
+    "The right token" is the most likely of `Wanted.right`.
+
+    Attributes:
+      logprob: float32, its log-probability in nats.
+      rank: int32, how many tokens stand above it; 0 is the top.
+      difference: float32, its logit minus that of `Wanted.contrast`.
+    """
+
+    logprob: Any
+    rank: Any
+    difference: Any
+
+
+def grade(logits: jax.Array, highest: jax.Array, wanted: Wanted) -> Graded:
+    """Graded scores [B, n] of logits [B, n, V], whose maxima [B, n] are known."""
+    right, contrast = (jnp.asarray(ids)[:, None] for ids in wanted)
+    mine = jnp.take_along_axis(logits, right, axis=-1).max(axis=-1)
+    total = jnp.log(jnp.exp(logits - highest[..., None]).sum(axis=-1))
+    other = jnp.take_along_axis(logits, contrast[..., None], axis=-1)[..., 0]
+    rank = (logits > mine[..., None]).sum(axis=-1, dtype=jnp.int32)
+    return Graded(mine - highest - total, rank, mine - other)

@@ -1,0 +1,192 @@
+"""Answers are generated as far as they must be, and no further, with the same result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.small_pythia.mixture import TRAINING_TASKS
+from taskvec_jax import load_model, replace
+from taskvec_jax.evaluation import layers
+from taskvec_jax.evaluation.answers import Job, Said, accepted, complete, scorer_of
+from taskvec_jax.evaluation.columns import Given, Predicted, score_columns
+from taskvec_jax.evaluation.layers import Chosen, choose_layer
+from taskvec_jax.evaluation.reading import draw_prompts, read_prompts
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.scoring import cut, scoring_rule
+from taskvec_jax.models.registry import SMALL_MODEL
+from taskvec_jax.prompting.prompts import Prompt, render_query
+from taskvec_jax.tasks import Pair
+from taskvec_jax.vectors.sweep import inject_vectors
+
+SETTINGS = Settings(num_prompts=8, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load_model(SMALL_MODEL)
+
+
+@pytest.fixture(scope="module")
+def scorer(small):
+    task = next(task for task in TRAINING_TASKS if task.name == "algorithmic_to_upper")
+    return scorer_of(small, task, SETTINGS)
+
+
+@pytest.mark.parametrize("ignore_case", [True, False])
+def test_what_is_settled_by_a_beginning_stays_so_however_the_text_goes_on(ignore_case):
+    rule = scoring_rule("full", ignore_case=ignore_case)
+    rng = np.random.RandomState(0)
+    letters = ["a", "b", "B", " ", "-", "'", "\n", "é", "e\u0301", "e", "\u0301", ",", "ab"]
+    seen = set()
+    for _ in range(4_000):
+        texts = ["".join(rng.choice(letters, rng.randint(1, 4))) for _ in range(3)]
+        allowed = [text for text in texts if text.strip()]
+        whole = "".join([rng.choice([*texts, ""]), *rng.choice(letters, rng.randint(0, 4))])
+        final = rule.is_right(whole, allowed)
+        for length in range(len(whole) + 1):
+            said = rule.settled(whole[:length], allowed)
+            assert said in (None, final), (whole, length, allowed)
+            seen.add(said)
+    assert seen == {None, True, False}
+    assert scoring_rule("paper").settled("x", ["y"]) is None
+    # Half a character, as tokenizers decode it, settles nothing.
+    assert rule.settled("Asunci\ufffd", ["Asunción"]) is None
+
+
+def test_answers_completed_are_those_that_generation_gives(small, scorer):
+    """Vectors at several layers and none; each answer judged as the whole generated text is."""
+    rng = np.random.RandomState(0)
+    inputs = ["ab", "c", "wx", "07", "q", "red", "k,l", "z", "e", "mn"]
+    texts = [small.tokenizer.encode(render_query(text)) for text in inputs]
+    thetas = small.read([render_query(text) for text in inputs[::-1]])  # [N, L, D]
+    thetas = thetas + 0.3 * rng.standard_normal(thetas.shape).astype(np.float32)
+    at = rng.randint(0, small.config.num_layers, len(inputs))
+    vectors = np.take_along_axis(thetas, at[:, None, None], axis=1)[:, 0]
+    outcomes = []
+    for written in (True, False):
+        edits = replace(vectors, layer=at, position=-1) if written else ()
+        whole = small.generate(texts, max_new_tokens=6, edits=edits, return_ids=True)
+        jobs, expected = [], []
+        for i, ids in enumerate(whole):
+            if not ids:
+                continue
+            for size in range(1, 5):
+                said = small.tokenizer.decode(ids[:size]).strip()
+                for answer in {said, said + "x", said[:-1]} - {""}:
+                    pair = Pair(inputs[i], answer)
+                    vector = vectors[i] if written else None
+                    layer = int(at[i]) if written else None
+                    jobs.append(Job(pair, texts[i], (ids[0],), layer, vector))
+                    budget = 1 + scorer.longest(pair)
+                    text = cut(small.tokenizer.decode(ids[:budget]))
+                    expected.append(scorer.rule("full").is_right(text, accepted(pair)))
+        said = complete(scorer, jobs)
+        assert [answer.right for answer in said] == expected
+        outcomes += expected
+        # What is not settled has as many tokens as the longest accepted answer and one more.
+        assert all(isinstance(answer, Said) for answer in said)
+    assert True in outcomes
+    assert False in outcomes
+
+
+def test_the_second_token_read_in_context_is_the_one_that_generation_gives(small, scorer):
+    prompts = draw_prompts(scorer.fitted, SETTINGS, "test")
+    theta, icl = read_prompts(scorer, prompts, 8)
+    texts = small.tokenizer.encode_all([p.icl() for p in prompts])
+    made = small.generate(texts, max_new_tokens=2, return_ids=True)
+    begun = icl.begun()
+    assert sum(len(ids) == 2 for ids in begun) >= 6  # it knows the task, so the guess is right
+    for ids, whole in zip(begun, made, strict=True):
+        assert list(ids[: len(whole)]) == whole[: len(ids)]
+    # Theta is what it is without the text that is read for the second token.
+    dummies = [small.read(p.dummies()).mean(axis=0) for p in prompts]
+    np.testing.assert_allclose(theta, np.stack(dummies), atol=1e-4)
+
+
+def test_graded_scores_are_those_of_the_logits(small, scorer):
+    prompts = draw_prompts(scorer.fitted, SETTINGS, "test")
+    wanted = scorer.wanted(prompts, seed=0)
+    for row, other, prompt in zip(wanted.right, wanted.contrast, prompts, strict=True):
+        assert row[0] == scorer.first_token(prompt.query)
+        assert other not in row
+    theta, icl = read_prompts(scorer, prompts, 8, wanted)
+    queries = [p.zero_shot() for p in prompts]
+    answers = inject_vectors(
+        small,
+        small.tokenizer.encode_all(queries),
+        theta[:, 2:3],
+        np.array([2]),
+        8,
+        wanted=wanted,
+    )
+    edits = replace(theta[:, 2], layer=2, position=-1)
+    logits = {
+        "untouched": small.logits(queries),
+        "written": small.logits(queries, edits=edits),
+        "icl": small.logits([p.icl() for p in prompts]),
+    }
+    assert answers.graded is not None
+    assert icl.graded is not None
+    found = {
+        "untouched": [values[:, 0] for values in answers.graded],
+        "written": [values[:, 1] for values in answers.graded],
+        "icl": list(icl.graded),
+    }
+    rows = np.arange(len(prompts))
+    for name, values in logits.items():
+        wide = values.astype(np.float64)
+        log_p = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+        best = np.take_along_axis(wide, wanted.right, axis=-1).max(axis=-1)
+        expected = np.take_along_axis(log_p, wanted.right, axis=-1).max(axis=-1)
+        logprob, rank, difference = found[name]
+        np.testing.assert_allclose(logprob, expected, atol=1e-3)
+        np.testing.assert_allclose(difference, best - wide[rows, wanted.contrast], atol=1e-3)
+        np.testing.assert_array_equal(rank, (wide > best[:, None] + 1e-9).sum(axis=-1))
+
+
+def test_the_layer_is_the_one_that_generating_everywhere_would_choose(monkeypatch):
+    rng = np.random.RandomState(0)
+    generated = []
+    for _ in range(300):
+        n, count = rng.randint(1, 7), rng.randint(1, 9)
+        may = rng.rand(n, count) < rng.rand()
+        right = may & (rng.rand(n, count) < rng.rand())
+        prompts = [Prompt((), Pair(str(i), "a"), ()) for i in range(n)]
+
+        def finish(scorer, jobs, right=right):
+            generated.append(len(jobs))
+            return [Said("", bool(right[int(job.pair.input), job.layer])) for job in jobs]
+
+        monkeypatch.setattr(layers, "complete", finish)
+        scorer = type("Scorer", (), {"may_be_right": lambda self, *_, may=may: may})()
+        chosen = choose_layer(
+            scorer,  # type: ignore[arg-type]
+            prompts,
+            queries=[[0]] * n,
+            vectors=np.zeros((n, count, 1)),
+            tokens=np.zeros((n, count), int),
+            rule="full",
+        )
+        shares = right.mean(axis=0)
+        assert chosen == Chosen(int(shares.argmax()), shares.max())
+    assert sum(generated) > 0
+
+
+def test_columns_are_scored_by_both_rules_and_the_one_in_force_is_named(scorer):
+    prompts = [Prompt((), Pair("a", "A"), ()), Prompt((), Pair("b", "B"), ())]
+    ids = scorer.model.tokenizer.encode_all([p.zero_shot() for p in prompts])
+    (right,), (wrong,) = scorer.model.tokenizer.encode("A"), scorer.model.tokenizer.encode("c")
+    columns = {
+        "model": Predicted([(right,), (wrong,)], ids),
+        "text": Given(["A", "c"], ["A", "B"]),
+    }
+    for rule in ("paper", "full"):
+        found = score_columns(scorer, prompts, columns=columns, rule=rule)
+        assert found["model"]["correct_paper"] == [1, 0]
+        assert found["model"]["correct_full"][1] == 0
+        assert found["text"]["correct_paper"] == [1, 0]
+        assert found["text"]["correct_full"] == [1, 1]
+        for column in found.values():
+            assert column["correct"] == column[f"correct_{rule}"]
+        assert "logprob" not in found["text"]
