@@ -41,6 +41,7 @@ def run(study: Study) -> dict[str, Any]:
         study.settings,
         {
             "tasks": results,
+            "data": study.data(),
             **summarise(results, (), seed=study.settings.seed),
         },
     )

@@ -53,7 +53,7 @@ def run(study: Study) -> dict[str, Any]:
             bar.update(row, completed=4 * study.settings.num_prompts * (i + 1))
         study.advance = lambda prompts: None
     assembled = assemble(study.model.name, tasks, study.settings.seed)
-    return study.result(NAME, study.settings, assembled)
+    return study.result(NAME, study.settings, {**assembled, "data": study.data()})
 
 
 def assemble(model: str, tasks: dict[str, dict[str, Any]], seed: int) -> dict[str, Any]:

@@ -5,10 +5,13 @@
     python -m experiments.tasks --task_file=mine.json
     python -m experiments.tasks --show=translation_en_fr
 
-Lists every task with its pairs, the share its most common answer has, the share of pairs that
-copy the input, and, with the model's tokenizer, how many pairs it can pose and in which form. A
---task_file is checked first: every problem is printed with its line, and the exit status is 2.
---show prints each pair of a task with the tokens of its query and answer, and whether it is kept.
+Lists every task with its pairs and, with the model's tokenizer, how many of them it can pose and
+in which form. Then what a score on them is worth: how many different answers there are, the share
+of the most common one, the share that the best constant answer is right for by either rule, the
+share of pairs that copy the input, and the share that one change of spelling turns into their
+answers. A --task_file is checked first: every problem is printed with its line, and the exit status
+is 2. --show prints each pair of a task with the tokens of its query and answer, and whether it is
+kept.
 Expected: seconds (no weights are loaded for a converted model).
 """
 
@@ -26,9 +29,13 @@ from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
 from experiments.run.own_tasks import tokenizer_of
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import accepted
+from taskvec_jax.evaluation.controls import vocabulary_of
+from taskvec_jax.evaluation.scoring import Vocabulary, best_constant, scoring_rule
 from taskvec_jax.prompting.prompts import FittedTask, fit, render_query
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
+from taskvec_jax.tasks.regularity import commonest_change
 from taskvec_jax.tasks.task_file import check_own_tasks
 
 
@@ -69,6 +76,7 @@ def find_tokenizer() -> Tokenizer:
 def listing(tasks: Sequence[Task], tokenizer: Tokenizer) -> Section:
     """The table of tasks."""
     rows, notes = [], []
+    vocabulary = vocabulary_of(tokenizer)
     for task in tasks:
         try:
             fitted = fit(task, tokenizer)
@@ -77,34 +85,61 @@ def listing(tasks: Sequence[Task], tokenizer: Tokenizer) -> Section:
             fitted = None
         if fitted and fitted.note:
             notes.append(fitted.note)
-        rows.append(_row(task, fitted))
+        rows.append(_row(task, fitted, vocabulary))
     return Section(
         "Tasks",
         notes,
         [
             Table(
                 "Tasks and what the tokenizer keeps of them",
-                ["task", "pairs", "kept", "form", "commonest answer", "share", "copies", "example"],
+                [
+                    "task",
+                    "pairs",
+                    "kept",
+                    "form",
+                    "answers",
+                    "commonest",
+                    "share",
+                    "constant, whole",
+                    "constant, token",
+                    "copies",
+                    "regular",
+                    "change",
+                    "example",
+                ],
                 rows,
             )
         ],
     )
 
 
-def _row(task: Task, fitted: FittedTask | None) -> list[Cell]:
+def _row(task: Task, fitted: FittedTask | None, vocabulary: Vocabulary) -> list[Cell]:
     pairs = fitted.pairs if fitted else task.pairs
     answers = collections.Counter(pair.output.strip() for pair in pairs)
     common, times = answers.most_common(1)[0]
     copies = sum(pair.input.strip() == pair.output.strip() for pair in pairs)
     example = pairs[0]
+    change, regular = commonest_change(pairs)
+    constants = {
+        name: best_constant(
+            scoring_rule(name, match=task.match, ignore_case=task.ignore_case),
+            [accepted(pair) for pair in pairs],
+            vocabulary,
+        )
+        for name in ("full", "paper")
+    }
     return [
         text(task.name),
         number(len(task.pairs), 0),
         number(len(fitted.pairs) if fitted else 0, 0),
         text(("␣x-> ␣y" if fitted.leading_space else "x->y") if fitted else "none"),
+        number(len(answers), 0),
         text(common),
         number(times / len(pairs)),
+        *(number(constant.share) for constant in constants.values()),
         number(copies / len(pairs)),
+        number(regular),
+        text(change),
         text(f"{render_query(example.input)}{example.output}"),
     ]
 

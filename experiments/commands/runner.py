@@ -7,21 +7,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.commands import options
+from experiments.commands import options, seeds
 from experiments.commands.registry import EXPERIMENTS, Experiment
 from experiments.page.section import Section, lines
 from experiments.run import flags as command
 from experiments.run.flags import console
-from experiments.run.results import write_json
+from experiments.run.results import results_directory, write_json
 from experiments.run.start import define_flags, study_from_flags
 from experiments.run.study import Study
+from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.config import DecoderConfig
+
+SEVERAL_SEEDS = ("layer_sweep", "main_results")  # experiments with --seeds
 
 
 def main(name: str) -> None:
     """The command line of one experiment, `python -m experiments.<name>`."""
     experiment = EXPERIMENTS[name]
     define_flags()
+    if experiment.name in SEVERAL_SEEDS:
+        seeds.define_flag()
     define_options([experiment])
     command.run(lambda: run_alone(experiment))
 
@@ -52,12 +57,22 @@ def given_to(experiment: Experiment) -> Any:
 
 
 def run_alone(experiment: Experiment) -> None:
-    """Runs one experiment on a study of its own."""
-    study = study_from_flags(checks=checks_of([experiment]))
-    try:
-        finish(study, experiment)
-    finally:
-        study.journal.close()
+    """Runs one experiment on a study of its own, or with --seeds on one for each seed."""
+    models: list[Model] = []
+
+    def run(out: Path | None = None) -> dict[str, Any]:
+        where = None if out is None else results_directory(out)
+        study = study_from_flags(*models, out=where, checks=checks_of([experiment]))
+        models[:] = [study.model]
+        try:
+            return finish(study, experiment)
+        finally:
+            study.journal.close()
+
+    if experiment.name in SEVERAL_SEEDS and (asked := seeds.from_flags()):
+        seeds.run_each(asked, run)
+    else:
+        run()
 
 
 def finish(study: Study, experiment: Experiment) -> dict[str, Any]:

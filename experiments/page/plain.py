@@ -7,7 +7,13 @@ from typing import Any
 
 from experiments.page.section import Section, Table, number, text
 
-NOT_SHOWN = ("settings", "provenance", "run", "categories")  # what every result says of its run
+NOT_SHOWN = (
+    "data",
+    "settings",
+    "provenance",
+    "run",
+    "categories",
+)  # what every result says of its run
 
 
 def section(result: dict[str, Any]) -> Section:

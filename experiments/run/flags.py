@@ -12,6 +12,7 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console, define_list, progress_bar
+from experiments.run import rerun
 from taskvec_jax.distributed.plan import (
     GB,
     PLANNED_BATCH,
@@ -26,6 +27,7 @@ from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.measuring import longest_rows
 from taskvec_jax.evaluation.results import WORDS, Settings
+from taskvec_jax.evaluation.statistics import prompts_for
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import cache_directory, describe
@@ -65,6 +67,14 @@ def define_prompt_flags() -> None:
         "num_dummy_queries",
         defaults.num_dummy_queries,
         "Dummy queries that theta is averaged over.",
+    )
+    flags.DEFINE_float(
+        "half_width",
+        None,
+        "Instead of --num_prompts: as many as make the 95 % interval of a task's accuracy this much"
+        " to either side at most, such as .05; how many, and about how long it takes, is said.",
+        lower_bound=0.005,
+        upper_bound=0.5,
     )
     flags.DEFINE_integer("seed", defaults.seed, "Seed for drawing prompts.")
     flags.DEFINE_enum(
@@ -113,7 +123,7 @@ def settings_from_flags() -> Settings:
     if FLAGS.memory_gb is not None and not FLAGS.memory_gb > 0:  # nan is not either
         raise TaskVecError(f"--memory_gb={FLAGS.memory_gb:g}; it must be above 0")
     return Settings(
-        num_prompts=FLAGS.num_prompts,
+        num_prompts=num_prompts_from_flags(),
         num_demonstrations=FLAGS.num_demonstrations,
         num_dummy_queries=FLAGS.num_dummy_queries,
         seed=FLAGS.seed,
@@ -121,6 +131,22 @@ def settings_from_flags() -> Settings:
         rule=FLAGS.rule,
         filter=FLAGS.filter,
     )
+
+
+def num_prompts_from_flags() -> int:
+    """--num_prompts, or what --half_width comes to.
+
+    Raises:
+      TaskVecError: both are given.
+    """
+    if "half_width" not in FLAGS or FLAGS.half_width is None:
+        return FLAGS.num_prompts
+    if FLAGS["num_prompts"].present:
+        raise TaskVecError(
+            f"--num_prompts={FLAGS.num_prompts} and --half_width={FLAGS.half_width:g} both say how"
+            " many prompts; give one of them"
+        )
+    return prompts_for(FLAGS.half_width)
 
 
 def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Settings:
@@ -154,11 +180,14 @@ def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Se
 
 def tasks_from_flags(names: list[str] | None = None, model: str | None = None) -> list[Task]:
     """The named tasks, or those that --tasks names, or the model's own with those of --task_file,
-    or all; from where --task_data and --task_file say.
+    or all; from where --task_data and --task_file say. Of --rerun, those of its file.
 
     Args:
       model: whose own tasks count; that of --model when None.
     """
+    again = rerun.tasks()
+    if again is not None:
+        return again
     data, own = _task_paths()
     added, default = _own_tasks(model)
     names = names or FLAGS.tasks
@@ -170,6 +199,9 @@ def tasks_from_flags(names: list[str] | None = None, model: str | None = None) -
 
 def available_tasks_from_flags(model: str | None = None) -> list[Task]:
     """All tasks the flags and the model make known, whether asked for or not."""
+    again = rerun.available()
+    if again is not None:
+        return again
     return list(registry(*_task_paths(), _own_tasks(model)[0]).values())
 
 
@@ -214,8 +246,12 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs an experiment, or with --plan says what its model needs instead."""
+def run(main: Callable[[], None], words: Sequence[str] = ()) -> None:
+    """Runs an experiment, or with --plan says what its model needs instead.
+
+    Args:
+      words: names of flags that may be given as plain words, in this order.
+    """
 
     def planned() -> None:
         if "plan" in FLAGS and FLAGS.plan:
@@ -233,4 +269,4 @@ def run(main: Callable[[], None]) -> None:
                 " choose another --out"
             ) from None
 
-    command.run(planned)
+    command.run(planned, words)

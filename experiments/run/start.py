@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.run import flags as command
-from experiments.run import own_tasks, preemption
+from experiments.run import own_tasks, preemption, rerun, timing
 from experiments.run.flags import FLAGS, console
 from experiments.run.journal import Journal
 from experiments.run.results import (
@@ -38,6 +38,7 @@ def define_flags() -> None:
     command.define_model_flags()
     command.define_prompt_flags()
     flags.DEFINE_string("out", None, "Directory for results; results/<run> when left out.")
+    rerun.define_flag()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ def ask(checks: Sequence[Callable[[DecoderConfig], None]] = ()) -> Asked:
       TaskVecError: flags that cannot be meant, an unknown model or task, a named task that does not
         fit.
     """
+    rerun.apply()
     settings = command.settings_from_flags()
     tasks, available = command.tasks_from_flags(), command.available_tasks_from_flags()
     check_dtype(FLAGS.dtype)
@@ -103,6 +105,7 @@ def study_from_flags(
     out = out or results_directory()
     journal = open_journal(out)
     model = model or command.model_from_flags()
+    rerun.check_weights(model)
     settings = command.within_memory(asked.settings, model, asked.tasks)
     check_results(out, model)
     short = short_demonstrations()
@@ -130,7 +133,28 @@ def study_from_flags(
         f"{model.name}: own residual re-injected after each layer: top logit moves by"
         f" {difference:.1e} at most"
     )
+    if FLAGS.half_width is not None:
+        say_time(study)
     return study
+
+
+def say_time(study: Study) -> None:
+    """One line: how many prompts --half_width comes to, and about how long they take."""
+    found = timing.estimate(
+        study.model,
+        study.tasks[0],
+        study.settings,
+        num_tasks=len(study.tasks),
+        num_known=len(study.available),
+    )
+    console.print(
+        f"--half_width={FLAGS.half_width:g}: {study.settings.num_prompts} prompts of each split;"
+        " about "
+        + ", ".join(f"{timing.in_words(s)} for {name}" for name, s in found.items())
+        + " here. A task with fewer pairs asks for fewer distinct queries, and its interval stays"
+        " wider than it looks.",
+        markup=False,
+    )
 
 
 def open_journal(out: Path) -> Journal:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from experiments.run import flags as command
-from experiments.run import identity
+from experiments.run import identity, rerun
 from experiments.run.fingerprint import fingerprint
 from experiments.run.journal import Journal
 from experiments.run.results import (
@@ -229,6 +229,10 @@ class Study:
 
     def _theta_unit(self, task: Task, settings: Settings) -> Any:
         return self.what("theta", task, settings, read_test_theta)
+
+    def data(self) -> dict[str, Any]:
+        """The pairs of all tasks that were known to the run, for `--rerun`."""
+        return {task.name: rerun.task_record(task) for task in (*self.tasks, *self.available)}
 
     def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Any:
         """The content of an experiment's JSON file."""

@@ -95,7 +95,8 @@ def evaluate_with_controls(
 
     both = [*m.dev, *m.test]
     relabelled = [wrong_labels(scorer, p, settings.seed, task.name, i) for i, p in enumerate(both)]
-    theta, icl = read_prompts(scorer, relabelled, settings.batch_size)
+    wanted = scorer.wanted(both, settings.seed)
+    theta, icl = read_prompts(scorer, relabelled, settings.batch_size, wanted)
     if lent is None:
         lent = lent_thetas(model, task, others, settings)
     known = {other.name: other for other in others}
@@ -166,4 +167,4 @@ def _columns(materials: Materials) -> dict[str, Answered]:
 
 def _relabelled_icl(m: Measured, prompts: Sequence[Prompt], icl: InContext) -> Predicted:
     texts = m.scorer.model.tokenizer.encode_all([p.icl() for p in prompts])
-    return Predicted(icl.begun(), texts)
+    return Predicted(icl.begun(), texts, icl.graded)

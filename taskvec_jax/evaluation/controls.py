@@ -26,7 +26,6 @@ from taskvec_jax.evaluation.protocol import Written, random_control
 from taskvec_jax.evaluation.reading import read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import Vocabulary, best_constant
-from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 
 _vocabularies: weakref.WeakKeyDictionary[Tokenizer, Vocabulary] = weakref.WeakKeyDictionary()
@@ -77,7 +76,7 @@ def _best_constant(m: Materials) -> Given:
     """The one answer that is right for most of the task's pairs, for each rule its own."""
     scorer, count = m.measured.scorer, len(m.measured.test)
     pairs = [accepted(pair) for pair in scorer.fitted.pairs]
-    vocabulary = vocabulary_of(scorer.model)
+    vocabulary = vocabulary_of(scorer.model.tokenizer)
     paper, full = (best_constant(scorer.rule(r), pairs, vocabulary) for r in ("paper", "full"))
     return Given([paper.answer] * count, [full.answer] * count)
 
@@ -162,10 +161,9 @@ CONTROLS: Mapping[str, Control] = {
 }
 
 
-def vocabulary_of(model: Model) -> Vocabulary:
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """All answers of one token, decoded once for a tokenizer."""
-    tokenizer = model.tokenizer
     if tokenizer not in _vocabularies:
-        count = min(tokenizer.vocab_size, model.config.vocab_size)
+        count = min(tokenizer.vocab_size, tokenizer.num_rows or tokenizer.vocab_size)
         _vocabularies[tokenizer] = Vocabulary([tokenizer.decode([i]) for i in range(count)])
     return _vocabularies[tokenizer]

@@ -89,13 +89,10 @@ def measure(
       TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
     """
     scorer, dev, test, wanted = _prompts(model, task, settings)
-    # Of dev prompts only the means by layer are wanted, which need no graded in-context answers;
-    # they are computed with those of test because all rows of a call are alike.
-    of_all = scorer.wanted([*dev, *test], settings.seed)
-    theta, icl = read_prompts(scorer, [*dev, *test], settings.batch_size, of_all)
-    n = len(dev)
-    of_dev = Wanted(*(ids[:n] for ids in of_all))
-    swept = sweep_dev(scorer, dev, theta[:n], settings, of_dev)
+    n, both = len(dev), [*dev, *test]
+    of_both = scorer.wanted(both, settings.seed)
+    theta, icl = read_prompts(scorer, both, settings.batch_size, of_both)
+    swept = sweep_dev(scorer, dev, theta[:n], settings)
     encode = model.tokenizer.encode_all
     dev_columns = score_columns(
         scorer,
@@ -170,7 +167,7 @@ class DevSweep:
       tokens: int [N, 1 + L], predictions, the untouched query's first.
       curve: [L], accuracy by layer, by the rule `paper`.
       layer, accuracy: the best one by the rule in force, and its accuracy.
-      graded: [L] each, means of graded scores by layer; empty where no wanted tokens were given.
+      graded: [L] each, means of graded scores by layer.
     """
 
     tokens: np.ndarray
@@ -185,18 +182,18 @@ def sweep_dev(
     dev: Sequence[Prompt],
     vectors: np.ndarray,
     settings: Settings,
-    wanted: Wanted | None = None,
 ) -> DevSweep:
     """Injects vectors [N, L, D] into the dev queries after every layer, and chooses the layer."""
     model = scorer.model
     queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
+    wanted = scorer.wanted(dev, settings.seed)
     tokens, _, graded = sweep_layers(model, queries, vectors, settings.batch_size, wanted)
+    assert graded is not None
     chosen = choose_layer(
         scorer, dev, queries=queries, vectors=vectors, tokens=tokens[:, 1:], rule=settings.rule
     )
     curve = scorer.by_first_token(dev, tokens[:, 1:]).mean(axis=0)
-    means = graded_means(graded) if graded else {}
-    return DevSweep(tokens, curve, chosen.layer, chosen.accuracy, means)
+    return DevSweep(tokens, curve, chosen.layer, chosen.accuracy, graded_means(graded))
 
 
 def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:

@@ -116,6 +116,19 @@ def read_prompts(
     return theta, InContext(answers.tokens[:, -2], assumed, answers.tokens[:, -1], graded)
 
 
+def read_in_context(scorer: Scorer, prompts: Sequence[Prompt], batch_size: int) -> InContext:
+    """The in-context answers of `read_prompts`, without theta.
+
+    Raises:
+      TaskVecError: texts that the model cannot read; a residual stream that is not finite.
+    """
+    assumed = np.array([scorer.first_token(prompt.query) for prompt in prompts], np.int32)
+    asked = scorer.model.tokenizer.encode_all([prompt.icl() for prompt in prompts])
+    texts = [[ids, [*ids, token]] for ids, token in zip(asked, assumed.tolist(), strict=True)]
+    _, answers = read_texts(scorer.model, texts, batch_size)
+    return InContext(answers.tokens[:, 0], assumed, answers.tokens[:, 1])
+
+
 def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.ndarray:
     """Theta of each prompt after every layer, without its in-context answer: [N, L, D].
 

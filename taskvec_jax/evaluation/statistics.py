@@ -134,6 +134,31 @@ def accuracy(correct: Sequence[Any] | np.ndarray, queries: Sequence[Any] | None 
     return Accuracy(*found, len(correct), len(set(queries)) if queries is not None else None)
 
 
+def prompts_for(half_width: float) -> int:
+    """The fewest independent answers whose interval (`wilson`) is this wide to either side at most,
+    whatever their share of right ones. It is widest where half of them are.
+
+    Raises:
+      TaskVecError: not above 0 and at most .5.
+    """
+    if not 0 < half_width <= 0.5:
+        raise TaskVecError(f"half_width is {half_width}; allowed: above 0, at most 0.5")
+
+    def widest(n: int) -> float:
+        found = wilson(n // 2, n)
+        return (found.high - found.low) / 2
+
+    low, high = 0, 1
+    while widest(high) > half_width:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if widest(middle) <= half_width else (middle, high)
+    while widest(high + 1) > half_width:  # an odd number has no half
+        high += 1
+    return high
+
+
 def compare(tasks: Sequence[Outcomes], first: str, second: str) -> Paired:
     """Tests whether two columns differ, on the prompts of one task or of several pooled.
 

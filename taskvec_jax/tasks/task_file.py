@@ -11,6 +11,7 @@ A directory holds `category/name.json`, each `{input: output}` or a list of
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 import traceback
 from pathlib import Path
@@ -20,6 +21,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tasks.located_json import LocatedDict, line_of, parse
 from taskvec_jax.tasks.task import ALLOWED, Pair, Task, is_allowed, must_be
 
+_log = logging.getLogger(__name__)
+_told: set[tuple[Path, int]] = set()  # files whose repeats were told of
 PAIR_KEYS = {"input", "output", "accepted"}
 TASK_KEYS = {"category", "name", "pairs"}  # and optionally those of task.ALLOWED
 
@@ -39,14 +42,34 @@ class Problems(list[str]):
 def read_task_file(path: Path) -> Task:
     """Reads `category/name.json`.
 
+    An object that names an input several times has the last of its outputs, as Python's own JSON
+    reader and so the paper's code have it; the data of the paper do (`antonyms.json` 18 times).
+    That is logged once for a file.
+
     Raises:
-      TaskVecError: not such a file; inputs that repeat; empty strings.
+      TaskVecError: not such a file; a list in which inputs repeat; empty strings.
     """
     problems = Problems(path)
     raw = _parse(path, problems)
+    if isinstance(raw, LocatedDict) and raw.repeats:
+        _tell_repeats(path, [key for key, _ in raw.repeats])
+        raw.repeats = ()
     pairs = [] if problems else _pairs(raw, problems)
     _raise_first(problems)
     return Task(path.parent.name, path.stem, tuple(pairs))
+
+
+def _tell_repeats(path: Path, keys: list[str]) -> None:
+    if (path.resolve(), len(keys)) not in _told:
+        _told.add((path.resolve(), len(keys)))
+        times = "once" if len(keys) == 1 else f"{len(keys)} times"
+        _log.warning(
+            "%s: an input is there again %s (%s%s); the last one counts, as in the paper's code",
+            path,
+            times,
+            ", ".join(keys[:3]),
+            ", ..." if len(keys) > 3 else "",
+        )
 
 
 def read_own_tasks(path: Path) -> list[Task]:

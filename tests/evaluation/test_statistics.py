@@ -24,6 +24,7 @@ from taskvec_jax.evaluation.statistics import (
     decide,
     holm,
     icl_able,
+    prompts_for,
     sign_flip_p,
     wilson,
 )
@@ -111,6 +112,21 @@ def test_wilsons_interval_is_the_published_example():
             )
     with pytest.raises(TaskVecError, match="3 right answers of 2"):
         wilson(3, 2)
+
+
+def test_the_fewest_prompts_for_a_width_are_found():
+    for width in (0.05, 0.1, 0.2):
+        n = prompts_for(width)
+
+        def half(n: int) -> float:
+            return max((wilson(k, n).high - wilson(k, n).low) / 2 for k in (n // 2, (n + 1) // 2))
+
+        assert half(n) <= width
+        assert half(n - 1) > width or half(n - 2) > width
+    # Newcombe's n for a share of one half: (z / w)^2 / 4 - z^2, a little less than Wald's 385.
+    assert abs(prompts_for(0.05) - (1.959964**2 / (4 * 0.05**2) - 1.959964**2)) <= 2
+    with pytest.raises(TaskVecError, match="half_width is 0; allowed: above 0"):
+        prompts_for(0)
 
 
 def test_a_task_is_icl_able_from_a_gain_of_a_fifth_on():

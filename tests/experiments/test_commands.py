@@ -53,8 +53,9 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out):
     out, printed = sweep_out
     result = json.loads((out / "layer_sweep.json").read_text())
     of_run = {"model", "revision", "dtype", "quantization", "weights_sha256", "run"}
-    rest = {"experiment", "categories", "settings", "provenance", "tasks", "mean"}
-    assert set(result) == of_run | rest
+    rest = {"experiment", "categories", "settings", "provenance", "tasks"}
+    over_tasks = {"groups", "mean", "mean_paper", "mean_full", "share_of_icl_gain", "given_icl"}
+    assert set(result) == of_run | rest | over_tasks | {"peak"}
     assert (result["revision"], result["dtype"], result["quantization"]) == (
         None,
         "float32",
@@ -74,15 +75,26 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out):
     assert provenance["command"].startswith("python -m experiments.layer_sweep --num_prompts=3")
     assert list(result["tasks"]) == ["algorithmic_to_upper", "linguistic_antonyms"]
     for task in result["tasks"].values():
-        for name, n in (("baseline", 6), ("icl", 3), ("task_vector", 3)):
-            assert set(task[name]) == {"accuracy", "low", "high", "n"}
-            assert task[name]["n"] == n
+        for name in ("baseline", "icl", "task_vector", "random"):
+            assert set(task[name]) == {"accuracy", "low", "high", "n", "queries"}
+            assert task[name]["n"] == 3
             assert 0 <= task[name]["low"] <= task[name]["accuracy"] <= task[name]["high"] <= 1
         assert len(task["dev_accuracy_by_layer"]) == 30
         assert 0 <= task["best_layer"] < 30
         assert task["num_pairs"] > 0
-        assert set(task["examples"][0]) == {"query", "answer", "icl", "task_vector"}
-    assert {"baseline", "icl", "task_vector"} <= set(result["mean"])
+        assert len(task["outcomes"]["queries"]) == 3
+        assert set(task["outcomes"]["task_vector"]) == {
+            "correct",
+            "correct_paper",
+            "correct_full",
+            "predicted",
+            "logprob",
+            "rank",
+            "logit_difference",
+            "layer",
+        }
+    assert {"baseline", "icl", "task_vector", "random"} == set(result["mean"]["all"])
+    assert result["mean"] == result["mean_full"]
     png = (out / "layer_sweep.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert "134.5 M parameters" in printed

@@ -89,8 +89,11 @@ def test_self_inverse_pairs_stay_once_in_the_mix():
 
 def test_mixed_scores_are_split_by_the_direction_of_the_query():
     value = {
-        "examples": [{"query": q} for q in (" a", " b", " 1", " 2")],
-        "right": {"icl": [True, True, True, False], "task_vector": [True, False, False, False]},
+        "outcomes": {
+            "queries": [" a", " b", " 1", " 2"],
+            "icl": {"correct": [1, 1, 1, 0]},
+            "task_vector": {"correct": [1, 0, 0, 0]},
+        }
     }
     split = bijections.split_by_direction(value, {"a", "b"})["by_direction"]
     assert split["forward"]["icl"]["accuracy"] == 1.0
@@ -120,25 +123,27 @@ def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) 
         (
             (0.1, 0.4, 0.5),
             "lifts zero-shot accuracy from 0.10 to 0.40, where 5-shot prompting reaches 0.50"
-            " (3 tasks): 75% of what in-context learning adds.",
+            " (3 tasks that ICL does): 75% of what in-context learning adds.",
         ),
         # Nothing gained, or nothing to gain: no share, and no word of lifting.
         (
             (0.1, 0.1, 0.5),
             "does not lift zero-shot accuracy (0.10 without, 0.10 with it), where 5-shot prompting"
-            " reaches 0.50 (3 tasks).",
+            " reaches 0.50 (3 tasks that ICL does).",
         ),
         (
             (0.1, 0.2, 0.1),
             "lifts zero-shot accuracy from 0.10 to 0.20, where 5-shot prompting reaches 0.10"
-            " (3 tasks).",
+            " (3 tasks that ICL does).",
         ),
     ],
 )
 def test_the_headline_is_true_of_any_scores(scores, words):
     baseline, vector, icl = scores
     mean = {"baseline": baseline, "task_vector": vector, "icl": icl}
-    assert page.section_headline("m", mean, 5, 3) == f"On m one vector {words}"
+    assert (
+        page.section_headline("m", mean, 5, "3 tasks that ICL does") == f"On m one vector {words}"
+    )
 
 
 def test_averages_are_over_tasks_where_icl_gains_a_fifth():
@@ -220,14 +225,6 @@ def test_geometry_keeps_the_distances_of_one_layer_at_a_time(monkeypatch):
     assert most == 1
 
 
-def test_an_answer_is_judged_by_its_category_and_not_by_the_beginning_of_a_name():
-    example = {"query": "x", "answer": "Paris", "icl": "Paris", "task_vector": "Par"}
-    for category, right in (("knowledge", True), ("knowledge_base", False)):
-        task = {"category": category}
-        assert page._right(task, example, "task_vector") is right
-        assert page._right(task, example, "icl")
-
-
 def test_categories_of_ones_own_have_names_and_colours_of_their_own():
     assert figures.short("knowledge_base_my_x", "knowledge_base") == "my x"
     assert figures.short("knowledge_base_my_x", "knowledge") == "base my x"
@@ -287,7 +284,11 @@ def test_tables_line_up_as_text():
     table = Table(
         "t", ["name", "score"], [[text("long name"), score(value)], [text("x"), number(None)]]
     )
-    assert lines(table) == ["name       score", "long name   0.50", "x              –"]
+    assert lines(table) == [
+        "name                  score",
+        "long name  0.50 [0.25–0.75]",
+        "x                         –",
+    ]
     assert score(value).note == "0.25–0.75, n = 8"
 
 

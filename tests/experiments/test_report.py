@@ -63,18 +63,40 @@ def test_main_results_hold_every_control_and_the_published_numbers(paper):
     assert list(result["tasks"]) == TASKS.split(",")
     for task in result["tasks"].values():
         assert set(task["controls"]) == {
-            "majority_class",
-            "copy_input",
+            "best_constant",
+            "copy",
             "last_layer_replay",
             "other_task",
-            "random_vector",
-            "shuffled_labels",
+            "nearest_task",
+            "zero_demonstrations",
+            "mean_theta",
+            "random",
+            "wrong_labels",
         }
-        assert isinstance(task["beats_controls"], bool)
+        assert isinstance(task["beats"], bool)
         assert task["verdict"]
         assert task["published"] is None
         assert 0 < task["published_mean_of_7_models"]["task_vector"] <= 1
-        assert task["common_layer"]["n"] == 2
+        assert 0 <= task["wrong_label_share"] <= 1
+    assert set(result["common_layer_paper"]) == {"one_layer", "own_layer"}
+    assert set(result["mean"]) == {"icl_able", "all"}
+
+
+def test_a_result_file_alone_runs_the_same_again_and_two_runs_are_compared(paper, tmp_path):
+    """Model, settings and pairs are in the file; every answer is the same, to the byte."""
+    first = paper / "main_results.json"
+    result = run("main_results", f"--rerun={first}", f"--out={tmp_path}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    one, two = (json.loads((p / "main_results.json").read_text()) for p in (paper, tmp_path))
+    for key in ("tasks", "mean", "primary", "data", "run"):
+        assert one[key] == two[key]
+    result = run("compare", str(first), str(tmp_path / "main_results.json"))
+    assert result.returncode == 0, result.stderr
+    assert "task_vector, mean of 4" in result.stdout
+    assert "not shown" in result.stdout
+    refused = run("main_results", f"--rerun={first}", "--seed=1", f"--out={tmp_path / 'x'}")
+    assert refused.returncode == 2
+    assert "leave out --seed" in refused.stderr
 
 
 def test_the_page_is_rebuilt_from_json_alone(paper, tmp_path):

@@ -26,6 +26,7 @@ from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
 from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors.graded import Graded
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import Rows
 
@@ -38,16 +39,20 @@ def test_the_default_run_compiles_at_most_12_programs(default_model, monkeypatch
     shapes = set()
     c = default_model.config
 
-    def read_rows(config, params, laid_out):
-        shapes.add(("read", laid_out.tokens.shape, laid_out.ends.shape))
+    def graded(shape):
+        return Graded(*(np.zeros(shape, t) for t in (np.float32, np.int32, np.float32)))
+
+    def read_rows(config, params, laid_out, wanted=None):
+        shapes.add(("read", laid_out.tokens.shape, laid_out.ends.shape, wanted is None))
         rows, reads = laid_out.ends.shape
         blank = np.zeros((rows, reads), np.int32)
-        return np.zeros((rows, reads, c.num_layers, c.width), np.float32), blank, blank
+        residuals = np.ones((rows, reads, c.num_layers, c.width), np.float32)
+        return residuals, blank, blank, wanted and graded(blank.shape)
 
-    def inject_rows(config, params, tokens, last, vectors, layers, schedule):
-        shapes.add(("inject", tokens.shape, vectors.shape, schedule))
+    def inject_rows(config, params, tokens, last, vectors, layers, schedule, wanted=None):
+        shapes.add(("inject", tokens.shape, vectors.shape, schedule, wanted is None))
         blank = np.zeros((len(tokens), 1 + vectors.shape[1]), np.int32)
-        return blank, blank
+        return blank, blank, wanted and graded(blank.shape)
 
     monkeypatch.setattr(sweep, "read_rows", read_rows)
     monkeypatch.setattr(sweep, "inject_rows", inject_rows)
@@ -65,14 +70,15 @@ events = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: events.append(name)
 )
+from taskvec_jax.models import generating
 from taskvec_jax.vectors import sweep
 shapes = set()
-for name in ("read_rows", "inject_rows"):
-    def looked(*args, run=getattr(sweep, name), name=name):
+for module, name in ((sweep, "read_rows"), (sweep, "inject_rows"), (generating, "start")):
+    def looked(*args, run=getattr(module, name), name=name, **more):
         tree = jax.tree.map(lambda x: getattr(x, "shape", x), args[2:])
         shapes.add((name, str(tree)))
-        return run(*args)
-    setattr(sweep, name, looked)
+        return run(*args, **more)
+    setattr(module, name, looked)
 sys.argv = ["layer_sweep", *sys.argv[1:]]
 try:
     runpy.run_module("experiments.layer_sweep", run_name="__main__", alter_sys=True)
@@ -82,7 +88,7 @@ print(json.dumps([len(shapes), sum(name.endswith("backend_compile_duration") for
 """
 
 
-def test_nothing_compiles_beside_the_two_programs_and_the_look_at_the_model(
+def test_nothing_compiles_beside_the_programs_of_the_sweep_and_the_look_at_the_model(
     tmp_path, default_model
 ):
     result = subprocess.run(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 
 import pytest
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tasks import TASKS, read_task_directory, select
+from taskvec_jax.tasks import TASKS, Pair, read_task_directory, select
+from taskvec_jax.tasks.regularity import commonest_change
 
 PAPER_TASKS = """
 algorithmic_list_first algorithmic_list_last algorithmic_next_letter algorithmic_prev_letter
@@ -210,6 +212,39 @@ def test_a_bad_task_file_is_refused_by_file_and_pair(content, message, tmp_path)
     with pytest.raises(TaskVecError, match=message) as caught:
         read_task_directory(tmp_path)
     assert "task.json" in str(caught.value)
+
+
+def test_an_input_named_twice_has_its_last_output_and_that_is_said_once(tmp_path, caplog):
+    """As Python's own reader, and so the paper's code, have it on the paper's own data."""
+    (tmp_path / "linguistic").mkdir()
+    path = tmp_path / "linguistic" / "antonyms.json"
+    path.write_text('{"full": "empty", "hot": "cold",\n "full": "hungry"}')
+    with caplog.at_level(logging.WARNING):
+        tasks = [read_task_directory(tmp_path)["linguistic_antonyms"] for _ in range(2)]
+    for task in tasks:
+        assert {p.input: p.output for p in task.pairs} == json.loads(path.read_text())
+        assert len(task.pairs) == 2
+    (message,) = [record.message for record in caplog.records]
+    assert message == (
+        f"{path}: an input is there again once (full); the last one counts, as in the paper's code"
+    )
+
+
+def test_how_much_of_a_task_one_change_of_spelling_does():
+    def change(*pairs: tuple[str, str]) -> tuple[str, float]:
+        return commonest_change([Pair(*pair) for pair in pairs])
+
+    assert change(("cats", "cat"), ("dogs", "dog"), ("men", "man"), ("mice", "mouse")) == (
+        "-s",
+        0.5,
+    )
+    assert change(("happy", "unhappy"), ("able", "unable")) == ("un+", 1.0)
+    assert change(("bake", "baking"), ("make", "making"), ("go", "went")) == ("e>ing", 2 / 3)
+    assert change(("hot", "cold"), ("big", "small")) == ("", 0.0)
+    assert change(("same", "same"), ("like", "like")) == ("", 0.0)
+    name, share = commonest_change(TASKS["linguistic_plural_singular"].pairs)
+    assert name == "-s"
+    assert share > 0.8  # a score of .8 on this task can be one rule
 
 
 def test_an_empty_directory_and_unknown_names_are_refused(tmp_path):
