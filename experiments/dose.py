@@ -3,20 +3,21 @@
     python -m experiments.dose
     python -m experiments.dose --tasks=linguistic_antonyms
 
-Four questions, each answered on test at the layer the main results chose: how many demonstrations
-(1 to 20), how many dummy queries theta is averaged over (1, 2, 4, 8), whether averaging theta over
-prompts helps, and whether theta should replace the residual stream, be added to it, or be added
-scaled. Runs on one task of each category unless --tasks names others.
+Four questions: how many demonstrations (1 to 20), how many dummy queries theta is averaged over
+(1, 2, 4, 8), whether averaging theta over prompts helps, and whether theta should replace the
+residual stream, be added to it, or be added scaled. Every condition is scored on test at its own
+layer, chosen on dev. Averages over prompts leave out those that show the query, as the paper's code
+does. Runs on one task of each category unless --tasks names others.
 
 Writes dose.json and dose.png/.svg under --out.
-Expected on the default model at the paper's settings: .10 with 1 demonstration, .50 with 3, no more
-with 20; replacing .52, adding .21 (6 minutes on 2 shared cores).
+Expected on the default model: see BUILD_NOTES.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,14 @@ from experiments.run.study import Study
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import Scorer, scorer_of
-from taskvec_jax.evaluation.reading import draw_prompts, read_prompts
+from taskvec_jax.evaluation.columns import Predicted, score_columns
+from taskvec_jax.evaluation.reading import draw_prompts, read_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.statistics import accuracy
+from taskvec_jax.evaluation.tuned import Condition, asked, score_tuned
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Task
-from taskvec_jax.vectors.sweep import inject_vectors, read_texts
+from taskvec_jax.vectors.sweep import read_texts
 
 NAME = "dose"
 TASKS = (
@@ -53,46 +57,38 @@ def run(study: Study) -> dict[str, Any]:
     notes = []
     with study.bar("dose", len(tasks) * (len(DEMONSTRATIONS) + 2)) as begin:
         for task in tasks:
-            layer = study.layer(task, study.settings)
-            found: dict[str, Any] = {"layer": layer, "demonstrations": {}}
-            for count in DEMONSTRATIONS:
-                begin(f"{task.name}, {count} demonstrations")
-                settings = dataclasses.replace(study.settings, num_demonstrations=count)
+            found: dict[str, Any] = {"demonstrations": {}}
+
+            def measure(
+                what: str, settings: Settings, compute: Any, task: Task = task, **more: Any
+            ) -> Any:
+                """The value of a unit; None, and a note, where it cannot be had."""
                 try:
-                    found["demonstrations"][str(count)] = study.unit(
-                        f"{NAME}/demonstrations",
-                        task,
-                        settings,
-                        functools.partial(score_prompts, study, task, layer, settings),
-                        layer=layer,
-                    )
+                    call = functools.partial(compute, study, task, settings)
+                    return study.unit(f"{NAME}/{what}", task, settings, call, **more)
                 except WriteError:
                     raise
                 except TaskVecError as error:
                     notes.append(str(error))
+                    return None
+
+            for count in DEMONSTRATIONS:
+                begin(f"{task.name}, {count} demonstrations")
+                settings = dataclasses.replace(study.settings, num_demonstrations=count)
+                if value := measure("demonstrations", settings, score_prompts):
+                    found["demonstrations"][str(count)] = value
             begin(f"{task.name}, dummy queries")
             settings = dataclasses.replace(study.settings, num_dummy_queries=max(DUMMY_QUERIES))
-            try:
-                found["dummy_queries"] = study.unit(
-                    f"{NAME}/dummy queries",
-                    task,
-                    settings,
-                    functools.partial(score_dummies, study, task, layer, settings),
-                    layer=layer,
-                    counts=list(DUMMY_QUERIES),
-                )
-            except WriteError:
-                raise
-            except TaskVecError as error:
-                notes.append(str(error))
-                found["dummy_queries"] = {}
+            counts = list(DUMMY_QUERIES)
+            found["dummy_queries"] = (
+                measure("dummy queries", settings, score_dummies, counts=counts) or {}
+            )
             begin(f"{task.name}, ways to write")
             found |= study.unit(
                 f"{NAME}/ways to write",
                 task,
                 study.settings,
-                functools.partial(score_writes, study, task, layer),
-                layer=layer,
+                functools.partial(score_writes, study, task, study.settings),
                 prompts=list(PROMPTS),
                 added=list(ADDED),
             )
@@ -100,62 +96,94 @@ def run(study: Study) -> dict[str, Any]:
     return study.result(NAME, study.settings, {"tasks": results, "notes": notes})
 
 
-def score_prompts(study: Study, task: Task, layer: int, settings: Settings) -> dict[str, Any]:
-    """ICL and task vector on test prompts of these settings."""
-    scorer = scorer_of(study.model, task, study.settings)
-    test = draw_prompts(scorer.fitted, settings, "test")
-    theta, icl = read_prompts(scorer, test, settings.batch_size)
-    (vector,) = _scores(study, scorer, test, theta[:, layer][:, None], layer)
-    return {"icl": vars(accuracy(scorer.by_first_token(test, icl.tokens))), "task_vector": vector}
+def splits(scorer: Scorer, settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
+    """Dev and test prompts."""
+    dev, test = (draw_prompts(scorer.fitted, settings, split) for split in ("dev", "test"))
+    return dev, test
 
 
-def score_dummies(study: Study, task: Task, layer: int, settings: Settings) -> dict[str, Any]:
-    """Theta averaged over the first 1, 2, 4, 8 of the same dummy queries."""
-    model, scorer = study.model, scorer_of(study.model, task, study.settings)
-    test = draw_prompts(scorer.fitted, settings, "test")
-    texts = [model.tokenizer.encode_all(p.dummies()) for p in test]
-    residuals = read_texts(model, texts, settings.batch_size)[0][:, :, layer]  # [N, 8, D]
-    vectors = np.stack([residuals[:, :count].mean(axis=1) for count in DUMMY_QUERIES], axis=1)
-    scores = _scores(study, scorer, test, vectors, layer)
-    return dict(zip(map(str, DUMMY_QUERIES), scores, strict=True))
+def halves(values: np.ndarray) -> Condition:
+    """What was read from dev and test prompts together, [2N, ...]."""
+    n = len(values) // 2
+    return Condition(values[:n], values[n:])
 
 
-def score_writes(study: Study, task: Task, layer: int) -> dict[str, Any]:
-    """Theta averaged over prompts, and theta added to the query's own residual stream.
-
-    Averages are over a prompt's own theta and those of the prompts after it, in a circle, so that
-    every average is over as many test prompts as it says.
-    """
-    model, scorer = study.model, scorer_of(study.model, task, study.settings)
-    test = draw_prompts(scorer.fitted, study.settings, "test")
-    theta = study.theta(task, study.settings)[:, layer]  # [N, D]
-    queries = [[ids] for ids in model.tokenizer.encode_all([p.zero_shot() for p in test])]
-    own = read_texts(model, queries, study.settings.batch_size)[0][:, 0, layer]
-    counts = [count for count in PROMPTS if count <= len(test)]
-    averages = [average_round(theta, count) for count in counts]
-    sums = [own + scale * theta for scale in ADDED]
-    vectors = np.stack([*averages, *sums], axis=1)
-    scores = _scores(study, scorer, test, vectors, layer)
+def score_prompts(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
+    """ICL and task vector under these settings."""
+    scorer = scorer_of(study.model, task, settings)
+    dev, test = splits(scorer, settings)
+    theta, icl = read_prompts(scorer, [*dev, *test], settings.batch_size)
+    prompts = asked(scorer, dev, test)
+    found = score_tuned(
+        scorer, prompts, conditions={"task_vector": halves(theta)}, settings=settings
+    )
+    texts = study.model.tokenizer.encode_all([p.icl() for p in test])
+    column = {"icl": Predicted(icl.part(slice(len(dev), None)).begun(), texts)}
+    of_icl = score_columns(scorer, test, columns=column, rule=settings.rule)["icl"]
+    queries = [p.query.input for p in test]
     return {
-        "averaged_over_prompts": dict(zip(map(str, counts), scores, strict=False)),
-        "added": dict(zip(map(str, ADDED), scores[len(counts) :], strict=True)),
-        "replaced": scores[0],
+        "icl": vars(accuracy(of_icl["correct"], queries)),
+        "task_vector": found["task_vector"],
+        "baseline": found["baseline"],
     }
 
 
-def average_round(theta: np.ndarray, count: int) -> np.ndarray:
-    """Mean of each row of [N, D] and the count - 1 rows after it, going round."""
-    return np.mean([np.roll(theta, -i, axis=0) for i in range(count)], axis=0)
+def score_dummies(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
+    """Theta averaged over the first 1, 2, 4, 8 of the same dummy queries."""
+    scorer = scorer_of(study.model, task, settings)
+    dev, test = splits(scorer, settings)
+    texts = [study.model.tokenizer.encode_all(p.dummies()) for p in (*dev, *test)]
+    residuals = read_texts(study.model, texts, settings.batch_size)[0]  # [2N, 8, L, D]
+    conditions = {str(count): halves(residuals[:, :count].mean(axis=1)) for count in DUMMY_QUERIES}
+    found = score_tuned(scorer, asked(scorer, dev, test), conditions=conditions, settings=settings)
+    return {name: found[name] for name in conditions}
 
 
-def _scores(
-    study: Study, scorer: Scorer, test: list[Any], vectors: np.ndarray, layer: int
-) -> list[dict[str, Any]]:
-    """Accuracy of each of C vectors a prompt, [N, C, D], after one layer."""
-    queries = study.model.tokenizer.encode_all([p.zero_shot() for p in test])
-    layers = np.full(vectors.shape[1], layer)
-    said = inject_vectors(study.model, queries, vectors, layers, study.settings.batch_size).tokens
-    return [vars(accuracy(column)) for column in scorer.by_first_token(test, said[:, 1:]).T]
+def score_writes(study: Study, task: Task, settings: Settings) -> dict[str, Any]:
+    """Theta averaged over prompts, and theta added to the query's own residual stream.
+
+    Averages are over a prompt's own theta and those of the prompts after it in its split, in a
+    circle, that do not show its query: as many as are said, or all there are.
+    """
+    model = study.model
+    scorer = scorer_of(model, task, settings)
+    dev, test = splits(scorer, settings)
+    theta = halves(read_theta(model, [*dev, *test], settings.batch_size))
+    prompts = asked(scorer, dev, test)
+    queries = [[ids] for ids in (*prompts.dev_queries, *prompts.test_queries)]
+    own = halves(read_texts(model, queries, settings.batch_size)[0][:, 0])
+    counts = [count for count in PROMPTS if count <= len(test)]
+    conditions = {
+        f"average {count}": Condition(
+            average_round(theta.dev, dev, count), average_round(theta.test, test, count)
+        )
+        for count in counts
+    }
+    conditions |= {
+        f"added {scale}": Condition(own.dev + scale * theta.dev, own.test + scale * theta.test)
+        for scale in ADDED
+    }
+    found = score_tuned(scorer, prompts, conditions=conditions, settings=settings)
+    return {
+        "averaged_over_prompts": {str(count): found[f"average {count}"] for count in counts},
+        "added": {str(scale): found[f"added {scale}"] for scale in ADDED},
+        "replaced": found["average 1"],
+    }
+
+
+def average_round(theta: np.ndarray, prompts: Sequence[Prompt], count: int) -> np.ndarray:
+    """Mean of each prompt's theta, [N, L, D], and those of up to count - 1 prompts after it, going
+    round, that show its query neither as a demonstration nor as a dummy query."""
+    averages = []
+    for i, prompt in enumerate(prompts):
+        rows = [i]
+        for step in range(1, len(prompts)):
+            other = prompts[(i + step) % len(prompts)]
+            shown = {pair.input for pair in (*other.demonstrations, *other.dummy_queries)}
+            if len(rows) < count and prompt.query.input not in shown:
+                rows.append((i + step) % len(prompts))
+        averages.append(theta[rows].mean(axis=0))
+    return np.stack(averages)
 
 
 if __name__ == "__main__":

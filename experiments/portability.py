@@ -2,20 +2,23 @@
 
     python -m experiments.portability
 
-Theta is read under each template and written into the zero-shot query of every template, at the
-layer the main results chose. A vector that carries the task and not the form of the prompt does as
-well off the diagonal as on it. Prompts are the same draws under every template, over the pairs
-that every template can pose. Runs on one task of each category unless --tasks names others.
+Theta is read under each template and written into the zero-shot query of every template, for every
+pair of templates at its own layer, chosen on dev. A vector that carries the task and not the form
+of the prompt does as well off the diagonal as on it; that says something where the prompt itself
+works under the template that theta is read from, so each source's transfer is given relative to
+its home where in-context learning does the task there. Prompts are the same draws under every
+template, over the pairs that every template can pose. Runs on one task of each category unless
+--tasks names others.
 
 Writes portability.json and portability.png/.svg under --out.
-Expected on the default model at the paper's settings: .33 at home, .30 in another template
-(3 minutes on 2 shared cores).
+Expected on the default model: see BUILD_NOTES.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +28,15 @@ from experiments.dose import TASKS
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.evaluation.answers import Scorer
+from taskvec_jax.evaluation.columns import Predicted, score_columns
 from taskvec_jax.evaluation.reading import draw_prompts
 from taskvec_jax.evaluation.results import Settings
-from taskvec_jax.evaluation.statistics import accuracy
+from taskvec_jax.evaluation.statistics import accuracy, icl_able
+from taskvec_jax.evaluation.tuned import Asked, Condition, score_tuned
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks import Pair, Task
-from taskvec_jax.vectors.sweep import inject_vectors, read_texts
+from taskvec_jax.vectors.sweep import read_texts
 
 NAME = "portability"
 
@@ -72,13 +77,11 @@ def run(study: Study) -> dict[str, Any]:
     """Every template into every other, task by task."""
 
     def measure(task: Task) -> dict[str, Any]:
-        layer = study.layer(task, study.settings)
         return study.unit(
             NAME,
             task,
             study.settings,
-            functools.partial(carry, study, task, layer),
-            layer=layer,
+            functools.partial(carry, study, task),
             templates=[dataclasses.asdict(template) for template in TEMPLATES],
         )
 
@@ -110,38 +113,43 @@ def fit_templates(model: Model, task: Task, settings: Settings) -> FittedTask:
     return dataclasses.replace(fitted, pairs=tuple(filter(fits, fitted.pairs)))
 
 
-def carry(study: Study, task: Task, layer: int) -> dict[str, Any]:
+def carry(study: Study, task: Task) -> dict[str, Any]:
     """Accuracy of theta from each template (row) in each template's zero-shot query (column)."""
     model, settings = study.model, study.settings
     scorer = Scorer(model, fit_templates(model, task, settings))
-    test = draw_prompts(scorer.fitted, settings, "test")
+    dev, test = (draw_prompts(scorer.fitted, settings, split) for split in ("dev", "test"))
+    both, n = [*dev, *test], len(dev)
     encode = model.tokenizer.encode_all
-    thetas, icl = [], []
+    thetas: dict[str, Condition] = {}
+    icl, able, grid, zero_shot = [], [], [], []
+
+    def right(prompts: Sequence[Prompt], tokens: np.ndarray, texts: Any) -> list[int]:
+        column = Predicted([(token,) for token in tokens.tolist()], texts)
+        scored = score_columns(scorer, prompts, columns={"it": column}, rule=settings.rule)
+        return scored["it"]["correct"]
+
     for template in TEMPLATES:
         texts = [
-            encode([template.show(p, query) for query in (*p.dummy_queries, p.query)]) for p in test
+            encode([template.show(p, query) for query in (*p.dummy_queries, p.query)]) for p in both
         ]
         residuals, read = read_texts(model, texts, settings.batch_size)
-        thetas.append(residuals[:, :-1, layer].mean(axis=1))
-        icl.append(vars(accuracy(scorer.by_first_token(test, read.tokens[:, -1]))))
-    vectors = np.stack(thetas, axis=1)  # [N, templates, D]
-    grid, zero_shot = [], []
-    for template in TEMPLATES:
-        said = inject_vectors(
-            model,
-            encode([template.ask(p.query) for p in test]),
-            vectors,
-            np.full(len(TEMPLATES), layer),
-            settings.batch_size,
-        ).tokens
-        right = scorer.by_first_token(test, said)
-        zero_shot.append(vars(accuracy(right[:, 0])))
-        grid.append([vars(accuracy(column)) for column in right[:, 1:].T])
+        theta = residuals[:, :-1].mean(axis=1)
+        thetas[template.name] = Condition(theta[:n], theta[n:])
+        icl.append(right(both, read.tokens[:, -1], [row[-1] for row in texts]))
+    for template, of_icl in zip(TEMPLATES, icl, strict=True):
+        queries = encode([template.ask(p.query) for p in both])
+        prompts = Asked(dev, test, queries[:n], queries[n:])
+        found = score_tuned(scorer, prompts, conditions=thetas, settings=settings)
+        zero_shot.append(found["baseline"])
+        grid.append([found[source.name] for source in TEMPLATES])
+        _, plain = read_texts(model, [[ids] for ids in queries[:n]], settings.batch_size)
+        able.append(icl_able(of_icl[:n], right(dev, plain.tokens[:, 0], queries[:n])))
+    asked_for = [p.query.input for p in test]
     # grid[write][read] -> [read][write]
     return {
-        "layer": layer,
         "num_pairs": len(scorer.fitted.pairs),
-        "icl": icl,
+        "icl": [vars(accuracy(of_icl[n:], asked_for)) for of_icl in icl],
+        "icl_able": able,
         "zero_shot": zero_shot,
         "task_vector": [list(column) for column in zip(*grid, strict=True)],
     }

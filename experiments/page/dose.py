@@ -37,11 +37,16 @@ def section(result: dict[str, Any]) -> Section:
     added = {
         a: mean([t["added"][a] for t in tasks.values()]) for a in sorted(first["added"], key=float)
     }
-    best = max(added, key=lambda a: added[a])
+
+    def on_dev(scale: str) -> float:
+        return float(np.mean([t["added"][scale]["dev_accuracy"] for t in tasks.values()]))
+
+    best = max(added, key=on_dev)
     replaced = mean([t["replaced"] for t in tasks.values()])
     words.append(
         f"Replacing scores {replaced:.2f}; adding theta to the query's own state scores"
-        f" {added['1.0']:.2f}, and at the best scale ({best}) {added[best]:.2f}."
+        f" {added['1.0']:.2f}, and at the scale that is best on dev ({best}) {added[best]:.2f};"
+        " each at its own layer."
     )
     largest = max((int(c) for t in tasks.values() for c in t["averaged_over_prompts"]), default=1)
     over = mean([t["averaged_over_prompts"][str(largest)] for t in tasks.values()])
@@ -58,6 +63,7 @@ def section(result: dict[str, Any]) -> Section:
                     text(question),
                     number(float(dose), 0 if float(dose).is_integer() else 2),
                     score(value.get("task_vector", value)),
+                    number(value.get("task_vector", value)["layer"], 0),
                     score(value.get("icl")),
                 ]
                 for dose, value in values.items()
@@ -67,8 +73,8 @@ def section(result: dict[str, Any]) -> Section:
         [*words, *result["notes"]],
         [
             Table(
-                "Accuracy on test at the main results' layer",
-                ["task", "what is varied", "dose", "task vector", "ICL"],
+                "Accuracy on test, each condition at its own layer, chosen on dev",
+                ["task", "what is varied", "dose", "task vector", "layer", "ICL"],
                 rows,
             )
         ],

@@ -21,6 +21,24 @@ def _mean_grid(result: dict[str, Any]) -> np.ndarray:
     )
 
 
+def _relative(result: dict[str, Any]) -> list[str]:
+    """For each source template its transfer relative to its home, over tasks ICL does there."""
+    parts = []
+    for i, name in enumerate(result["templates"]):
+        homes, aways = [], []
+        for task in result["tasks"].values():
+            if task["icl_able"][i]:
+                scores = [cell["accuracy"] for cell in task["task_vector"][i]]
+                homes.append(scores[i])
+                aways.append(np.mean(scores[:i] + scores[i + 1 :]))
+        if homes and np.mean(homes) > 0:
+            share = np.mean(aways) / np.mean(homes)
+            parts.append(f"{name} {share:.0%} ({np.mean(homes):.2f} at home, {len(homes)} tasks)")
+        else:
+            parts.append(f"{name}: no task that ICL does, or nothing at home")
+    return [f"What is left abroad, by the template read from: {'; '.join(parts)}."]
+
+
 def section(result: dict[str, Any]) -> Section:
     """At home and abroad."""
     names = result["templates"]
@@ -31,7 +49,8 @@ def section(result: dict[str, Any]) -> Section:
     words = [
         f"Written into the template it was read from, theta scores {home:.2f}; written into another"
         f" one, {away:.2f} (mean of {len(result['tasks'])} tasks; the whole prompts score"
-        f" {icl:.2f}).",
+        f" {icl:.2f}), each pair of templates at its own layer.",
+        *_relative(result),
         *result["notes"],
     ]
     rows = [

@@ -182,10 +182,15 @@ def sweep_dev(
     dev: Sequence[Prompt],
     vectors: np.ndarray,
     settings: Settings,
+    queries: Sequence[Sequence[int]] | None = None,
 ) -> DevSweep:
-    """Injects vectors [N, L, D] into the dev queries after every layer, and chooses the layer."""
+    """Injects vectors [N, L, D] into the dev queries after every layer, and chooses the layer.
+
+    Args:
+      queries: token ids of the zero-shot prompts, where they are written in another form.
+    """
     model = scorer.model
-    queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
+    queries = queries or model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
     wanted = scorer.wanted(dev, settings.seed)
     tokens, _, graded = sweep_layers(model, queries, vectors, settings.batch_size, wanted)
     assert graded is not None

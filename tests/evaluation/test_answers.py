@@ -15,7 +15,7 @@ from taskvec_jax.evaluation.reading import draw_prompts, read_prompts
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import cut, scoring_rule
 from taskvec_jax.models.registry import SMALL_MODEL
-from taskvec_jax.prompting.prompts import Prompt, render_query
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Pair
 from taskvec_jax.vectors.sweep import inject_vectors
 
@@ -55,39 +55,30 @@ def test_what_is_settled_by_a_beginning_stays_so_however_the_text_goes_on(ignore
 
 
 def test_answers_completed_are_those_that_generation_gives(small, scorer):
-    """Vectors at several layers and none; each answer judged as the whole generated text is."""
-    rng = np.random.RandomState(0)
-    inputs = ["ab", "c", "wx", "07", "q", "red", "k,l", "z", "e", "mn"]
-    texts = [small.tokenizer.encode(render_query(text)) for text in inputs]
-    thetas = small.read([render_query(text) for text in inputs[::-1]])  # [N, L, D]
-    thetas = thetas + 0.3 * rng.standard_normal(thetas.shape).astype(np.float32)
-    at = rng.randint(0, small.config.num_layers, len(inputs))
-    vectors = np.take_along_axis(thetas, at[:, None, None], axis=1)[:, 0]
-    outcomes = []
+    """Thetas at several layers and none; each answer judged as the whole generated text is."""
+    prompts = draw_prompts(scorer.fitted, SETTINGS, "test")
+    texts = small.tokenizer.encode_all([p.zero_shot() for p in prompts])
+    theta = small.read([p.dummies()[0] for p in prompts])  # [N, L, D]
+    at = np.arange(len(prompts)) % 3 + 1
+    vectors = np.take_along_axis(theta, at[:, None, None], axis=1)[:, 0]
     for written in (True, False):
         edits = replace(vectors, layer=at, position=-1) if written else ()
         whole = small.generate(texts, max_new_tokens=6, edits=edits, return_ids=True)
         jobs, expected = [], []
         for i, ids in enumerate(whole):
-            if not ids:
-                continue
-            for size in range(1, 5):
+            for size in range(1, 5 * bool(ids)):
                 said = small.tokenizer.decode(ids[:size]).strip()
                 for answer in {said, said + "x", said[:-1]} - {""}:
-                    pair = Pair(inputs[i], answer)
-                    vector = vectors[i] if written else None
-                    layer = int(at[i]) if written else None
-                    jobs.append(Job(pair, texts[i], (ids[0],), layer, vector))
-                    budget = 1 + scorer.longest(pair)
-                    text = cut(small.tokenizer.decode(ids[:budget]))
+                    pair = Pair(prompts[i].query.input, answer)
+                    job = Job(pair, texts[i], (ids[0],))
+                    if written:
+                        job = job._replace(layer=int(at[i]), vector=vectors[i])
+                    jobs.append(job)
+                    text = cut(small.tokenizer.decode(ids[: 1 + scorer.longest(pair)]))
                     expected.append(scorer.rule("full").is_right(text, accepted(pair)))
-        said = complete(scorer, jobs)
-        assert [answer.right for answer in said] == expected
-        outcomes += expected
-        # What is not settled has as many tokens as the longest accepted answer and one more.
-        assert all(isinstance(answer, Said) for answer in said)
-    assert True in outcomes
-    assert False in outcomes
+        assert [answer.right for answer in complete(scorer, jobs)] == expected
+        assert False in expected
+        assert True in expected or not written
 
 
 def test_the_second_token_read_in_context_is_the_one_that_generation_gives(small, scorer):

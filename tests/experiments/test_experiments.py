@@ -18,7 +18,7 @@ from experiments.run.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.geometry import cosine_distances
 from taskvec_jax.evaluation.results import Settings
-from taskvec_jax.prompting.prompts import FittedTask, fit
+from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks import TASKS, Pair, Task
 
 
@@ -102,11 +102,21 @@ def test_mixed_scores_are_split_by_the_direction_of_the_query():
     assert split["backward"]["task_vector"]["accuracy"] == 0.0
 
 
-def test_theta_is_averaged_round_a_circle():
-    theta = np.array([[0.0], [3.0], [6.0]])
-    np.testing.assert_allclose(dose.average_round(theta, 1), theta)
-    np.testing.assert_allclose(dose.average_round(theta, 2), [[1.5], [4.5], [3.0]])
-    np.testing.assert_allclose(dose.average_round(theta, 3), [[3.0]] * 3)
+def test_theta_is_averaged_round_a_circle_over_prompts_that_do_not_show_the_query():
+    def prompts(*shown: str) -> list[Prompt]:
+        return [
+            Prompt((Pair(a, "x"),), Pair(query, "x"), (Pair("d", "x"),))
+            for query, a in zip("abc", shown, strict=True)
+        ]
+
+    theta, apart = np.array([[0.0], [3.0], [6.0]]), prompts("p", "q", "r")
+    np.testing.assert_allclose(dose.average_round(theta, apart, 1), theta)
+    np.testing.assert_allclose(dose.average_round(theta, apart, 2), [[1.5], [4.5], [3.0]])
+    np.testing.assert_allclose(dose.average_round(theta, apart, 3), [[3.0]] * 3)
+    # The second prompt shows the first one's query: it is passed over for it.
+    leaking = prompts("p", "a", "r")
+    np.testing.assert_allclose(dose.average_round(theta, leaking, 2), [[3.0], [4.5], [3.0]])
+    np.testing.assert_allclose(dose.average_round(theta, leaking, 3), [[3.0], [3.0], [3.0]])
 
 
 def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) -> dict:
