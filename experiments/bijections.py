@@ -6,6 +6,8 @@ Upper/lower, English/French, present/gerund, singular/plural, antonyms, and copy
 run forward, backward, and BOTH ways at once: demonstrations of either direction mixed, and a query
 of either. A prompt can show which way to go by the query itself; one vector written over the arrow
 has to carry both directions. Dong et al. 2025 (arXiv 2506.09048) predict and report that it cannot.
+What mixing costs as such is told by a control: two tasks that have nothing to do with each other,
+mixed in the same way.
 
 Writes bijections.json and bijections.png/.svg under --out.
 Expected on the default model at the paper's settings: one direction ICL .65, vector .60; both ways
@@ -37,12 +39,18 @@ SOURCES = {  # name -> the task whose pairs are turned round
 }
 
 
+MIXTURES = {"unrelated": ("linguistic_antonyms", "linguistic_plural_singular")}  # the control
+
+
 def run(study: Study) -> dict[str, Any]:
     """Runs every pair of directions the study's tasks allow."""
     known = {task.name: task for task in study.tasks}
     turned = {
         name: directions(name, known[source]) for name, source in SOURCES.items() if source in known
     }
+    for name, sources in MIXTURES.items():
+        if all(source in known for source in sources):
+            turned[name] = mixture(name, *(known[source] for source in sources))
     notes = [
         f"{name} is left out: no task {source} in this run"
         for name, source in SOURCES.items()
@@ -95,6 +103,26 @@ def directions(name: str, task: Task) -> dict[str, Task]:
             task, short_name=f"{name}_backward", pairs=tuple(backward.values())
         ),
         "both": dataclasses.replace(task, short_name=f"{name}_both", pairs=tuple(mixed)),
+    }
+
+
+def mixture(name: str, one: Task, other: Task) -> dict[str, Task]:
+    """Two tasks as if they were two directions, and as many pairs of each mixed.
+
+    Inputs that both have are left out of all three, so that a query tells which task it is of.
+    """
+    inputs = [{pair.input for pair in task.pairs} for task in (one, other)]
+    own, theirs = (
+        tuple(pair for pair in task.pairs if pair.input not in inputs[1 - i])
+        for i, task in enumerate((one, other))
+    )
+    count = min(len(own), len(theirs))
+    return {
+        "forward": dataclasses.replace(one, short_name=f"{name}_forward", pairs=own),
+        "backward": dataclasses.replace(other, short_name=f"{name}_backward", pairs=theirs),
+        "both": dataclasses.replace(
+            one, short_name=f"{name}_both", pairs=own[:count] + theirs[:count]
+        ),
     }
 
 

@@ -6,8 +6,11 @@
 Demonstrations of A and a query valid for both tasks; theta of B is written over the last token of
 the FULL prompt, after the layer where B's own zero-shot accuracy peaks on dev. Each answer is
 judged, by its first token as in the paper, by A's rule and by B's: A-rate, B-rate, neither, for the
-plain prompt, for theta of B, and for a random vector in its place. Queries whose two answers
-coincide are not used. The pairs are the paper's, with the translation pair that fails there;
+plain prompt, for theta of B, and for what else could be written in its place: another theta of A,
+read from other demonstrations (does any theta leave A alone?), theta of a task C that is related to
+neither, and a random vector with theta's covariance. Whether theta of B raises the B-rate above
+that of theta of C is tested on pairs, over distinct queries. Queries whose two answers coincide are
+not used. The pairs are the paper's, with the translation pair that fails there;
 --all_pairs takes every ordered pair of tasks that share at least 20 queries.
 
 Writes conflicting_tasks.json and conflicting_tasks.png/.svg under --out.
@@ -30,14 +33,15 @@ from experiments.published import published
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.evaluation.answers import Scorer, accepted
-from taskvec_jax.evaluation.random_vectors import random_like
+from taskvec_jax.evaluation.random_vectors import random_with_covariance
 from taskvec_jax.evaluation.reading import read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import scoring_rule
-from taskvec_jax.evaluation.statistics import accuracy
+from taskvec_jax.evaluation.statistics import Outcomes, accuracy, compare
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks import Pair
+from taskvec_jax.tasks.related import are_related
 from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.vectors.sweep import inject_vectors
 
@@ -90,12 +94,30 @@ def run(study: Study, options: Options) -> dict[str, Any]:
         for a, b in pairs:
             begin(f"{a} / {b}")
             layer = study.layer(tasks[b], settings)
+            third = next(
+                (
+                    task.name
+                    for task in study.tasks
+                    if task.name not in (a, b)
+                    and not any(are_related(task, tasks[name]) for name in (a, b))
+                ),
+                None,
+            )
             measured[f"{a}-{b}"] = study.unit(
                 NAME,
                 tasks[a],
                 settings,
-                functools.partial(measure_pair, study.model, fitted[a], fitted[b], layer, settings),
+                functools.partial(
+                    measure_pair,
+                    study.model,
+                    fitted[a],
+                    fitted[b],
+                    layer,
+                    settings,
+                    third and fitted[third],
+                ),
                 other={"name": b, "sha256": studies.task_sha256(tasks[b])},
+                third=third and {"name": third, "sha256": studies.task_sha256(tasks[third])},
                 layer=layer,
             )
     pairs_out = {key: {**value, "published": _published(key)} for key, value in measured.items()}
@@ -162,20 +184,52 @@ def draw_pair_prompts(
     return sides
 
 
+def redrawn(prompts: list[Prompt], fitted: FittedTask, settings: Settings) -> list[Prompt]:
+    """Prompts for the same queries with other demonstrations and dummy queries of the task."""
+    found = []
+    for i, prompt in enumerate(prompts):
+        rng = seeded(settings.seed, fitted.task.name, "conflict, redrawn", i)
+        rest = [p for p in fitted.pairs if p.input.strip() != prompt.query.input.strip()]
+        shown = draw(rng, rest, settings.num_demonstrations + settings.num_dummy_queries)
+        count = settings.num_demonstrations
+        found.append(Prompt(tuple(shown[:count]), prompt.query, tuple(shown[count:])))
+    return found
+
+
 def measure_pair(
-    model: Model, a: FittedTask, b: FittedTask, layer: int, settings: Settings
+    model: Model,
+    a: FittedTask,
+    b: FittedTask,
+    layer: int,
+    settings: Settings,
+    c: FittedTask | None = None,
 ) -> dict[str, Any]:
-    """A-rate, B-rate and neither for the plain prompt of A, theta of B, and a random vector."""
+    """A-rate, B-rate and neither for the plain prompt of A and with each vector at its end.
+
+    Args:
+      c: a task related to neither; None: there is none in this run.
+    """
     of_a, of_b = draw_pair_prompts(a, b, settings)
-    theta = read_theta(model, of_b, settings.batch_size)[:, layer]  # [N, D]
-    noise = random_like(theta, settings.seed, a.task.name, b.task.name, "conflict")
+    size = settings.batch_size
+    theta = read_theta(model, of_b, size)[:, layer : layer + 1]  # [N, 1, D]
+    vectors = {
+        "theta": theta,
+        "random": random_with_covariance(
+            theta, len(of_a), settings.seed, a.task.name, b.task.name, "conflict"
+        ),
+        "theta_of_a": read_theta(model, redrawn(of_a, a, settings), size)[:, layer : layer + 1],
+    }
+    if c is not None:
+        vectors["theta_of_c"] = read_theta(model, redrawn(of_a, c, settings), size)[
+            :, layer : layer + 1
+        ]
     texts = model.tokenizer.encode_all([prompt.icl() for prompt in of_a])
     tokens = inject_vectors(
         model,
         texts,
-        np.stack([theta, noise], axis=1),
-        np.array([layer, layer]),
-        settings.batch_size,
+        np.concatenate(list(vectors.values()), axis=1),
+        np.full(len(vectors), layer),
+        size,
     ).tokens
     right = np.stack(
         [
@@ -183,14 +237,21 @@ def measure_pair(
             Scorer(model, b).by_first_token(of_b, tokens),
         ]
     )  # [2, N, 3]
-    names = ("plain", "theta", "random")
+    names = ("plain", *vectors)
+    queries = [prompt.query.input for prompt in of_a]
+    right_b = {name: right[1, :, i].astype(int) for i, name in enumerate(names)}
+    against = "theta_of_c" if c is not None else "random"
+    test = compare([Outcomes(queries, right_b)], "theta", against)
     said = Scorer(model, a).words(tokens[:, 1])
     return {
         "a": a.task.name,
         "b": b.task.name,
         **{name: rates(right[0, :, i], right[1, :, i]) for i, name in enumerate(names)},
         "layer": layer,
+        "third": c and c.task.name,
         "num_shared_queries": len(shared_queries(a, b)),
+        "num_queries": test.num_queries,
+        "b_rate_above": {"against": against, "difference": test.difference, "p": test.p},
         "examples": [
             {
                 "query": pa.query.input,

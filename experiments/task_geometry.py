@@ -7,7 +7,9 @@ Theta of every test prompt of every task, ALL AT ONE LAYER. (The paper's code ta
 its own layer, which adds the distance between layers to the distance between tasks.) The layer is
 --layer, else the best one for all tasks together, for which the main results are used. t-SNE and
 PCA, cosine distances within and between tasks, and by layer the share of thetas whose nearest
-neighbour is of their own task.
+neighbour is of their own task. Beside it stands what the words alone give: nearest neighbours of
+the prompts by their character 1- to 3-grams, without any model; and both again among tasks of the
+same inputs only, where the kind of word tells nothing.
 
 Writes task_geometry.json and the figures task_geometry_map, task_geometry_distances and
 task_geometry_layers (.png/.svg) under --out.
@@ -29,13 +31,16 @@ from experiments.commands.runner import main
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import scorer_of
 from taskvec_jax.evaluation.geometry import (
     cosine_distances,
     principal_components,
     separability,
+    surface_distances,
     tsne,
     within_and_between,
 )
+from taskvec_jax.evaluation.reading import draw_prompts
 from taskvec_jax.transformer.config import DecoderConfig
 
 NAME = "task_geometry"
@@ -68,18 +73,23 @@ def run(study: Study, options: Options) -> dict[str, Any]:
     check_options(options, study.model.config)
     if len(study.tasks) * settings.num_prompts < 4:
         raise TaskVecError("geometry needs at least 4 thetas; ask for more prompts or tasks")
-    thetas = []
+    thetas, texts, inputs = [], [], {}
     with study.bar("thetas", len(study.tasks)) as begin:
         for task in study.tasks:
             begin(task.name)
             thetas.append(study.theta(task, settings))
+            fitted = scorer_of(study.model, task, settings).fitted
+            texts += [p.dummies()[0] for p in draw_prompts(fitted, settings, "test")]
+            inputs[task.name] = {pair.input.strip() for pair in fitted.pairs}
     layer = study.common_layer() if options.layer is None else options.layer
     names = {task.name: task.category for task in study.tasks}
     payload = study.unit(
         NAME,
         None,
         settings,
-        functools.partial(describe, names, thetas, layer, settings.seed),
+        functools.partial(
+            describe, names, thetas, layer, settings.seed, texts, same_inputs(inputs)
+        ),
         layer=layer,
         tasks=[[task.name, studies.task_sha256(task)] for task in study.tasks],
     )
@@ -87,7 +97,12 @@ def run(study: Study, options: Options) -> dict[str, Any]:
 
 
 def describe(
-    tasks: Mapping[str, str], thetas: Sequence[np.ndarray], layer: int, seed: int
+    tasks: Mapping[str, str],
+    thetas: Sequence[np.ndarray],
+    layer: int,
+    seed: int,
+    texts: Sequence[str] = (),
+    alike: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """Maps, distances and separability of thetas. One layer's distances are in memory at a time.
 
@@ -95,6 +110,8 @@ def describe(
       tasks: name -> category.
       thetas: [N, L, D] of each task, in the same order.
       layer: whose maps and distances are shown.
+      texts: the prompts that the thetas are of, in the same order; none: no surface baseline.
+      alike: names of tasks that have the same inputs, group by group.
     """
     count, (prompts, layers, _) = len(tasks), thetas[0].shape
     labels = np.repeat(np.arange(count), prompts)
@@ -124,6 +141,44 @@ def describe(
         "separability_by_layer": own_task,
         "category_separability_by_layer": own_category,
         "chance": (prompts - 1) / max(1, count * prompts - 1),
+        "surface_separability": separability(surface_distances(texts), labels) if texts else None,
+        "same_inputs": [
+            _among(group, list(tasks), thetas, layer, texts) for group in alike if prompts > 1
+        ],
+    }
+
+
+def same_inputs(inputs: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of tasks that share at least half of the inputs of the smaller one, two by two."""
+    groups: list[list[str]] = []
+    for name, own in inputs.items():
+        for group in groups:
+            if all(len(own & inputs[o]) * 2 >= min(len(own), len(inputs[o])) for o in group):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return [group for group in groups if len(group) > 1]
+
+
+def _among(
+    group: Sequence[str],
+    tasks: Sequence[str],
+    thetas: Sequence[np.ndarray],
+    layer: int,
+    texts: Sequence[str],
+) -> dict[str, Any]:
+    """Separability of some tasks among themselves, of their thetas and of their words."""
+    places = [tasks.index(name) for name in group]
+    prompts = len(thetas[0])
+    labels = np.repeat(np.arange(len(group)), prompts)
+    here = np.concatenate([thetas[place][:, layer] for place in places])
+    words = [text for p in places for text in texts[p * prompts : (p + 1) * prompts]]
+    return {
+        "tasks": list(group),
+        "separability": separability(cosine_distances(here), labels),
+        "surface_separability": separability(surface_distances(words), labels) if words else None,
+        "chance": (prompts - 1) / (len(group) * prompts - 1),
     }
 
 

@@ -21,6 +21,8 @@ def section(result: dict[str, Any]) -> Section:
         f" in {len(follows)} of {len(pairs)} pairs and the prompt in {len(stays)}. (It follows the"
         " vector when the whole interval of the B-rate is above that of the A-rate, and above"
         " that of the B-rate of the plain prompt.)",
+        "p in the table is exact and paired, over distinct queries; where there is no task C the"
+        " B-rate is held against that of a random vector.",
         "In the paper (LLaMA 13B) the vector wins in all but the translation pair, where the"
         " prompt keeps .91.",
     ]
@@ -58,6 +60,10 @@ def section(result: dict[str, Any]) -> Section:
                 score(pair["theta"]["b"], won),
                 score(pair["theta"]["neither"]),
                 score(pair["random"]["a"]),
+                score(pair["theta_of_a"]["a"]),
+                *(score((pair.get("theta_of_c") or {}).get(kind)) for kind in ("a", "b")),
+                number(pair["b_rate_above"]["p"], 4),
+                number(pair["num_queries"], 0),
                 number(pair["layer"], 0),
                 number(theirs.get("tv_accuracy_original")),
                 number(theirs.get("tv_accuracy_patched")),
@@ -90,6 +96,11 @@ def section(result: dict[str, Any]) -> Section:
                     "with θ: B",
                     "with θ: neither",
                     "random: A",
+                    "other θ of A: A",
+                    "θ of C: A",
+                    "θ of C: B",
+                    "p, B-rate above θ of C's",
+                    "distinct queries",
                     "layer",
                     "LLaMA 13B: A",
                     "LLaMA 13B: B",

@@ -19,6 +19,19 @@ def section(result: dict[str, Any]) -> Section:
         f" theta of their own task as nearest neighbour (chance {result['chance']:.0%}); the most"
         f" separable layer is {best} ({by_layer[best]:.0%}).",
     ]
+    if result.get("surface_separability") is not None:
+        words.append(
+            f"The words of the prompts alone, by character n-grams and without any model, give"
+            f" {result['surface_separability']:.0%}, and thetas after layer 0 {by_layer[0]:.0%}:"
+            " what is said of tasks is what lies above these."
+        )
+    for group in result.get("same_inputs", ()):
+        surface = group["surface_separability"]
+        told = "" if surface is None else f", by their words {surface:.0%}"
+        words.append(
+            f"Among tasks of the same inputs ({', '.join(group['tasks'])}):"
+            f" {group['separability']:.0%}{told} (chance {group['chance']:.0%})."
+        )
     if within and between:
         words.append(
             f"The median cosine distance is {within['median']:.3f} within a task and"

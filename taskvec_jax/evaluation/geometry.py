@@ -5,6 +5,7 @@ Shapes: M vectors, D width, K tasks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,15 @@ def cosine_distances(vectors: np.ndarray) -> np.ndarray:
     distances = np.clip(1 - unit @ unit.T, 0.0, 2.0)
     np.fill_diagonal(distances, 0.0)
     return distances
+
+
+def surface_distances(texts: Sequence[str]) -> np.ndarray:
+    """Cosine distances of texts by the counts of their character 1- to 3-grams, float64 [M, M]:
+    what can be told without any model."""
+    from sklearn.feature_extraction.text import CountVectorizer  # slow to import
+
+    counts = CountVectorizer(analyzer="char", ngram_range=(1, 3), lowercase=False)
+    return cosine_distances(counts.fit_transform(texts).toarray())
 
 
 class Distances(NamedTuple):

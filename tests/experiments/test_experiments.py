@@ -82,6 +82,32 @@ def test_a_task_is_turned_round_and_both_ways_mixed():
     assert len({pair.input for pair in ways["both"].pairs}) == len(ways["both"].pairs)
 
 
+def test_two_unrelated_tasks_are_mixed_half_and_half_without_the_inputs_they_share():
+    one = Task("own", "x", (Pair("a", "1"), Pair("b", "2"), Pair("c", "3")))
+    other = Task("own", "y", (Pair("a", "p"), Pair("q", "r")))
+    ways = bijections.mixture("both", one, other)
+    assert ways["forward"].pairs == one.pairs[1:]
+    assert ways["backward"].pairs == other.pairs[1:]
+    assert ways["both"].pairs == (Pair("b", "2"), Pair("q", "r"))
+
+
+def test_tasks_of_the_same_inputs_are_compared_among_themselves():
+    letters = {"a", "b", "c"}
+    inputs = {"next": letters, "upper": letters | {"z"}, "lower": {"A"}, "prev": {"b", "c", "d"}}
+    assert task_geometry.same_inputs(inputs) == [["next", "upper", "prev"]]
+    # Words tell the tasks apart where theta does not, and the other way round.
+    thetas = [np.tile([[[1.0, 0.0]], [[1.0, 0.1]]], (1, 1, 1)) for _ in range(2)]
+    found = task_geometry.describe(
+        {"x_a": "x", "x_b": "x"}, thetas, 0, 0, ["aaa", "aab", "zzz", "zzy"], [["x_a", "x_b"]]
+    )
+    assert found["surface_separability"] == 1.0
+    (group,) = found["same_inputs"]
+    assert group["tasks"] == ["x_a", "x_b"]
+    assert group["surface_separability"] == 1.0
+    assert group["separability"] < 1.0
+    assert group["chance"] == pytest.approx(1 / 3)
+
+
 def test_self_inverse_pairs_stay_once_in_the_mix():
     task = Task("own", "x", (Pair("hot", "cold"), Pair("cold", "hot")))
     assert set(bijections.directions("pair", task)["both"].pairs) == set(task.pairs)

@@ -62,14 +62,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     "name cut elsewhere": {"task": Task("own_x", "", TASK.pairs)},
     "pairs": {"task": Task("own", "x", TASK.pairs[:1])},
     "order of pairs": {"task": Task("own", "x", TASK.pairs[::-1])},
+    "related": {"task": Task("own", "x", TASK.pairs, related=("own_y",))},
     "accepted answers": {"task": Task("own", "x", (Pair("a", "b", ("B",)), Pair("c", "d")))},
     "code": {"compute": score_writes},
     "more": {"layer": 3},
     "more, another value": {"layer": 4},
     **{
-        field.name: {"settings": dataclasses.replace(Settings(), **{field.name: 7})}
-        for field in dataclasses.fields(Settings)
-        if field.name != "batch_size"
+        name: {"settings": dataclasses.replace(Settings(), **{name: value})}
+        for name, value in {
+            **{f.name: 7 for f in dataclasses.fields(Settings) if f.name != "batch_size"},
+            "rule": "paper",
+            "filter": "none",
+        }.items()
     },
 }
 
