@@ -1,6 +1,6 @@
 """When does in-context learning appear, when the task vector, and at which layer?
 
-    python -m experiments.emergence --run=results/train_small
+    python -m experiments.emergence --run=results/train_small --rule=paper
     python -m experiments.emergence --model=pythia-70m \\
         --revision=step0,step512,step4000,step143000 --tasks=knowledge_country_capital
 
@@ -9,6 +9,9 @@ The layer sweep of every task over the models of a training run: those that `tra
 --out: a heat map step x layer of the mean dev accuracy with theta injected, and ICL, task vector
 and baseline by step. Finished steps and tasks are found in the journal, so a run that was stopped
 goes on.
+
+The models of `train_small` learn answers and not to stop after them, so whole answers of theirs are
+all wrong; --rule=paper scores first tokens.
 
 Expected for the run that `pythia-icl-small` is from: both appear together, between steps 64 and
 120, after layers 1 and 2 of 0-5 (its training asks for a task vector after layer 2).

@@ -27,6 +27,8 @@ from taskvec_jax.tasks.task import Task
 from taskvec_jax.vectors.graded import Graded
 from taskvec_jax.vectors.sweep import inject_vectors
 
+GOES_ON = 0.3  # a share of in-context answers right at first and then gone on with, to be told of
+
 
 @dataclasses.dataclass(frozen=True)
 class Written:
@@ -130,6 +132,14 @@ def result_of(m: Measured, columns: dict[str, dict[str, Any]], settings: Setting
             f"{task.name}: {len(fitted.pairs)} pairs are too few to keep dev and test queries"
             f" apart; the {len(m.test)} test prompts ask for {asked} different queries, and the"
             " layer was chosen on some of them"
+        )
+
+    first, whole = (np.mean(columns["icl"][f"correct_{rule}"]) for rule in ("paper", "full"))
+    if first - whole >= GOES_ON and task.match == "exact":
+        warnings.append(
+            f"{task.name}: the first token of in-context answers is right on {first:.0%} of the"
+            f" prompts and the whole answer on {whole:.0%}: the model does not stop after its"
+            " answers; --rule=paper scores first tokens"
         )
 
     def score(name: str) -> Accuracy:

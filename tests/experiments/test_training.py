@@ -372,7 +372,7 @@ def test_emergence_on_a_mesh_gives_one_devices_result(zygote, tmp_path):
         "--task_file=experiments/small_pythia/mixture.py",
         "--tasks=bijection_1",
     )
-    flags += ("--num_prompts=12", "--batch_size=12")
+    flags += ("--num_prompts=12", "--batch_size=12", "--rule=paper")
     found = []
     for devices, mesh in ((1, ()), (4, ("--mesh=data:2,model:2",))):
         out = tmp_path / str(devices)

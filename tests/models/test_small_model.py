@@ -63,7 +63,7 @@ def test_transformers_computes_the_same_from_its_export(small, tmp_path):
 
 
 def test_it_knows_its_tasks_and_not_the_one_held_out(small):
-    settings = Settings(num_prompts=20)
+    settings = Settings(num_prompts=20, rule="paper")
     scores = icl_accuracy(small, [*TRAINING_TASKS, HELD_OUT], settings)
     assert scores.pop(HELD_OUT.name) <= 0.3
     assert np.mean(list(scores.values())) >= 0.95
@@ -72,7 +72,8 @@ def test_it_knows_its_tasks_and_not_the_one_held_out(small):
 def test_its_task_vector_rises_and_falls_over_the_layers(small):
     names = ("bijection_1", "bijection_3", "successor_next", "algorithmic_to_upper")
     tasks = [task for task in TRAINING_TASKS if task.name in names]
-    results = [evaluate_task(small, task, Settings(num_prompts=25)) for task in tasks]
+    rule = Settings(num_prompts=25, rule="paper")  # it was not taught to stop after an answer
+    results = [evaluate_task(small, task, rule) for task in tasks]
     curve = np.mean([result.dev_accuracy_by_layer for result in results], axis=0)
     peak = int(curve.argmax())
     assert 0 < peak < len(curve) - 1
