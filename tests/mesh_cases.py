@@ -2,8 +2,9 @@
 
     python tests/mesh_cases.py          prints one JSON object: what was measured
 
-Every family on every (data, model) layout of 8 simulated CPU devices, against one device; the
-collectives of compiled programs; restored and converted shards; training and learned vectors.
+Every family on a (data, model) layout of 8 simulated CPU devices, against one device, and with
+TASKVEC_SLOW_TESTS=1 on every layout; the collectives of compiled programs; restored and converted
+shards; training and learned vectors.
 """
 
 # Long because: all cases run in one process with 8 simulated devices, which is slow to start.
@@ -47,7 +48,8 @@ from taskvec_jax.transformer.quantization import quantize
 from taskvec_jax.vectors import examples as examples_of
 from taskvec_jax.vectors import learning, sweep
 
-MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
+SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"  # every family on every layout
+LAYOUTS = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
 _EVEN = {"vocab_size": 136, "mlp_width": 56, "num_layers": 2, "width": 40, "num_heads": 8}
 CONFIGS: dict[str, DecoderConfig] = {
     "llama": dataclasses.replace(LLAMA, **_EVEN, num_kv_heads=8, tied_unembed=False),
@@ -66,6 +68,30 @@ CONFIGS: dict[str, DecoderConfig] = {
         PYTHIA, **_EVEN, num_kv_heads=8, family="gptj", attention_bias=False, unembed_bias=True
     ),
 }
+# The layouts that each is tried on: usually one, so that each layout and each family has its turn.
+MESHES = {
+    "llama": LAYOUTS if SLOW else (MeshShape(4, 2),),
+    "llama grouped": LAYOUTS if SLOW else (MeshShape(2, 4),),
+    "llama halved": (MeshShape(1, 8),),
+    "llama uneven": (MeshShape(1, 8),),
+    "pythia": LAYOUTS if SLOW else (MeshShape(8, 1),),
+    "gptj": LAYOUTS if SLOW else (MeshShape(2, 4),),
+}
+COMPILED = (  # the programs whose collectives are counted
+    ("llama", MeshShape(1, 8)),
+    ("llama uneven", MeshShape(1, 8)),
+    ("pythia", MeshShape(2, 4)),
+    *(
+        [
+            ("llama", MeshShape(8, 1)),
+            ("llama grouped", MeshShape(2, 4)),
+            ("llama halved", MeshShape(1, 8)),
+            ("gptj", MeshShape(4, 2)),
+        ]
+        if SLOW
+        else []
+    ),
+)
 ROWS, TOKENS = 8, 8
 
 
@@ -137,7 +163,7 @@ def agreement() -> dict[str, dict[str, dict[str, float]]]:
         alone = measured(config, params, None)
         out[name] = {
             str(shape): difference(measured(config, params, sharding.make_mesh(shape)), alone)
-            for shape in (MESHES[-1:] if name in ("llama halved", "llama uneven") else MESHES)
+            for shape in MESHES[name]
         }
     return out
 
@@ -151,15 +177,7 @@ def layer_collectives() -> dict[str, dict[str, Any]]:
                 CONFIGS[name], sharding.make_mesh(shape), DEVICES
             ).items()
         }
-        for name, shape in (
-            ("llama", MeshShape(1, 8)),
-            ("llama", MeshShape(8, 1)),
-            ("llama grouped", MeshShape(2, 4)),
-            ("llama halved", MeshShape(1, 8)),
-            ("llama uneven", MeshShape(1, 8)),
-            ("pythia", MeshShape(2, 4)),
-            ("gptj", MeshShape(4, 2)),
-        )
+        for name, shape in COMPILED
     }
 
 
