@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
+from zygote import QUICK
 
 from convert import cli as command
 from experiments.small_pythia import training
@@ -211,7 +212,7 @@ def at_once(
         subprocess.Popen(
             command(port, i),
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK},
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
