@@ -11,7 +11,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling, gguf_tied
-from .hf_keys import HFKeys, Rope, rope_to_hf
+from .hf_keys import HFKeys, Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import (
     gguf_heads_bias,
     gguf_heads_out,
@@ -31,7 +31,7 @@ from .layouts import (
 from .rules import Rule, Source
 
 # Buffers; rope_freqs.weight of GGUF is read with the config.
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")
+IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")
 
 
 _A = "model.layers.{layer}.self_attn."
@@ -160,7 +160,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         rope_base=rope.base,
         rope_dim=head_dim,
         rope_scaling=rope.scaling,
-        max_length=max_length,
+        max_length=context_length(max_length, rope.scaling),
         sliding_window=window,
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
         attention_bias=not mistral and keys.get("attention_bias", bool, False),
@@ -203,7 +203,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": rope_to_hf(Rope(config.rope_base, 1.0, config.rope_scaling)),
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": length_to_hf(config),
         "tie_word_embeddings": config.tied_unembed,
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
@@ -266,7 +266,7 @@ FAMILY = Family(
     name="llama",
     model_types=MODEL_TYPES,
     hf=HF,
-    ignored=_IGNORED,
+    ignored=IGNORED,
     tied=("lm_head.weight", "model.embed_tokens.weight"),
     prefix="model.",
     config_from_hf=config_from_hf,

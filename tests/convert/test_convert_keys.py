@@ -20,7 +20,7 @@ from convert.families import GGUF_FAMILIES, HF_FAMILIES, config_keys, meta, read
 from convert.families.hf_keys import HARMLESS_KEYS
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.layers import rope_divisors
+from taskvec_jax.transformer.rope import rope_divisors
 
 _NUMBERS = itertools.count()
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60, 8, 41, 93])
@@ -235,7 +235,9 @@ def test_code_of_its_own_is_not_run(known: bool, tmp_path: Path) -> None:
 
 def frequencies(config: DecoderConfig) -> np.ndarray:
     powers = np.arange(0, config.rope_dim, 2) / config.rope_dim
-    return config.rope_base**-powers / rope_divisors(config)
+    return config.rope_base**-powers / rope_divisors(
+        config.rope_base, config.rope_dim, config.rope_scaling
+    )
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
