@@ -9,8 +9,20 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
 from .hf_keys import GELUS, HFKeys, layer_types
-from .llama_like import Defaults, norm, rotary, sizes, to_hf, window_size, windows, without
+from .llama_like import (
+    Defaults,
+    gguf_rules,
+    norm,
+    rotary,
+    sizes,
+    to_hf,
+    window_size,
+    windows,
+    without,
+)
+from .rules import Source
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -27,6 +39,7 @@ HF = (
     norm("pre_feedforward_layernorm", "mlp_norm"),
     norm("post_feedforward_layernorm", "mlp_post_norm"),
 )
+GGUF = gguf_rules(HF, "post_attention_norm", offset=1)
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -84,6 +97,47 @@ def scalar_of(config: DecoderConfig) -> int:
     return round(config.attention_scale**-2)
 
 
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the gemma2 architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied, and what has a bias.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "gemma2", where)
+    known = gguf_sizes(keys, meta, tensors)
+    period = keys.get_size("attention.sliding_window_pattern", 2)
+    windowed = [(i + 1) % period != 0 for i in range(known["num_layers"])]
+    window = keys.get("attention.sliding_window", int, 4096) or None  # 0: none
+    known |= windows(windowed if window else [], window, where)
+    known |= gguf_rotary(keys, tensors, known["head_dim"])
+    # Files do not say what queries are scaled by. As in llama.cpp, the 27B model alone has
+    # width / heads where the others have the size of a head.
+    per_head = known["head_dim"]
+    if known["num_layers"] == 46:
+        per_head = known["width"] // known["num_heads"]
+    config = DecoderConfig(
+        family="gemma2",
+        **known,
+        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
+        attention_scale=per_head**-0.5,
+        attention_softcap=keys.single("attn_logit_softcapping", 50.0) or None,
+        logit_softcap=keys.single("final_logit_softcapping", 30.0) or None,
+        embed_scale=known["width"] ** 0.5,
+        gelu="tanh",
+        dtype=dtype,
+    )
+    gguf_always(keys, per_head**-0.5, llama.LAYOUTS)
+    return config
+
+
 FAMILY = Family(
     name="gemma2",
     model_types=MODEL_TYPES,
@@ -93,4 +147,7 @@ FAMILY = Family(
     prefix="model.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("gemma2",),
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
 )

@@ -10,9 +10,11 @@ from taskvec_jax.transformer.config import DecoderConfig
 from . import llama
 from .family import Family
 from .gemma2 import scalar_of
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
 from .hf_keys import GELUS, HFKeys
 from .llama_like import (
     Defaults,
+    gguf_rules,
     norm,
     rope_by_layer_to_hf,
     rotary_by_layer,
@@ -22,6 +24,7 @@ from .llama_like import (
     windows,
     without,
 )
+from .rules import Source
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -43,6 +46,7 @@ HF = (
     norm("post_feedforward_layernorm", "mlp_post_norm"),
 )
 BASE, WINDOW_BASE = 1_000_000.0, 10_000.0  # of the rotary frequencies
+GGUF = gguf_rules(HF, "post_attention_norm", offset=1)
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -90,6 +94,51 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the gemma3 architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied, and what has a bias.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "gemma3", where)
+    known = gguf_sizes(keys, meta, tensors)
+    period = keys.get_size("attention.sliding_window_pattern", 6)
+    windowed = [(i + 1) % period != 0 for i in range(known["num_layers"])]
+    window = keys.get("attention.sliding_window", int, 0) or None  # 0: none
+    known |= windows(windowed if window else [], window, where)
+    window_base = keys.single("rope.freq_base_swa", WINDOW_BASE)
+    known |= gguf_rotary(keys, tensors, known["head_dim"], BASE)
+    if known["window_layers"]:
+        known["window_rope_base"] = window_base
+    elif window:  # in every layer
+        known |= {"rope_base": window_base, "rope_scaling": None}
+    # Files do not say what queries are scaled by. As in llama.cpp, the 27B model alone has
+    # width / heads where the others have the size of a head.
+    per_head = known["head_dim"]
+    if known["num_layers"] == 62:
+        per_head = known["width"] // known["num_heads"]
+    config = DecoderConfig(
+        family="gemma3",
+        **known,
+        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
+        attention_scale=per_head**-0.5,
+        logit_softcap=keys.single("final_logit_softcapping", 0.0) or None,
+        embed_scale=known["width"] ** 0.5,
+        gelu="tanh",
+        dtype=dtype,
+    )
+    gguf_always(keys, per_head**-0.5, llama.LAYOUTS)
+    return config
+
+
 FAMILY = Family(
     name="gemma3",
     model_types=MODEL_TYPES,
@@ -99,4 +148,7 @@ FAMILY = Family(
     prefix="model.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("gemma3",),
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
 )

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
+from .gguf_keys import GGUFKeys, gguf_always, gguf_sizes
 from .hf_keys import GELUS, HFKeys
 from .layouts import same, transposed, unsame, untransposed
-from .rules import Rule
+from .rules import Rule, Source
 
 # Buffers that old releases wrote beside the weights.
 _IGNORED = re.compile(r"\.attn\.(masked_)?bias$")
@@ -84,6 +86,38 @@ HF: tuple[Rule, ...] = (
     Rule("transformer.ln_f.bias", ("final_norm/bias",), same, unsame),
     Rule("lm_head.weight", ("unembed/kernel",), transposed, untransposed),
 )
+_GGUF_NAMES = {  # parts of names in Hugging Face's files -> in GGUF's
+    "transformer.wte.": "token_embd.",
+    "transformer.wpe.": "position_embd.",
+    "transformer.ln_f.": "output_norm.",
+    "lm_head.": "output.",
+    "transformer.h.": "blk.",
+    "ln_1.": "attn_norm.",
+    "ln_2.": "ffn_norm.",
+    "attn.c_attn.": "attn_qkv.",
+    "attn.c_proj.": "attn_output.",
+    "mlp.c_fc.": "ffn_up.",
+    "mlp.c_proj.": "ffn_down.",
+}
+
+
+def _gguf_rule(rule: Rule) -> Rule:
+    """llama.cpp's converter transposes the kernels of Conv1D."""
+    name = rule.source
+    for ours, theirs in _GGUF_NAMES.items():
+        name = name.replace(ours, theirs)
+    if not rule.source.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        return rule._replace(source=name)
+    split, join = rule.split, rule.join
+    return Rule(
+        name,
+        rule.leaves,
+        lambda config, x: split(config, x.T),
+        lambda config, *leaves: join(config, *leaves).T,
+    )
+
+
+GGUF: tuple[Rule, ...] = tuple(map(_gguf_rule, HF))
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -162,6 +196,45 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the gpt2 architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "gpt2", where)
+    known = gguf_sizes(keys, meta, tensors, layer_norm=True)
+    config = DecoderConfig(
+        family="gpt2",
+        **known,
+        rope_base=10_000.0,  # nothing rotates
+        rope_dim=0,
+        learned_positions=True,
+        attention_bias=True,
+        mlp_bias=True,
+        gelu="tanh",
+        dtype=dtype,
+    )
+    if config.num_kv_heads != config.num_heads or config.width % config.num_heads:
+        raise TaskVecError(
+            f"{where}: attention.head_count_kv is {config.num_kv_heads}, with"
+            f" {config.num_heads} heads in width {config.width}; GPT-2 has as many, which divide it"
+        )
+    keys.require("rope.scaling.type", "none", ("none",))
+    for unused in ("rope.scaling.factor", "rope.scale_linear", "rope.freq_base"):
+        keys.require(unused, 0.0, (0.0, 1.0))
+    gguf_always(keys, config.head_dim**-0.5, ("reference",))
+    return config
+
+
 FAMILY = Family(
     name="gpt2",
     model_types=MODEL_TYPES,
@@ -171,4 +244,7 @@ FAMILY = Family(
     prefix="transformer.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("gpt2",),
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
 )

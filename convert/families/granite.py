@@ -9,8 +9,10 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
 from .hf_keys import HFKeys
 from .llama_like import Defaults, rotary, sizes, to_hf
+from .rules import Source
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -66,6 +68,38 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the granite architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied, and what has a bias.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "granite", where)
+    known = gguf_sizes(keys, meta, tensors)
+    config = DecoderConfig(
+        family="granite",
+        **known,
+        **gguf_rotary(keys, tensors, known["head_dim"]),
+        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
+        mlp_bias="blk.0.ffn_gate.bias" in tensors.shapes(),
+        embed_scale=keys.single("embedding_scale", 0.0) or 1.0,  # 0: none, as in llama.cpp
+        attention_scale=keys.single("attention.scale", 0.0) or None,
+        residual_scale=keys.single("residual_scale", 0.0) or 1.0,
+        logit_divisor=keys.single("logit_scale", 0.0) or 1.0,
+        dtype=dtype,
+    )
+    gguf_always(keys, config.attention_scale or config.head_dim**-0.5, llama.LAYOUTS)
+    return config
+
+
 FAMILY = Family(
     name="granite",
     model_types=MODEL_TYPES,
@@ -75,4 +109,7 @@ FAMILY = Family(
     prefix="model.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("granite",),
+    gguf=llama.GGUF,
+    config_from_gguf=config_from_gguf,
 )

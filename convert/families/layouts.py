@@ -127,3 +127,15 @@ def unfused_mlp(config: DecoderConfig, *leaves: np.ndarray) -> np.ndarray:
     """The inverse of `fused_mlp`."""
     del config
     return np.concatenate([leaf.T for leaf in leaves])
+
+
+def less_one(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
+    """A norm's scale, of which the parameter is the difference from one."""
+    del config
+    return (x - 1,)
+
+
+def plus_one(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """The inverse of `less_one`."""
+    del config
+    return x + 1

@@ -9,7 +9,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .hf_keys import HFKeys, Rope, context_length, layer_types, length_to_hf, rope_to_hf
-from .layouts import same, unsame
+from .layouts import less_one, plus_one, same, unsame
 from .rules import Rule
 
 LAYER = "model.layers.{layer}."
@@ -40,6 +40,50 @@ def norm(name: str, leaf: str) -> Rule:
 def without(rules: Sequence[Rule], *parts: str) -> tuple[Rule, ...]:
     """A table without the rules whose tensors have one of these parts in their names."""
     return tuple(rule for rule in rules if not any(part in rule.source for part in parts))
+
+
+_GGUF_NAMES = {  # parts of names in Hugging Face's files -> in GGUF's, of all of these families
+    "model.embed_tokens.": "token_embd.",
+    "model.norm.": "output_norm.",
+    "lm_head.": "output.",
+    "model.layers.": "blk.",
+    "input_layernorm.": "attn_norm.",
+    "self_attn.q_proj.": "attn_q.",
+    "self_attn.k_proj.": "attn_k.",
+    "self_attn.v_proj.": "attn_v.",
+    "self_attn.qkv_proj.": "attn_qkv.",
+    "self_attn.o_proj.": "attn_output.",
+    "self_attn.q_norm.": "attn_q_norm.",
+    "self_attn.k_norm.": "attn_k_norm.",
+    "mlp.gate_proj.": "ffn_gate.",
+    "mlp.up_proj.": "ffn_up.",
+    "mlp.gate_up_proj.": "ffn_up.",
+    "mlp.down_proj.": "ffn_down.",
+    "pre_feedforward_layernorm.": "ffn_norm.",
+    "post_feedforward_layernorm.": "post_ffw_norm.",
+}
+
+
+def gguf_rules(rules: Sequence[Rule], after_attention: str, offset: int = 0) -> tuple[Rule, ...]:
+    """The rules of Hugging Face's names with GGUF's, for files that keep the order of rows.
+
+    Names as in llama.cpp's gguf-py/gguf/tensor_mapping.py.
+
+    Args:
+      after_attention: what a file calls `post_attention_layernorm`, which stands before the MLP in
+        some families and after attention in others.
+      offset: 1 where llama.cpp's converter adds one to the scales of norms, as it does for Gemma.
+    """
+    names = {**_GGUF_NAMES, "post_attention_layernorm.": after_attention + "."}
+    renamed = []
+    for rule in rules:
+        source = rule.source
+        for theirs, other in names.items():
+            source = source.replace(theirs, other)
+        if offset and source.endswith("norm.weight"):
+            rule = rule._replace(split=less_one, join=plus_one)
+        renamed.append(rule._replace(source=source))
+    return tuple(renamed)
 
 
 def sizes(keys: HFKeys, defaults: Defaults) -> dict[str, Any]:

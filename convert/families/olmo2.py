@@ -9,11 +9,13 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
 from .hf_keys import HFKeys
 from .layouts import heads_bias, unheads_bias
 from .llama_like import (
     LAYER,
     Defaults,
+    gguf_rules,
     norm,
     rope_by_layer_to_hf,
     rotary,
@@ -24,7 +26,7 @@ from .llama_like import (
     windows,
     without,
 )
-from .rules import Rule
+from .rules import Rule, Source
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -50,6 +52,7 @@ HF = (
     norm("post_feedforward_layernorm", "mlp_post_norm"),
 )
 BASE = 500_000.0  # of OLMo 3's rotary frequencies
+GGUF = gguf_rules(HF, "post_attention_norm")
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -99,6 +102,33 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the olmo2 architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied, and what has a bias.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "olmo2", where)
+    known = gguf_sizes(keys, meta, tensors)
+    config = DecoderConfig(
+        family="olmo2",
+        **known,
+        **gguf_rotary(keys, tensors, known["head_dim"]),
+        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
+        dtype=dtype,
+    )
+    gguf_always(keys, config.head_dim**-0.5, llama.LAYOUTS)
+    return config
+
+
 FAMILY = Family(
     name="olmo2",
     model_types=MODEL_TYPES,
@@ -108,4 +138,7 @@ FAMILY = Family(
     prefix="model.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("olmo2",),
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
 )

@@ -258,7 +258,7 @@ def config_from_gguf(
         gelu="tanh" if (layers, width) == (44, 6144) else "exact",
         dtype=dtype,
     )
-    gguf_always(keys, head_dim, ("reference",))
+    gguf_always(keys, head_dim**-0.5, ("reference",))
     return config
 
 

@@ -9,8 +9,10 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
 from .hf_keys import HFKeys, layer_types
-from .llama_like import Defaults, rotary, sizes, to_hf, window_size, windows
+from .llama_like import Defaults, gguf_rules, rotary, sizes, to_hf, window_size, windows
+from .rules import Source
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -18,6 +20,7 @@ MODEL_TYPES = {
         "hidden_act intermediate_size max_window_layers rms_norm_eps use_sliding_window vocab_size"
     ),
 }
+GGUF = gguf_rules(llama.HF, "ffn_norm")
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -62,6 +65,32 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the qwen2 architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "qwen2", where)
+    known = gguf_sizes(keys, meta, tensors)
+    config = DecoderConfig(
+        family="qwen2",
+        **known,
+        **gguf_rotary(keys, tensors, known["head_dim"]),
+        dtype=dtype,
+    )
+    gguf_always(keys, config.head_dim**-0.5, llama.LAYOUTS)
+    return config
+
+
 FAMILY = Family(
     name="qwen2",
     model_types=MODEL_TYPES,
@@ -71,4 +100,7 @@ FAMILY = Family(
     prefix="model.",
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
+    architectures=("qwen2",),
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
 )
