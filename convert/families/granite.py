@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
@@ -84,6 +86,9 @@ def config_from_gguf(
     """
     keys = GGUFKeys(meta, "granite", where)
     known = gguf_sizes(keys, meta, tensors)
+    scale = keys.single("attention.scale", 0.0)  # 0: that of other models
+    if np.float32(scale) == np.float32(known["head_dim"] ** -0.5):
+        scale = 0.0
     config = DecoderConfig(
         family="granite",
         **known,
@@ -91,7 +96,7 @@ def config_from_gguf(
         attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
         mlp_bias="blk.0.ffn_gate.bias" in tensors.shapes(),
         embed_scale=keys.single("embedding_scale", 0.0) or 1.0,  # 0: none, as in llama.cpp
-        attention_scale=keys.single("attention.scale", 0.0) or None,
+        attention_scale=scale or None,
         residual_scale=keys.single("residual_scale", 0.0) or 1.0,
         logit_divisor=keys.single("logit_scale", 0.0) or 1.0,
         dtype=dtype,

@@ -67,7 +67,7 @@ def write(model: Any, architecture: str, path: Path) -> Path:
     writer.add_head_count(heads)
     rope = getattr(c, "rope_parameters", None) or {}
     if architecture == "gpt2":
-        writer.add_feed_forward_length(c.n_inner)
+        writer.add_feed_forward_length(c.n_inner or 4 * c.n_embd)
         writer.add_layer_norm_eps(c.layer_norm_epsilon)
     else:
         writer.add_feed_forward_length(c.intermediate_size)
