@@ -230,7 +230,7 @@ def chosen_mesh(mesh: MeshChoice, config: DecoderConfig) -> Mesh | None:
 def read_foreign(
     opened: Any, mesh: Mesh | None, progress: Progress, quantization: str = "none"
 ) -> Params:
-    """Foreign weights (`convert.Opened`), straight to their devices, in int8 if so asked.
+    """Foreign weights (`convert.Opened`), straight to their devices, quantized if so asked.
 
     The host has room for one rule's leaves and one tensor; of the leaves, for what the devices of
     this process need.
@@ -245,7 +245,7 @@ def read_foreign(
             return placed
         with all_or_none():  # to quantize is work of all: who has failed meanwhile ends it here
             pass
-        made = quantize_leaf(path, placed)
+        made = quantize_leaf(path, placed, quantization)
         placed = made.pop(path)
         scales.update(made)
         return placed

@@ -72,7 +72,9 @@ gemma-3-27b-it     gemma3  google/gemma-3-27b-it           262208 62 5376 32 16 
 phi-3-mini         phi3    microsoft/Phi-3-mini-4k-instruct 32064 32 3072 32 32  96  8192 1e-5   1e4   4096 window=2047
 phi-4              phi3    microsoft/phi-4                 100352 40 5120 40 10 128 17920 1e-5 2.5e5  16384
 granite-3-2b       granite ibm-granite/granite-3.0-2b-base  49155 40 2048 32  8  64  8192 1e-5   1e4   4096 tied scales=12,0.015625,0.22,8
+granite-3-2b-instruct granite ibm-granite/granite-3.0-2b-instruct  49155 40 2048 32  8  64  8192 1e-5   1e4   4096 tied scales=12,0.015625,0.22,8
 granite-3-8b       granite ibm-granite/granite-3.0-8b-base  49155 40 4096 32  8 128 12800 1e-5   1e4   4096 tied scales=12,0.0078125,0.22,16
+granite-3-8b-instruct granite ibm-granite/granite-3.0-8b-instruct  49155 40 4096 32  8 128 12800 1e-5   1e4   4096 tied scales=12,0.0078125,0.22,16
 qwen2.5-coder-1.5b-instruct qwen2 -                        151936 28 1536 12  2 128  8960 1e-6   1e6  32768
 falcon3-1b         llama   tiiuae/Falcon3-1B-Base          131072 18 2048  8  4 256  8192 1e-6 1000042 4096
 falcon3-7b         llama   tiiuae/Falcon3-7B-Base          131072 28 3072 12  4 256 23040 1e-6 1000042 32768

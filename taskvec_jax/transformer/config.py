@@ -16,7 +16,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.rope import RopeScaling
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-QUANTIZATIONS = ("none", "int8")
+QUANTIZATIONS = ("none", "int8", "int4")
 FAMILIES = tuple(  # the modules of blocks/
     sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "blocks")]))
 )
@@ -86,7 +86,8 @@ class DecoderConfig:
       dtype: of the parameters, one of `DTYPES`. The residual stream, norms, softmax and logits
         stay float32 in half precision (float64 throughout for float64).
       quantization: "none": every parameter in `dtype`. "int8": the kernels of linear maps as int8
-        with a float32 scale for each output channel (see quantization.py); products in `dtype`.
+        with a float32 scale for each output channel. "int4": four bits a number, with a scale for
+        each group of inputs of a channel (see quantization.py). Products in `dtype`.
     """
 
     family: str
@@ -156,6 +157,12 @@ class DecoderConfig:
             raise TaskVecError(
                 f"config: norm_eps {self.norm_eps} must be between 0 and 1, and rope_base"
                 f" {self.rope_base} above 0"
+            )
+        inputs = (self.width, self.mlp_width, self.head_dim)
+        if self.quantization == "int4" and any(size % 2 for size in inputs):
+            raise TaskVecError(
+                f"config: int4 packs inputs in pairs, and width {self.width}, mlp_width"
+                f" {self.mlp_width} or head_dim {self.head_dim} is odd; use int8"
             )
         if self.tied_unembed and self.unembed_bias:
             raise TaskVecError("config: a tied unembedding with a bias is not supported")

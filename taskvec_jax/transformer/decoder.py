@@ -31,7 +31,8 @@ from taskvec_jax.transformer.checks import check_ids, check_tokens
 from taskvec_jax.transformer.config import FAMILIES, DecoderConfig
 from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.edits import Override, canonical
-from taskvec_jax.transformer.layers import capped, project, site_shapes
+from taskvec_jax.transformer.layers import capped, site_shapes
+from taskvec_jax.transformer.linear import project
 from taskvec_jax.transformer.writes import apply_at, check_edits, check_lengths, poison
 
 __all__ = ["Decoder", "Override", "Params"]  # Override: where it has always been found

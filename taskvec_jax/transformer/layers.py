@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.context import AttentionContext, Visit, unvisited
+from taskvec_jax.transformer.linear import project
 
 
 def site_shapes(config: DecoderConfig, rows: int, num_tokens: int) -> dict[str, tuple[int, ...]]:
@@ -156,58 +156,6 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), dtype)
         x = _standardized(self.config, x)
         return x * scale.astype(x.dtype) + bias.astype(x.dtype)
-
-
-def project(
-    config: DecoderConfig, features: int | tuple[int, ...], use_bias: bool, *, axes: int = 1
-) -> Any:
-    """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype,
-    sums and result in the dtype of the residual stream."""
-    if config.quantization == "int8":
-        outputs = (features,) if isinstance(features, int) else features
-        return functools.partial(Int8Linear, config, outputs, use_bias, axes)
-    stream = jnp.dtype(config.stream_dtype)
-    return functools.partial(
-        nn.DenseGeneral,
-        features=features,
-        axis=tuple(range(-axes, 0)),
-        use_bias=use_bias,
-        dtype=config.dtype,
-        param_dtype=config.dtype,
-        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=stream),
-    )
-
-
-class Int8Linear(nn.Module):
-    """A linear map over the last `axes` axes whose kernel is int8, with a scale for each output.
-
-    The scales of outputs commute with the sum over inputs, so they are applied after it, in the
-    dtype of the residual stream: the kernel enters the product as whole numbers, which are exact.
-    """
-
-    config: DecoderConfig
-    features: tuple[int, ...]
-    use_bias: bool
-    axes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., features]
-        c, stream = self.config, jnp.dtype(self.config.stream_dtype)
-        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
-        inputs = x.shape[x.ndim - self.axes :]
-        kernel = self.param("kernel", zeros, (*inputs, *self.features), jnp.int8)
-        scale = self.param("kernel_scale", ones, self.features, jnp.float32)
-        summed = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
-        y = jax.lax.dot_general(
-            x.astype(c.dtype),
-            kernel.astype(c.dtype),
-            (summed, ((), ())),
-            preferred_element_type=stream,
-        )
-        y = y * scale.astype(stream)
-        if self.use_bias:
-            y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
-        return y
 
 
 class Attention(nn.Module):

@@ -124,7 +124,7 @@ def test_keys_that_change_nothing_change_nothing_in_transformers_either(
     kind = type(MODELS[family]())
     models = [hf.random_model(kind.from_dict(dict(raw))) for raw in (plain, odd)]
     before, after = (hf.run_hf(model, TOKENS) for model in models)
-    hf.assert_same(after, before, 1e-6)
+    hf.assert_same(after, before, 1e-5)  # "eager" sums in another order than the default
     assert config_of(odd) == config_of(plain)
     noted = [line for line in caplog.messages if "transformers" in line and "not read" in line]
     assert len(noted) == 1
@@ -190,7 +190,7 @@ def test_a_neutral_value_passes(family: str, changes: dict[str, Any]) -> None:
 
 def test_what_is_absent_has_the_default_of_its_class() -> None:
     for family, model in MODELS.items():
-        raw = raw_config(family, num_attention_heads=24, hidden_size=240)
+        raw = raw_config(family, num_attention_heads=32, hidden_size=320)
         needed = {
             "model_type", "vocab_size", "num_hidden_layers", "n_layer", "hidden_size", "n_embd",
             "num_attention_heads", "n_head", "intermediate_size", "rotary_dim",
@@ -201,7 +201,7 @@ def test_what_is_absent_has_the_default_of_its_class() -> None:
         assert config.max_length == theirs.max_position_embeddings, family
         assert config.tied_unembed is theirs.tie_word_embeddings, family
         assert config.num_kv_heads == (getattr(theirs, "num_key_value_heads", None) or heads)
-        assert config.head_dim == (getattr(theirs, "head_dim", None) or 240 // heads)
+        assert config.head_dim == (getattr(theirs, "head_dim", None) or 320 // heads)
         layer_types = getattr(theirs, "layer_types", None) or []
         if "sliding_attention" in layer_types or family in ("mistral", "phi3"):
             assert config.sliding_window == theirs.sliding_window, family
@@ -392,7 +392,7 @@ def test_gguf_keys_that_change_nothing_pass(arch: str, changes: dict[str, Any]) 
         ({"embedding_scale": 12.0}, "embedding_scale"),
         ({"attention.clamp_kqv": 8.0}, "attention.clamp_kqv"),
         ({"attention.max_alibi_bias": 8.0}, "max_alibi_bias"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"final_logit_softcapping": 20.0}, "final_logit_softcapping"),
         ({"expert_count": 8}, "expert_count"),
         ({"rope.scaling.attn_factor": 0.5}, "attn_factor"),
         ({"rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn'"),

@@ -21,7 +21,7 @@ from taskvec_jax.transformer import edits
 from taskvec_jax.transformer.context import attention_context, plain_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Override
 from taskvec_jax.transformer.edits import SITES
-from taskvec_jax.transformer.layers import project
+from taskvec_jax.transformer.linear import project
 
 TOKENS = np.array([[3, 17, 88, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 99]], np.int32)
 LENGTHS = np.array([7, 5], np.int32)
