@@ -43,8 +43,8 @@ def define_model_flags() -> None:
         "quantization",
         "none",
         list(QUANTIZATIONS),
-        "How kernels of linear maps are kept. int8: one byte a number; --dtype is then the dtype of"
-        " all other parameters and of products.",
+        "How kernels of linear maps are kept. int8: one byte a number; int4: half of one; --dtype"
+        " is then the dtype of all other parameters and of products.",
     )
     flags.DEFINE_bool("plan", False, "Say what the model needs and where it fits, and do nothing.")
 

@@ -52,8 +52,8 @@ def load_model(
       revision: branch, tag or commit on the hub (`step1000` of a Pythia); None: its default.
       mesh: what parameters and prompts are split over (`sharding.make_mesh`), or a function of
         the config that chooses; None: the first device has all.
-      quantization: "none", or "int8" to keep the kernels of linear maps in one byte a number while
-        products are in `dtype`; see quantization.py.
+      quantization: "none"; "int8" keeps the kernels of linear maps in one byte a number, "int4" in
+        half of one, while products are in `dtype`; see quantization.py.
 
     Raises:
       TaskVecError: an unknown name, a path without a model, an unsupported or damaged one, a kept

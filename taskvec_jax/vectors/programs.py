@@ -1,7 +1,7 @@
 """The two compiled programs of the sweep: `read_rows` and `inject_rows`.
 
 Both run rows that are trees: a trunk, and branches that continue it without seeing each other
-(see `layers.Layout`). `read_rows` reads several texts that begin alike:
+(see `context.Layout`). `read_rows` reads several texts that begin alike:
 
     tokens     demonstrations          dummy query 1    dummy query 2    query
     branch     0 0 0 0 0 0 0 0 0 0 0   1 1 1 1 1 1      2 2 2 2 2        3 3 3 3 3
@@ -37,14 +37,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
-from taskvec_jax.transformer.layers import (
+from taskvec_jax.transformer.context import (
     PADDING,
     TRUNK,
-    AttentionContext,
+    ContextByLayer,
     Layout,
     attention_context,
 )
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.vectors.rows import Rows
 
 NUM_GROUPS = 5  # of layers, in the wavefront
@@ -107,17 +107,16 @@ def read_rows(
       residuals [B, R, L, D], answers int32 [B, R], their logits [B, R].
     """
     block = FAMILY_MODULES[config.family].Block(config)
-    context = attention_context(
-        config, Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches))
-    )
-    x = Decoder(config).apply(params, rows.tokens, method="embed")
+    layout = Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches))
+    contexts = attention_context(config, layout)
+    x = Decoder(config).apply(params, rows.tokens, layout.positions, method="embed")
     ends = jnp.asarray(rows.ends)[..., None]
 
     def at_ends(x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, R, D], each row in its own
         return jnp.take_along_axis(x, ends, axis=1)
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = block.apply({"params": _layer(params, index)}, x, context)
+        x = block.apply({"params": _layer(params, index)}, x, contexts.of_layer(index))
         return x, at_ends(x)
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
@@ -183,7 +182,7 @@ def copy_states(
     first = last[:, None] - (size - 1)  # [B, 1]
     block = FAMILY_MODULES[config.family].Block(config)
     place = jnp.arange(length, dtype=jnp.int32)[None]
-    token = Decoder(config).apply(params, tokens, method="embed")
+    token = Decoder(config).apply(params, tokens, place, method="embed")
     plain_branch = jnp.where(place < first, TRUNK, jnp.where(place <= last[:, None], 1, PADDING))
     x, start = token, 0
     for stop, copies_alive in schedule:
@@ -202,12 +201,12 @@ def copy_states(
             ),
             jnp.concatenate([plain_branch, jnp.broadcast_to(copy + 2, (rows, alive))], axis=1),
         )
-        context = attention_context(config, layout)
+        contexts = attention_context(config, layout)
 
         def step(
-            x: jax.Array, index: jax.Array, context: AttentionContext = context, alive: int = alive
+            x: jax.Array, index: jax.Array, contexts: ContextByLayer = contexts, alive: int = alive
         ) -> tuple[jax.Array, None]:
-            x = block.apply({"params": _layer(params, index)}, x, context)
+            x = block.apply({"params": _layer(params, index)}, x, contexts.of_layer(index))
             born = (layers[:, :alive] == index)[..., None]
             copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
             return jnp.concatenate([x[:, :length], copies], axis=1), None

@@ -1,6 +1,6 @@
 """The numbers of task_vectors.py, fast: nothing that two copies share is computed twice.
 
-Two compiled programs do all the work, both over rows that are trees (see `layers.Layout`):
+Two compiled programs do all the work, both over rows that are trees (see `context.Layout`):
 
 * `read_rows`: a row is the demonstrations, once, and one branch for each text that continues them
   (dummy queries, the query). Reads the residual stream at the end of each branch.

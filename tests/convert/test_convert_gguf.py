@@ -25,7 +25,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.prompting.sentencepieces import read_sentencepieces
 from taskvec_jax.transformer.decoder import flatten
-from taskvec_jax.transformer.layers import rope_divisors
+from taskvec_jax.transformer.rope import rope_divisors
 
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60])
 Kind = GGMLQuantizationType
@@ -183,7 +183,7 @@ def test_rope_freqs_of_a_gguf_are_llama_3_scaling(tmp_path: Path) -> None:
     theirs = hf.random_model(hf.CONFIGS["llama-rope-llama3"]())
     (tmp_path / "hf").mkdir()
     config = convert(hf.save(theirs, tmp_path / "hf"), None).config
-    divisors = rope_divisors(config)
+    divisors = rope_divisors(config.rope_base, config.rope_dim, config.rope_scaling)
     assert 1 < divisors.max() <= 8
     ours = load_model(write_llama(theirs, tmp_path / "m.gguf", freqs=list(divisors)))
     hf.assert_same(hf.run_ours(ours, TOKENS), hf.run_hf(theirs, TOKENS))

@@ -22,8 +22,8 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS, Pair, Task
+from taskvec_jax.transformer.context import attention_context, plain_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES
-from taskvec_jax.transformer.layers import attention_context, plain_layout
 from taskvec_jax.vectors import examples as examples_of
 from taskvec_jax.vectors import learning, learning_step
 from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
@@ -83,7 +83,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
     vectors = some_vectors(3, positions)
     losses, said = learning.score_examples(model, batch, vectors, layers, batch_size=5)
     block = FAMILY_MODULES[LLAMA.family].Block(LLAMA)
-    context = attention_context(LLAMA, plain_layout(batch.tokens.shape[1]))
+    contexts = attention_context(LLAMA, plain_layout(batch.tokens.shape[1]))
     places = batch.last[:, None] - np.arange(positions)[::-1]
     rows = np.arange(5)
 
@@ -94,7 +94,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
             own = jax.tree.map(
                 lambda leaf, layer=layer: leaf[layer], model.params["params"]["layers"]
             )
-            x = block.apply({"params": own}, x, context)
+            x = block.apply({"params": own}, x, contexts.of_layer(layer))
             written = x.at[rows[:, None], places].set(vectors)
             x = jnp.where(layer == written_after, written, x)
         return model.decoder.apply(model.params, x[rows, batch.last], method="unembed")
