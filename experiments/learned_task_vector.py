@@ -63,7 +63,7 @@ from taskvec_jax.tasks.task import Pair
 from taskvec_jax.transformer.checks import check_finite
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.examples import Examples, make_examples
-from taskvec_jax.vectors.learning import Learned, Recipe, check_layers, learn
+from taskvec_jax.vectors.learning import Learned, Recipe, check_layers, learn_vector
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.sweep import inject_vectors, sweep_layers
 
@@ -334,7 +334,7 @@ def learn_task(
     mean = mean_states(study, train_prompts, num_positions)[layers]  # [C, D] or [C, P, D]
     norms = np.linalg.norm(mean, axis=-1)
     dev_prompts = [Prompt((), pair, ()) for pair in split.dev]
-    learned = learn(
+    learned = learn_vector(
         model,
         examples(study, judge, split.train, split.train, loss),
         examples(study, judge, split.dev, split.train, loss),
