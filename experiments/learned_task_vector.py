@@ -54,7 +54,6 @@ from taskvec_jax.prompting.prompts import (
     FittedTask,
     Prompt,
     fit,
-    render_query,
     sample,
 )
 from taskvec_jax.tasks import Task
@@ -250,7 +249,7 @@ def answer_tokens(judge: Judge, pair: Pair) -> list[int]:
     where answers may be several tokens long."""
     tokenizer, fitted = judge.model.tokenizer, judge.fitted
     space = " " if fitted.leading_space else ""
-    query = render_query(pair.input)
+    query = fitted.zero_shot(pair)
     found = []
     for answer in (pair.output, *(space + accepted for accepted in pair.accepted)):
         ids = tokenizer.continuation(query, answer)
@@ -286,7 +285,7 @@ def check_queries(judge: Judge, num_positions: int) -> None:
     Raises:
       TaskVecError: it names that query.
     """
-    texts = [render_query(pair.input) for pair in judge.fitted.pairs]
+    texts = [judge.fitted.zero_shot(pair) for pair in judge.fitted.pairs]
     lengths = [len(ids) for ids in judge.model.tokenizer.encode_all(texts)]
     if num_positions > (most := min(lengths)):
         raise TaskVecError(
@@ -318,7 +317,7 @@ def learn_task(
       TaskVecError: too few pairs, a query shorter than num_positions, or a loss that diverges.
     """
     model, settings = study.model, study.settings
-    judge = Judge(model, fit(task, model.tokenizer))
+    judge = Judge(model, fit(task, model.tokenizer, settings.template))
     check_queries(judge, num_positions)
     split = split_pairs(judge.fitted, settings)
     # Mean theta is read from prompts made of train pairs alone, so that no answer leaks into it.
@@ -385,7 +384,7 @@ def examples(
     """Zero-shot queries of pairs; with loss "kl", beside what the model says after demonstrations
     drawn from `shown`."""
     model, settings = study.model, study.settings
-    queries = model.tokenizer.encode_all([render_query(pair.input) for pair in pairs])
+    queries = model.tokenizer.encode_all([judge.fitted.zero_shot(pair) for pair in pairs])
     wanted = None
     if loss == "kl":
         texts = []
@@ -393,7 +392,7 @@ def examples(
             others = [other for other in shown if other.input != pair.input]
             rng = seeded(settings.seed, judge.fitted.task.name, "kl", pair.input)
             shots = draw(rng, others, settings.num_demonstrations)
-            texts.append(Prompt(tuple(shots), pair, ()).icl())
+            texts.append(Prompt(tuple(shots), pair, (), settings.template).icl())
         wanted = next_token_log_probabilities(study, texts)
     return make_examples(queries, [answer_tokens(judge, pair) for pair in pairs], wanted)
 

@@ -49,7 +49,7 @@ def extract_vector(
         check_arguments(model, source, settings)
         if layer is None:
             layers = choose_layer(model, source, settings)
-        prompts = draw_prompts(fit(source, model.tokenizer), settings, "test")
+        prompts = draw_prompts(fit(source, model.tokenizer, settings.template), settings, "test")
         theta = read_theta(model, prompts, settings.batch_size).mean(axis=0)  # [L, D]
         texts = [text for prompt in prompts for text in prompt.dummies()]
         queries = [prompt.zero_shot() for prompt in prompts]

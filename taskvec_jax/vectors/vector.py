@@ -113,9 +113,6 @@ class TaskVector(Placed):
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> TaskVector:
-        return -1.0 * self
-
     def __truediv__(self, factor: float) -> TaskVector:
         return self * (1.0 / factor)
 
@@ -285,11 +282,11 @@ def combined(
             )
     means = [one.zero_shot for one in vectors if one.zero_shot is not None]
     tasks = dict.fromkeys(one.origin.task for one in vectors if one.origin.task)
-    prompts = [prompt for one in vectors for prompt in one.origin.prompts]
+    prompts = dict.fromkeys(prompt for one in vectors for prompt in one.origin.prompts)
     origin = dataclasses.replace(
         first.origin,
         task=" + ".join(tasks),
-        prompts=tuple(dict.fromkeys(prompts)),
+        prompts=tuple(prompts),
         settings=first.origin.settings if len(tasks) < 2 else {},
         made=made or " + ".join(one.origin.made for one in vectors),
     )
