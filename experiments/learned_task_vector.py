@@ -149,6 +149,11 @@ def run(study: Study, options: Options) -> dict[str, Any]:
             loss=given.loss,
             num_positions=given.num_positions,
         )
+        what = vectors_unit(
+            study, task, layers, recipe, given.init, given.loss, given.num_positions
+        )
+        made = f"learned vectors of {task.name}"
+        study.vectors.keep(task, "learned", what, layers, made=made, settings=what["recipe"])
         return found | {"extracted_layer": extracted_layer}
 
     tasks = study.tasks if given.every_task else studies.chosen_tasks(study, TASKS)
@@ -347,17 +352,7 @@ def learn_task(
         layers,
         recipe,
     )
-    what = study.what(
-        f"{NAME}/vectors",
-        task,
-        settings,
-        learn_task,
-        layers=layers,
-        recipe=dataclasses.asdict(recipe),
-        init=init,
-        loss=loss,
-        num_positions=num_positions,
-    )
+    what = vectors_unit(study, task, layers, recipe, init, loss, num_positions)
     study.journal.keep_array(what, learned.vectors)
     ends = (at_last(vectors, num_positions) for vectors in (learned.vectors, mean))
     ratio = at_last(np.linalg.norm(learned.vectors, axis=-1) / norms, num_positions)
@@ -376,6 +371,29 @@ def learn_task(
         "cosine": [cosine(a, b) for a, b in zip(*ends, strict=True)],
         "norm_ratio": ratio.tolist(),
     }
+
+
+def vectors_unit(
+    study: Study,
+    task: Task,
+    layers: list[int],
+    recipe: Recipe,
+    init: str,
+    loss: str,
+    num_positions: int,
+) -> dict[str, Any]:
+    """The name in the journal of a task's learned vectors, [C, D] or [C, P, D]."""
+    return study.what(
+        f"{NAME}/vectors",
+        task,
+        study.settings,
+        learn_task,
+        layers=layers,
+        recipe=dataclasses.asdict(recipe),
+        init=init,
+        loss=loss,
+        num_positions=num_positions,
+    )
 
 
 def examples(

@@ -24,6 +24,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controls import evaluate_with_controls
 from taskvec_jax.evaluation.extraction import extract_vector
 from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.records import load_result
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -61,6 +62,7 @@ __all__ = [
     "layer_sweep",
     "learn_vector",
     "load_model",
+    "load_result",
     "replace",
     "scale",
 ]

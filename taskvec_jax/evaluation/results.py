@@ -9,6 +9,7 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.evaluation.judging import Accuracy
+from taskvec_jax.evaluation.records import Result
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.templates import PAPER, Template
 from taskvec_jax.tasks.task import Match, check_task
@@ -99,6 +100,11 @@ class TaskResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; `from_dict` reads them back."""
         return dataclasses.asdict(self)
+
+    def records(self, of: str | None = None) -> list[dict[str, Any]]:
+        """Flat records (see records.py): one of all scores, or one for each item of a list, such
+        as "examples" (the test prompts) or "dev_accuracy_by_layer"."""
+        return Result(self.to_dict()).records(of)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskResult:
