@@ -1,4 +1,4 @@
-"""What every experiment shares: flags, the compilation cache, results on disk."""
+"""What every experiment shares: flags, and what they ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from convert import cli as command
@@ -25,9 +24,10 @@ from taskvec_jax.distributed.processes import least
 from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, longest_rows
+from taskvec_jax.models.compilation import keep_programs
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
-from taskvec_jax.models.names import cache_directory, describe
+from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.templates import NAMED, Template
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import QUANTIZATIONS
@@ -220,17 +220,6 @@ def model_from_flags() -> Model:
     )
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs in a directory only this user can read, from run to run."""
-    try:
-        directory = cache_directory() / "compiled"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, TaskVecError):
-        return  # a home that cannot be written costs a compilation a run, nothing else
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
 def run(main: Callable[[], None], positional: str | None = None) -> None:
     """Runs an experiment, or with --plan says what its model needs instead.
 
@@ -243,7 +232,7 @@ def run(main: Callable[[], None], positional: str | None = None) -> None:
             for line in plan_lines(*describe(FLAGS.model, FLAGS.revision)):
                 console.print(line, markup=False)
             return
-        enable_compilation_cache()
+        keep_programs()
         try:
             main()
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -18,6 +19,16 @@ from taskvec_jax.transformer.decoder import Decoder
 L, D, H, K, V = 5, 42, 6, 14, 131
 IDS = [[5, 9, 2], [7], [11, 3, 8, 20, 4, 6, 1]]
 TEXTS = ["w5 w9 w2", "w7", "w11 w3 w8 w20 w4 w6 w1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_constants():
+    """In this file a program with an array of 4 kB among its constants, such as a kernel of the
+    model, is an error: JAX warns of it, and a warning is one."""
+    usual = jax.config.values["jax_captured_constants_warn_bytes"]
+    jax.config.update("jax_captured_constants_warn_bytes", 4000)
+    yield
+    jax.config.update("jax_captured_constants_warn_bytes", usual)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +176,14 @@ def test_a_sweep_takes_one_theta_for_all_queries_and_answers_as_words(model):
     np.testing.assert_array_equal(without.tokens, swept.tokens[:1])
     assert without.logprob is None
     assert set(without.records()[0]) == {"query", "layer", "token"}
+
+
+def test_closing_over_the_parameters_would_be_noticed(model):
+    """So that the other tests say something: no verb bakes parameters into its program."""
+    kernel = model.params["params"]["embed"]["embedding"]
+    assert kernel.nbytes > 4000
+    with pytest.warns(UserWarning, match="constant"):
+        jax.jit(lambda x: kernel @ x).lower(np.ones(D, np.float32))
 
 
 def test_a_model_is_shown_in_two_lines(model):
