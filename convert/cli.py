@@ -174,8 +174,12 @@ def reporting(work: Callable[[Report], T], name: str | None = None) -> T:
         return work(report)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command: parses flags, and turns bad input into one line and exit status 2."""
+def run(main: Callable[[], None], positional: str | None = None) -> None:
+    """Runs a command: parses flags, and turns bad input into one line and exit status 2.
+
+    Args:
+      positional: the flag that a word without -- is taken for.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         for word in argv[1:]:
@@ -187,6 +191,8 @@ def run(main: Callable[[], None]) -> None:
             rest = FLAGS(argv)
         except flags.Error as error:
             _refuse(f"{error}; --help lists the flags")
+        if len(rest) == 2 and positional is not None and not FLAGS[positional].present:
+            FLAGS[positional].parse(rest.pop())
         if len(rest) > 1:
             _refuse(f"unexpected argument {rest[1]!r}; flags start with --, --help lists them")
         return rest

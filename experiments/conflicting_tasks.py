@@ -62,7 +62,8 @@ def run(study: Study, options: Options) -> dict[str, Any]:
     """Runs all pairs that the study's tasks allow."""
     settings = study.short_settings
     tasks = {task.name: task for task in study.tasks}
-    fitted = {name: fit(task, study.model.tokenizer) for name, task in tasks.items()}
+    tokenizer = study.model.tokenizer
+    fitted = {name: fit(task, tokenizer, settings.template) for name, task in tasks.items()}
     notes = []
     if options.all_pairs:
         pairs = [
@@ -151,6 +152,7 @@ def draw_pair_prompts(
                     tuple(shown[: settings.num_demonstrations]),
                     query,
                     tuple(shown[settings.num_demonstrations :]),
+                    fitted.template,
                 )
             )
     return sides

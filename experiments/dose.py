@@ -102,7 +102,8 @@ def run(study: Study) -> dict[str, Any]:
 
 def score_prompts(study: Study, task: Task, layer: int, settings: Settings) -> dict[str, Any]:
     """ICL and task vector on test prompts of these settings."""
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
+    model, template = study.model, study.settings.template
+    judge = Judge(model, fit(task, model.tokenizer, template))
     test = draw_prompts(judge.fitted, settings, "test")
     theta, icl = read_prompts(model, test, settings.batch_size)
     (vector,) = _scores(study, judge, test, theta[:, layer][:, None], layer)
@@ -111,7 +112,8 @@ def score_prompts(study: Study, task: Task, layer: int, settings: Settings) -> d
 
 def score_dummies(study: Study, task: Task, layer: int, settings: Settings) -> dict[str, Any]:
     """Theta averaged over the first 1, 2, 4, 8 of the same dummy queries."""
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
+    model, template = study.model, study.settings.template
+    judge = Judge(model, fit(task, model.tokenizer, template))
     test = draw_prompts(judge.fitted, settings, "test")
     texts = [model.tokenizer.encode_all(p.dummies()) for p in test]
     residuals = read_texts(model, texts, settings.batch_size)[0][:, :, layer]  # [N, 8, D]
@@ -126,7 +128,8 @@ def score_writes(study: Study, task: Task, layer: int) -> dict[str, Any]:
     Averages are over a prompt's own theta and those of the prompts after it, in a circle, so that
     every average is over as many test prompts as it says.
     """
-    model, judge = study.model, Judge(study.model, fit(task, study.model.tokenizer))
+    model, template = study.model, study.settings.template
+    judge = Judge(model, fit(task, model.tokenizer, template))
     test = draw_prompts(judge.fitted, study.settings, "test")
     theta = study.theta(task, study.settings)[:, layer]  # [N, D]
     queries = [[ids] for ids in model.tokenizer.encode_all([p.zero_shot() for p in test])]

@@ -54,7 +54,6 @@ from taskvec_jax.prompting.prompts import (
     FittedTask,
     Prompt,
     fit,
-    render_query,
     sample,
 )
 from taskvec_jax.tasks import Task
@@ -63,7 +62,7 @@ from taskvec_jax.tasks.task import Pair
 from taskvec_jax.transformer.checks import check_finite
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.examples import Examples, make_examples
-from taskvec_jax.vectors.learning import Learned, Recipe, check_layers, learn
+from taskvec_jax.vectors.learning import Learned, Recipe, check_layers, learn_vector
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.sweep import inject_vectors, sweep_layers
 
@@ -150,6 +149,11 @@ def run(study: Study, options: Options) -> dict[str, Any]:
             loss=given.loss,
             num_positions=given.num_positions,
         )
+        what = vectors_unit(
+            study, task, layers, recipe, given.init, given.loss, given.num_positions
+        )
+        made = f"learned vectors of {task.name}"
+        study.vectors.keep(task, "learned", what, layers, made=made, settings=what["recipe"])
         return found | {"extracted_layer": extracted_layer}
 
     tasks = study.tasks if given.every_task else studies.chosen_tasks(study, TASKS)
@@ -250,7 +254,7 @@ def answer_tokens(judge: Judge, pair: Pair) -> list[int]:
     where answers may be several tokens long."""
     tokenizer, fitted = judge.model.tokenizer, judge.fitted
     space = " " if fitted.leading_space else ""
-    query = render_query(pair.input)
+    query = fitted.zero_shot(pair)
     found = []
     for answer in (pair.output, *(space + accepted for accepted in pair.accepted)):
         ids = tokenizer.continuation(query, answer)
@@ -286,7 +290,7 @@ def check_queries(judge: Judge, num_positions: int) -> None:
     Raises:
       TaskVecError: it names that query.
     """
-    texts = [render_query(pair.input) for pair in judge.fitted.pairs]
+    texts = [judge.fitted.zero_shot(pair) for pair in judge.fitted.pairs]
     lengths = [len(ids) for ids in judge.model.tokenizer.encode_all(texts)]
     if num_positions > (most := min(lengths)):
         raise TaskVecError(
@@ -318,7 +322,7 @@ def learn_task(
       TaskVecError: too few pairs, a query shorter than num_positions, or a loss that diverges.
     """
     model, settings = study.model, study.settings
-    judge = Judge(model, fit(task, model.tokenizer))
+    judge = Judge(model, fit(task, model.tokenizer, settings.template))
     check_queries(judge, num_positions)
     split = split_pairs(judge.fitted, settings)
     # Mean theta is read from prompts made of train pairs alone, so that no answer leaks into it.
@@ -334,7 +338,7 @@ def learn_task(
     mean = mean_states(study, train_prompts, num_positions)[layers]  # [C, D] or [C, P, D]
     norms = np.linalg.norm(mean, axis=-1)
     dev_prompts = [Prompt((), pair, ()) for pair in split.dev]
-    learned = learn(
+    learned = learn_vector(
         model,
         examples(study, judge, split.train, split.train, loss),
         examples(study, judge, split.dev, split.train, loss),
@@ -348,17 +352,7 @@ def learn_task(
         layers,
         recipe,
     )
-    what = study.what(
-        f"{NAME}/vectors",
-        task,
-        settings,
-        learn_task,
-        layers=layers,
-        recipe=dataclasses.asdict(recipe),
-        init=init,
-        loss=loss,
-        num_positions=num_positions,
-    )
+    what = vectors_unit(study, task, layers, recipe, init, loss, num_positions)
     study.journal.keep_array(what, learned.vectors)
     ends = (at_last(vectors, num_positions) for vectors in (learned.vectors, mean))
     ratio = at_last(np.linalg.norm(learned.vectors, axis=-1) / norms, num_positions)
@@ -379,13 +373,36 @@ def learn_task(
     }
 
 
+def vectors_unit(
+    study: Study,
+    task: Task,
+    layers: list[int],
+    recipe: Recipe,
+    init: str,
+    loss: str,
+    num_positions: int,
+) -> dict[str, Any]:
+    """The name in the journal of a task's learned vectors, [C, D] or [C, P, D]."""
+    return study.what(
+        f"{NAME}/vectors",
+        task,
+        study.settings,
+        learn_task,
+        layers=layers,
+        recipe=dataclasses.asdict(recipe),
+        init=init,
+        loss=loss,
+        num_positions=num_positions,
+    )
+
+
 def examples(
     study: Study, judge: Judge, pairs: Sequence[Pair], shown: Sequence[Pair], loss: str
 ) -> Examples:
     """Zero-shot queries of pairs; with loss "kl", beside what the model says after demonstrations
     drawn from `shown`."""
     model, settings = study.model, study.settings
-    queries = model.tokenizer.encode_all([render_query(pair.input) for pair in pairs])
+    queries = model.tokenizer.encode_all([judge.fitted.zero_shot(pair) for pair in pairs])
     wanted = None
     if loss == "kl":
         texts = []
@@ -393,7 +410,7 @@ def examples(
             others = [other for other in shown if other.input != pair.input]
             rng = seeded(settings.seed, judge.fitted.task.name, "kl", pair.input)
             shots = draw(rng, others, settings.num_demonstrations)
-            texts.append(Prompt(tuple(shots), pair, ()).icl())
+            texts.append(Prompt(tuple(shots), pair, (), settings.template).icl())
         wanted = next_token_log_probabilities(study, texts)
     return make_examples(queries, [answer_tokens(judge, pair) for pair in pairs], wanted)
 

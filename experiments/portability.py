@@ -27,43 +27,20 @@ from experiments.run.study import Study
 from taskvec_jax.evaluation.judging import Judge, accuracy
 from taskvec_jax.evaluation.protocol import draw_prompts
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
+from taskvec_jax.prompting.prompts import FittedTask, fit
+from taskvec_jax.prompting.templates import PAPER, Template
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.vectors.sweep import inject_vectors, read_texts
 
 NAME = "portability"
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """A way to write a prompt.
-
-    Attributes:
-      name: for tables.
-      query: with {x}; the answer follows it directly.
-      separator: between examples.
-    """
-
-    name: str
-    query: str
-    separator: str = "\n"
-
-    def ask(self, pair: Pair) -> str:
-        """The query alone."""
-        return self.query.format(x=pair.input)
-
-    def show(self, prompt: Prompt, query: Pair) -> str:
-        """The demonstrations and a query."""
-        shown = [self.ask(pair) + pair.output for pair in prompt.demonstrations]
-        return self.separator.join([*shown, self.ask(query)])
-
-
-TEMPLATES = (
-    Template("example:x->y", "example:{x}->"),
-    Template("x=y", "{x}="),
-    Template("Q:x A:y", "Q:{x}\nA:"),
-    Template("Input:x Output:y", "Input:{x} Output:", "\n\n"),
-)
+TEMPLATES = {
+    "example:x->y": PAPER,
+    "x=y": Template("{x}={y}"),
+    "Q:x A:y": Template("Q:{x}\nA:{y}"),
+    "Input:x Output:y": Template("Input:{x} Output:{y}", "\n\n"),
+}
 
 
 def run(study: Study) -> dict[str, Any]:
@@ -77,29 +54,29 @@ def run(study: Study) -> dict[str, Any]:
             study.settings,
             functools.partial(carry, study, task, layer),
             layer=layer,
-            templates=[dataclasses.asdict(template) for template in TEMPLATES],
+            templates=[dataclasses.asdict(template) for template in TEMPLATES.values()],
         )
 
     results, notes = study.each(NAME, studies.chosen_tasks(study, TASKS), measure)
     return study.result(
         NAME,
         study.settings,
-        {"templates": [t.name for t in TEMPLATES], "tasks": results, "notes": notes},
+        {"templates": list(TEMPLATES), "tasks": results, "notes": notes},
     )
 
 
-def fit_templates(model: Model, task: Task) -> FittedTask:
+def fit_templates(model: Model, task: Task, template: Template = PAPER) -> FittedTask:
     """The pairs of a fitted task that every template can pose.
 
     A template suits a pair when the answer's tokens follow the query's, and the answer is one
     token outside the knowledge category.
     """
-    fitted = fit(task, model.tokenizer)
+    fitted = fit(task, model.tokenizer, template)
 
     def fits(pair: Pair) -> bool:
         lengths = [
-            len(model.tokenizer.continuation(template.ask(pair), pair.output))
-            for template in TEMPLATES
+            len(model.tokenizer.continuation(template.zero_shot(pair.input), pair.output))
+            for template in TEMPLATES.values()
         ]
         if task.match == "prefix":
             return min(lengths) > 0
@@ -111,23 +88,22 @@ def fit_templates(model: Model, task: Task) -> FittedTask:
 def carry(study: Study, task: Task, layer: int) -> dict[str, Any]:
     """Accuracy of theta from each template (row) in each template's zero-shot query (column)."""
     model, settings = study.model, study.settings
-    judge = Judge(model, fit_templates(model, task))
+    judge = Judge(model, fit_templates(model, task, settings.template))
     test = draw_prompts(judge.fitted, settings, "test")
     encode = model.tokenizer.encode_all
     thetas, icl = [], []
-    for template in TEMPLATES:
-        texts = [
-            encode([template.show(p, query) for query in (*p.dummy_queries, p.query)]) for p in test
-        ]
+    for template in TEMPLATES.values():
+        written = [dataclasses.replace(p, template=template) for p in test]
+        texts = [encode([*p.dummies(), p.icl()]) for p in written]
         residuals, read = read_texts(model, texts, settings.batch_size)
         thetas.append(residuals[:, :-1, layer].mean(axis=1))
         icl.append(vars(accuracy(judge.correct(test, read.tokens[:, -1]))))
     vectors = np.stack(thetas, axis=1)  # [N, templates, D]
     grid, zero_shot = [], []
-    for template in TEMPLATES:
+    for template in TEMPLATES.values():
         said = inject_vectors(
             model,
-            encode([template.ask(p.query) for p in test]),
+            encode([template.zero_shot(p.query.input) for p in test]),
             vectors,
             np.full(len(TEMPLATES), layer),
             settings.batch_size,

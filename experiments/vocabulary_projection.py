@@ -28,7 +28,7 @@ from experiments.run.study import Study
 from taskvec_jax.evaluation.judging import Judge
 from taskvec_jax.evaluation.protocol import draw_prompts
 from taskvec_jax.evaluation.vocabulary import gold_ranks, top_words
-from taskvec_jax.prompting.prompts import fit, render_query
+from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import Pair, Task
 
 NAME = "vocabulary_projection"
@@ -70,11 +70,11 @@ def project(study: Study, task: Task, layer: int) -> dict[str, Any]:
     model, num_layers = study.model, theta.shape[1]
     mean = theta.mean(axis=0)
     layers = [layer + offset for offset in OFFSETS if layer + offset < num_layers]
-    judge = Judge(model, fit(task, model.tokenizer))
+    judge = Judge(model, fit(task, model.tokenizer, study.settings.template))
     prompts = draw_prompts(judge.fitted, study.settings, "test")
 
     def first(pair: Pair) -> int:
-        return model.tokenizer.continuation(render_query(pair.input), pair.output)[0]
+        return model.tokenizer.continuation(judge.fitted.zero_shot(pair), pair.output)[0]
 
     gold = [[*map(first, p.dummy_queries), first(p.query)] for p in prompts]
     dummy, query = median_ranks(gold_ranks(model, theta, gold))

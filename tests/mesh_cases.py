@@ -263,7 +263,7 @@ def learned(config: DecoderConfig, mesh: Any) -> dict[str, np.ndarray]:
     rng = np.random.RandomState(2)
     queries = [rng.randint(0, 131, n).tolist() for n in (3, 4, 2, 3, 4, 2, 3)]
     examples = examples_of.make_examples(queries, [[i] for i in range(7)])
-    found = learning.learn(
+    found = learning.learn_vector(
         model,
         examples,
         examples,

@@ -1,4 +1,4 @@
-"""What every experiment shares: flags, the compilation cache, results on disk."""
+"""What every experiment shares: flags, and what they ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from convert import cli as command
@@ -25,9 +24,11 @@ from taskvec_jax.distributed.processes import least
 from taskvec_jax.distributed.sharding import shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.protocol import Settings, longest_rows
+from taskvec_jax.models.compilation import keep_programs
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
-from taskvec_jax.models.names import cache_directory, describe
+from taskvec_jax.models.names import describe
+from taskvec_jax.prompting.templates import NAMED, Template
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import QUANTIZATIONS
 
@@ -66,6 +67,7 @@ def define_prompt_flags() -> None:
         "Dummy queries that theta is averaged over.",
     )
     flags.DEFINE_integer("seed", defaults.seed, "Seed for drawing prompts.")
+    define_template_flags()
     flags.DEFINE_integer(
         "batch_size",
         defaults.batch_size,
@@ -81,12 +83,43 @@ def define_prompt_flags() -> None:
     define_task_flags()
 
 
+def define_template_flags() -> None:
+    """--template, --separator and --header: how prompts are written."""
+    flags.DEFINE_string(
+        "template",
+        "paper",
+        f"How a pair is written: a pair with {{x}} and {{y}} ('Q: {{x}}\\nA: {{y}}'), a name"
+        f" ({', '.join(NAMED)}), or the path of a model's chat_template.jinja or"
+        " tokenizer_config.json.",
+    )
+    flags.DEFINE_string("separator", None, "Between pairs; that of the template when left out.")
+    flags.DEFINE_string(
+        "header",
+        None,
+        "Before every prompt, with demonstrations and without; of a chat, the system message.",
+    )
+
+
+def template_from_flags() -> Template:
+    """How the flags say that prompts are written.
+
+    Raises:
+      TaskVecError: no such template, or one that will not do.
+    """
+    return Template.of(FLAGS.template, separator=FLAGS.separator, header=FLAGS.header)
+
+
 def define_task_flags() -> None:
     """Where tasks come from."""
     flags.DEFINE_string(
         "task_data", None, "Directory of category/name.json files to use instead of our own tasks."
     )
-    flags.DEFINE_string("task_file", None, "JSON or Python file of tasks that join the others.")
+    flags.DEFINE_string(
+        "task_file",
+        None,
+        "File of tasks that join the others: CSV, TSV or JSONL of pairs, JSON, or Python; - is"
+        " standard input.",
+    )
 
 
 def settings_from_flags() -> Settings:
@@ -103,6 +136,7 @@ def settings_from_flags() -> Settings:
         num_dummy_queries=FLAGS.num_dummy_queries,
         seed=FLAGS.seed,
         batch_size=FLAGS.batch_size,
+        template=template_from_flags(),
     )
 
 
@@ -186,26 +220,19 @@ def model_from_flags() -> Model:
     )
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs in a directory only this user can read, from run to run."""
-    try:
-        directory = cache_directory() / "compiled"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, TaskVecError):
-        return  # a home that cannot be written costs a compilation a run, nothing else
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+def run(main: Callable[[], None], positional: str | None = None) -> None:
+    """Runs an experiment, or with --plan says what its model needs instead.
 
-
-def run(main: Callable[[], None]) -> None:
-    """Runs an experiment, or with --plan says what its model needs instead."""
+    Args:
+      positional: the flag that a word without -- is taken for.
+    """
 
     def planned() -> None:
         if "plan" in FLAGS and FLAGS.plan:
             for line in plan_lines(*describe(FLAGS.model, FLAGS.revision)):
                 console.print(line, markup=False)
             return
-        enable_compilation_cache()
+        keep_programs()
         try:
             main()
         except OSError as error:
@@ -216,4 +243,4 @@ def run(main: Callable[[], None]) -> None:
                 " choose another --out"
             ) from None
 
-    command.run(planned)
+    command.run(planned, positional)

@@ -24,10 +24,8 @@ from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.fingerprint import fingerprint
 from experiments.run.journal import Journal
-from experiments.run.results import (
-    matmul_precision,
-    provenance,
-)
+from experiments.run.results import matmul_precision, provenance
+from experiments.run.vectors import VectorFiles
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controls import evaluate_with_controls
@@ -41,6 +39,7 @@ from taskvec_jax.evaluation.protocol import (
     measured_again,
     read_test_theta,
 )
+from taskvec_jax.evaluation.records import Result
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Task
 
@@ -154,9 +153,8 @@ class Study:
         """Baseline, ICL, task vector and a random vector of a task (`TaskResult.to_dict`)."""
 
         def compute() -> dict[str, Any]:
-            found = evaluate_task(
-                self.model, task, self.settings, self.advance, self.measured(task)
-            )
+            measured = self.measured(task)
+            found = evaluate_task(self.model, task, self.settings, self.advance, measured)
             return found.to_dict()
 
         what = self.what("layer_sweep", task, self.settings, evaluate_task)
@@ -182,7 +180,6 @@ class Study:
 
     def theta(self, task: Task, settings: Settings) -> np.ndarray:
         """Theta of every test prompt: float32 [N, L, D]."""
-
         return self.journal.array(
             self._theta_unit(task, settings), lambda: read_test_theta(self.model, task, settings)
         )
@@ -191,7 +188,6 @@ class Study:
         """The layer chosen on dev; found with `measured` when these settings are the run's."""
         if settings == self.settings:
             return self.measured(task).layer
-
         what = self.what("layer", task, settings, choose_layer)
         return int(self.journal.unit(what, lambda: choose_layer(self.model, task, settings)))
 
@@ -203,15 +199,20 @@ class Study:
     def _theta_unit(self, task: Task, settings: Settings) -> Any:
         return self.what("theta", task, settings, read_test_theta)
 
-    def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Any:
-        """The content of an experiment's JSON file."""
+    @functools.cached_property
+    def vectors(self) -> VectorFiles:
+        """The vectors of the run as files with names."""
+        return VectorFiles(self.out, self.model, self.journal, self.settings)
+
+    def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Result:
+        """The content of an experiment's JSON file; `records()` makes flat records of it."""
         run = identity.of_settings(
             self.settings,
             self.short_settings.num_demonstrations,
             self.record.get("task_data"),
             self.record.get("task_file"),
         )
-        return {
+        content = {
             "experiment": experiment,
             **identity.of_run(self.model, run),
             "categories": {task.name: task.category for task in self.tasks},
@@ -221,8 +222,10 @@ class Study:
                 **self.record,
             },
             "provenance": provenance(self.model, settings.seed, time.monotonic() - self.started),
+            "vectors": self.vectors.of_thetas(self.tasks, settings, self._theta_unit),
             **payload,
         }
+        return Result(content)
 
     def each(
         self, title: str, tasks: Sequence[Task], measure: Callable[[Task], Any]

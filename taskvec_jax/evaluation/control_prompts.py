@@ -52,7 +52,7 @@ def other_prompts(
     for other in others:
         if other.name != task.name:
             try:
-                fits = fit(other, model.tokenizer)
+                fits = fit(other, model.tokenizer, settings.template)
                 _draw_one(fits, settings, 0)
             except TaskVecError:
                 continue

@@ -29,6 +29,7 @@ from taskvec_jax.evaluation.protocol import (
     score_task,
 )
 from taskvec_jax.evaluation.reading import read_prompts
+from taskvec_jax.evaluation.records import Result
 from taskvec_jax.evaluation.results import Settings, TaskResult
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks.task import Task
@@ -152,6 +153,10 @@ class ControlledResult:
         """Plain values for a JSON file: the keys of `TaskResult`, and the controls."""
         rest = dataclasses.asdict(self)
         return {**rest.pop("result"), **rest}
+
+    def records(self, of: str | None = None) -> list[dict[str, Any]]:
+        """As of `TaskResult`, with the controls."""
+        return Result(self.to_dict()).records(of)
 
 
 def evaluate_with_controls(

@@ -10,7 +10,7 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import FittedTask, Prompt, render_query
+from taskvec_jax.prompting.prompts import FittedTask, Prompt
 from taskvec_jax.tasks.task import Match, Pair
 
 
@@ -83,9 +83,9 @@ class Judge:
         tokenizer = self.model.tokenizer
         first = [
             {
-                tokenizer.continuation(render_query(p.query.input), answer)[:1][0]
+                tokenizer.continuation(self.fitted.zero_shot(p.query), answer)[:1][0]
                 for answer in self._written(p.query)
-                if tokenizer.continuation(render_query(p.query.input), answer)
+                if tokenizer.continuation(self.fitted.zero_shot(p.query), answer)
             }
             for p in prompts
         ]

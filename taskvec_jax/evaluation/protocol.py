@@ -85,7 +85,7 @@ def longest_rows(model: Model, tasks: Sequence[Task], settings: Settings) -> tup
     longest, query = 1, 1
     for task in tasks:
         try:
-            fitted = fit(task, model.tokenizer)
+            fitted = fit(task, model.tokenizer, settings.template)
             prompts = [
                 p for split in ("dev", "test") for p in draw_prompts(fitted, settings, split)
             ]
@@ -109,7 +109,7 @@ def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:
     Raises:
       TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
     """
-    prompts = draw_prompts(fit(task, model.tokenizer), settings, "test")
+    prompts = draw_prompts(fit(task, model.tokenizer, settings.template), settings, "test")
     return read_theta(model, prompts, settings.batch_size)
 
 
@@ -119,7 +119,7 @@ def choose_layer(model: Model, task: Task, settings: Settings) -> int:
     Raises:
       TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
     """
-    judge = Judge(model, fit(task, model.tokenizer))
+    judge = Judge(model, fit(task, model.tokenizer, settings.template))
     dev = draw_prompts(judge.fitted, settings, "dev")
     theta = read_theta(model, dev, settings.batch_size)
     return best_layer(sweep_dev(judge, dev, theta, settings.batch_size)[1])
@@ -150,7 +150,7 @@ def measure(
     Raises:
       TaskVecError: the task does not suit the tokenizer or the settings, or the model overflows.
     """
-    judge = Judge(model, fit(task, model.tokenizer))
+    judge = Judge(model, fit(task, model.tokenizer, settings.template))
     dev, test = (draw_prompts(judge.fitted, settings, split) for split in ("dev", "test"))
     n = len(dev)
     theta, icl = read_prompts(model, test, settings.batch_size, theta_only=dev)  # [2N, L, D], [N]
@@ -173,7 +173,7 @@ def measured_again(
     Args:
       theta, icl, dev_swept: as in `Measured`.
     """
-    judge = Judge(model, fit(task, model.tokenizer))
+    judge = Judge(model, fit(task, model.tokenizer, settings.template))
     dev, test = (draw_prompts(judge.fitted, settings, split) for split in ("dev", "test"))
     curve = judge.correct(dev, dev_swept[:, 1:]).mean(axis=0)
     return Measured(judge, dev, test, theta, icl, dev_swept, curve, best_layer(curve))

@@ -30,7 +30,16 @@ class PromptsRead(NamedTuple):
 
 
 def draw_prompts(fitted: FittedTask, settings: Settings, split: str) -> list[Prompt]:
-    """The prompts of one split ("dev" or "test") under these settings."""
+    """The prompts of one split ("dev" or "test") under these settings.
+
+    Raises:
+      TaskVecError: the task was fitted to another template, or has too few pairs.
+    """
+    if fitted.template != settings.template:
+        raise TaskVecError(
+            f"{fitted.task.name} was fitted to the template {fitted.template.label}, and the"
+            f" settings say {settings.template.label}; fit(task, tokenizer, settings.template)"
+        )
     return sample(
         fitted,
         seed=settings.seed,

@@ -9,7 +9,9 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.evaluation.judging import Accuracy
+from taskvec_jax.evaluation.records import Result
 from taskvec_jax.models.model import Model
+from taskvec_jax.prompting.templates import PAPER, Template
 from taskvec_jax.tasks.task import Match, check_task
 
 
@@ -23,6 +25,7 @@ class Settings:
       num_dummy_queries: theta is averaged over this many (the paper: 2).
       seed: of the draw of prompts.
       batch_size: rows a compiled call works on; changes no number beyond float noise.
+      template: how prompts are written; a `Template`, or a text that `Template.of` takes.
     """
 
     num_prompts: int = 50
@@ -30,9 +33,16 @@ class Settings:
     num_dummy_queries: int = 2
     seed: int = 0
     batch_size: int = 50
+    template: Template = PAPER
 
     def __post_init__(self) -> None:
+        if isinstance(self.template, str):
+            object.__setattr__(self, "template", Template.of(self.template))
+        if not isinstance(self.template, Template):
+            raise TaskVecError(f"template is {short_repr(self.template)}; it must be a Template")
         for field in dataclasses.fields(self):
+            if field.name == "template":
+                continue
             got = getattr(self, field.name)
             if not isinstance(got, int | np.integer) or isinstance(got, bool):
                 raise TaskVecError(f"{field.name} is {short_repr(got)}; it must be a whole number")
@@ -90,6 +100,11 @@ class TaskResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; `from_dict` reads them back."""
         return dataclasses.asdict(self)
+
+    def records(self, of: str | None = None) -> list[dict[str, Any]]:
+        """Flat records (see records.py): one of all scores, or one for each item of a list, such
+        as "examples" (the test prompts) or "dev_accuracy_by_layer"."""
+        return Result(self.to_dict()).records(of)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,19 @@ MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 def silent(what: str, done: int, total: int) -> None:
     """A `Progress` that says nothing."""
     del what, done, total
+
+
+def announced(name: str, where: Path) -> Progress:
+    """A `Progress` for a script or a notebook: a line on stderr as each part of the work begins."""
+    begun: set[str] = set()
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in begun and is_first_process():
+            once = "" if begun else f" (once; it is kept in {where})"
+            print(f"{name}: {what}{once}", file=sys.stderr, flush=True)
+        begun.add(what)
+
+    return tell
 
 
 def convert_model(

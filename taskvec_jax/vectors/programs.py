@@ -132,16 +132,39 @@ def inject_rows(
     vectors: jax.Array,
     layers: jax.Array,
     schedule: tuple[tuple[int, int], ...],
-) -> tuple[jax.Array, jax.Array]:
+    wanted: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
     """Answers when vectors are written over the last token, each after its own layer.
 
-    Args: as of `copy_states`.
+    Args:
+      tokens, last, vectors, layers, schedule: as of `copy_states`.
+      wanted: int [B, A], tokens of which any is right, -1 where a row has fewer; None: not asked.
 
     Returns:
-      answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
+      answers int32 [B, 1 + C] and their logits; the first is the untouched query's. With `wanted`
+      also the log-probability that the next token is one of the wanted, float [B, 1 + C].
     """
     states = copy_states(config, params, tokens, last, vectors, layers, schedule)
-    return _answer(config, params, states)
+    logits = Decoder(config).apply(params, states, method="unembed")  # [B, 1 + C, V]
+    if wanted is None:
+        return top(logits)
+    return (*top(logits), log_probability(logits, jnp.asarray(wanted)))
+
+
+def log_probability(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Log of the probability that the next token is any of the wanted ones.
+
+    Args:
+      logits: [B, C, V].
+      wanted: int [B, A], -1 where a row has fewer.
+
+    Returns:
+      [B, C], in nats.
+    """
+    wanted = wanted[:, None]  # [B, 1, A]
+    picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
+    right = jnp.where(wanted < 0, -jnp.inf, picked)
+    return jax.nn.logsumexp(right, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def copy_states(

@@ -24,17 +24,18 @@ import numpy as np
 
 from taskvec_jax.distributed.sharding import put_rows
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,
+    check_ids,
     check_logits,
     check_range,
     check_texts,
     check_vectors,
 )
-from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.vectors.batching import Loaded, fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import lay_out_rows, tree_length
 
@@ -45,14 +46,16 @@ class Answers(NamedTuple):
     Attributes:
       tokens: int32, the most likely next token (ties to the lowest id).
       logits: float32, its logit.
+      logprob: float32, log-probability of the wanted tokens, in nats; None: none were asked for.
     """
 
     tokens: np.ndarray
     logits: np.ndarray
+    logprob: np.ndarray | None = None
 
 
 def read_texts(
-    model: Model, rows: Sequence[Sequence[Sequence[int]]], batch_size: int
+    model: Loaded, rows: Sequence[Sequence[Sequence[int]]], batch_size: int
 ) -> tuple[np.ndarray, Answers]:
     """Reads the residual stream at the last token of texts that share their beginnings.
 
@@ -83,7 +86,7 @@ def read_texts(
         return read_rows(config, model.params, put_rows(model.mesh, laid_out))
 
     def keep(chunk: list[int], read: tuple[np.ndarray, ...]) -> None:
-        for kept, array in zip((residuals, *answers), read, strict=True):
+        for kept, array in zip((residuals, answers.tokens, answers.logits), read, strict=True):
             kept[chunk] = array[: len(chunk)]
 
     run_in_chunks("reading", model, lengths, batch_size, call, keep)
@@ -92,12 +95,13 @@ def read_texts(
 
 
 def inject_vectors(
-    model: Model,
+    model: Loaded,
     queries: Sequence[Sequence[int]],
     vectors: np.ndarray,
     layers: np.ndarray,
     batch_size: int,
     schedule: tuple[tuple[int, int], ...] | None = None,
+    wanted: Sequence[Sequence[int]] | None = None,
 ) -> Answers:
     """Writes vectors over the last token of zero-shot queries, many for each query.
 
@@ -107,6 +111,8 @@ def inject_vectors(
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
       batch_size: rows a program call works on.
       schedule: see `inject_rows`; all copies alive from the first layer when None.
+      wanted: for each query the ids of one token or several; `Answers.logprob` is then the log of
+        the probability that the next token is any of them.
 
     Returns:
       Answers [N, 1 + C]; the first column is the untouched query's.
@@ -136,7 +142,9 @@ def inject_vectors(
     schedule = schedule or ((config.num_layers, vectors.shape[1]),)
     lengths = [len(query) for query in queries]
     shape = (rows, 1 + vectors.shape[1])
-    answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32))
+    asked = None if wanted is None else _as_rows(config, wanted, rows)
+    logprob = None if asked is None else np.empty(shape, np.float32)
+    answers = Answers(np.empty(shape, np.int32), np.empty(shape, np.float32), logprob)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
@@ -145,11 +153,14 @@ def inject_vectors(
         for row, i in zip(tokens, filled, strict=True):
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
-        inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
-        return inject_rows(config, model.params, *inputs, schedule)
+        of_rows = None if asked is None else asked[filled]
+        *inputs, of_rows = put_rows(
+            model.mesh, (tokens, last, vectors[filled], layers[filled], of_rows)
+        )
+        return inject_rows(config, model.params, *inputs, schedule, of_rows)
 
     def keep(chunk: list[int], injected: tuple[np.ndarray, ...]) -> None:
-        for kept, array in zip(answers, injected, strict=True):
+        for kept, array in zip(filter(_is_array, answers), injected, strict=True):
             kept[chunk] = array[: len(chunk)]
 
     run_in_chunks("injecting", model, lengths, batch_size, call, keep)
@@ -158,6 +169,26 @@ def inject_vectors(
     check_answers(answers.logits[:, 1:], layers)
     check_logits(answers.logits[:, 0])
     return answers
+
+
+def _is_array(part: np.ndarray | None) -> bool:
+    return part is not None
+
+
+def _as_rows(config: DecoderConfig, wanted: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+    """Wanted tokens as int32 [N, A], filled up with -1.
+
+    Raises:
+      TaskVecError: not one or more for each of `rows` queries, or an id out of range.
+    """
+    if len(wanted) != rows or not all(len(ids) for ids in wanted):
+        raise TaskVecError(
+            f"wanted tokens of {len(wanted)} queries; allowed: one or more for each of {rows}"
+        )
+    padded = np.full((rows, max(map(len, wanted))), -1, np.int32)
+    for row, ids in zip(padded, wanted, strict=True):
+        row[: len(ids)] = check_ids(config, ids, "wanted token id")
+    return padded
 
 
 def check_positions(shortest: int, positions: int) -> None:
@@ -174,12 +205,19 @@ def check_positions(shortest: int, positions: int) -> None:
 
 
 def sweep_layers(
-    model: Model, queries: Sequence[Sequence[int]], theta: np.ndarray, batch_size: int
+    model: Loaded,
+    queries: Sequence[Sequence[int]],
+    theta: np.ndarray,
+    batch_size: int,
+    wanted: Sequence[Sequence[int]] | None = None,
 ) -> Answers:
-    """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one."""
-    num_layers = model.config.num_layers
-    schedule = wavefront_schedule(num_layers)
-    return inject_vectors(model, queries, theta, np.arange(num_layers), batch_size, schedule)
+    """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one.
+
+    Args: as of `inject_vectors`.
+    """
+    layers = np.arange(model.config.num_layers)
+    schedule = wavefront_schedule(len(layers))
+    return inject_vectors(model, queries, theta, layers, batch_size, schedule, wanted)
 
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a

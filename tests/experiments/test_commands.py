@@ -53,7 +53,7 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out):
     out, printed = sweep_out
     result = json.loads((out / "layer_sweep.json").read_text())
     of_run = {"model", "revision", "dtype", "quantization", "weights_sha256", "run"}
-    rest = {"experiment", "categories", "settings", "provenance", "tasks", "mean"}
+    rest = {"experiment", "categories", "settings", "provenance", "vectors", "tasks", "mean"}
     assert set(result) == of_run | rest
     assert (result["revision"], result["dtype"], result["quantization"]) == (
         None,

@@ -18,6 +18,7 @@ from experiments.run.study import Study
 from experiments.small_pythia.mixture import build_tokenizer
 from taskvec_jax.evaluation.protocol import Settings, evaluate_task
 from taskvec_jax.models.model import Model
+from taskvec_jax.prompting.templates import Template
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.transformer.config import RopeScaling
@@ -68,8 +69,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{
         field.name: {"settings": dataclasses.replace(Settings(), **{field.name: 7})}
         for field in dataclasses.fields(Settings)
-        if field.name != "batch_size"
+        if field.name not in ("batch_size", "template")
     },
+    "template": {"settings": Settings(template="{x} = {y}")},
+    "separator": {"settings": Settings(template=Template(separator=";"))},
+    "header": {"settings": Settings(template=Template(header="Do."))},
 }
 
 
