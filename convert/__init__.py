@@ -27,6 +27,10 @@ from .formats.sources import GGUFSource, MetaSource, open_weights, other_forms, 
 
 # Suffixes of files that are one part of a model's directory.
 _OF_A_DIRECTORY = {".safetensors", ".bin", ".pth", ".pt", ".json"}
+MIXTURES = {  # of experts, by names that do not say so
+    "mixtral", "deepseek_v2", "deepseek_v3", "deepseek2", "gpt_oss", "gpt-oss", "dbrx", "jamba",
+    "llama4", "llama4_text", "grok", "grok-1", "arctic", "qwen3_next", "dots1",
+}  # fmt: skip
 
 
 class Opened(NamedTuple):
@@ -163,6 +167,11 @@ def read_config(path: Path) -> DecoderConfig:
 
 
 def _family(known: dict[str, Family], kind: Any, what: str) -> Family:
+    if isinstance(kind, str) and kind not in known and ("moe" in kind or kind in MIXTURES):
+        raise TaskVecError(
+            f"{what} is {kind[:80]!r}, a mixture of experts, which is not supported; allowed are"
+            f" dense decoders: {', '.join(known)}"
+        )
     if not isinstance(kind, str) or kind not in known:
         raise TaskVecError(
             f"{what} is {str(kind)[:80]!r}, an architecture that is not supported; allowed:"

@@ -174,11 +174,11 @@ def reporting(work: Callable[[Report], T], name: str | None = None) -> T:
         return work(report)
 
 
-def run(main: Callable[[], None], words: Sequence[str] = ()) -> None:
+def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
     """Runs a command: parses flags, and turns bad input into one line and exit status 2.
 
     Args:
-      words: names of flags that may be given as plain words, in this order.
+      positional: flags that words without -- are taken for, in this order.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -191,11 +191,11 @@ def run(main: Callable[[], None], words: Sequence[str] = ()) -> None:
             rest = FLAGS(argv)
         except flags.Error as error:
             _refuse(f"{error}; --help lists the flags")
-        if len(rest) > 1 + len(words):
-            unexpected = rest[1 + len(words)]
-            _refuse(f"unexpected argument {unexpected!r}; flags start with --, --help lists them")
-        for name, word in zip(words, rest[1:], strict=False):
-            FLAGS[name].value = word
+        for name in positional:
+            if len(rest) > 1 and not FLAGS[name].present:
+                FLAGS[name].parse(rest.pop(1))
+        if len(rest) > 1:
+            _refuse(f"unexpected argument {rest[1]!r}; flags start with --, --help lists them")
         return rest
 
     def wrapped(argv: list[str]) -> None:

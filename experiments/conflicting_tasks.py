@@ -71,7 +71,8 @@ def run(study: Study, options: Options) -> dict[str, Any]:
     settings = study.short_settings
     tasks = {task.name: task for task in study.tasks}
     fitted = {
-        name: fit(task, study.model.tokenizer, settings.filter) for name, task in tasks.items()
+        name: fit(task, study.model.tokenizer, settings.template, settings.filter)
+        for name, task in tasks.items()
     }
     notes = []
     if options.all_pairs:
@@ -179,6 +180,7 @@ def draw_pair_prompts(
                     tuple(shown[: settings.num_demonstrations]),
                     query,
                     tuple(shown[settings.num_demonstrations :]),
+                    fitted.template,
                 )
             )
     return sides
@@ -192,7 +194,8 @@ def redrawn(prompts: list[Prompt], fitted: FittedTask, settings: Settings) -> li
         rest = [p for p in fitted.pairs if p.input.strip() != prompt.query.input.strip()]
         shown = draw(rng, rest, settings.num_demonstrations + settings.num_dummy_queries)
         count = settings.num_demonstrations
-        found.append(Prompt(tuple(shown[:count]), prompt.query, tuple(shown[count:])))
+        dummies = tuple(shown[count:])
+        found.append(Prompt(tuple(shown[:count]), prompt.query, dummies, fitted.template))
     return found
 
 

@@ -30,6 +30,7 @@ from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.results import prepare_out, write_json
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.records import Result
 
 NAME = "cross_models"
 MEASURES = ("baseline", "task_vector", "icl")
@@ -97,7 +98,7 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
             "averages_tasks": averages["n_tasks"],
             "ours": False,
         }
-    return {"experiment": NAME, "models": found, "published_source": facts["source"]}
+    return Result({"experiment": NAME, "models": found, "published_source": facts["source"]})
 
 
 def write(directories: Sequence[Path], out: Path) -> dict[str, Any]:

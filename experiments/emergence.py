@@ -48,6 +48,7 @@ from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.injection_check import check_injection
 from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.records import Result
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -252,6 +253,7 @@ def main() -> None:
         "steps": steps,
         "appears": {key: appearance(steps, key) for key in ("icl", "task_vector")},
     }
+    result = Result(result)
     write_json(out / f"{NAME}.json", result)
     draw_all(EMERGENCE, result, out)
     show(EMERGENCE.page.section(result))

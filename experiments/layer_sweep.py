@@ -51,7 +51,7 @@ def work_line(model: Model, tasks: list[Task], settings: Settings) -> str:
     """How large the model is, and how much there is to do."""
     config = model.config
     count, size = parameter_count(config), weight_bytes(config, config.dtype)
-    kernels = " with int8 kernels" if config.quantization == "int8" else ""
+    kernels = "" if config.quantization == "none" else f" with {config.quantization} kernels"
     return (
         f"{model.name}: {config.num_layers} layers, width {config.width},"
         f" {count / 1e6:.1f} M parameters, {size / 1e6:.0f} MB as {config.dtype}{kernels};"

@@ -50,7 +50,6 @@ from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.prompting.prompts import (
     FittedTask,
     Prompt,
-    render_query,
     sample,
 )
 from taskvec_jax.tasks import Task
@@ -59,7 +58,7 @@ from taskvec_jax.tasks.task import Pair
 from taskvec_jax.transformer.checks import check_finite
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.examples import Examples, make_examples
-from taskvec_jax.vectors.learning import Learned, Recipe, check_layers, learn
+from taskvec_jax.vectors.learning import Learned, Recipe, check_layers, learn_vector
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.sweep import inject_vectors, sweep_layers
 
@@ -146,6 +145,11 @@ def run(study: Study, options: Options) -> dict[str, Any]:
             loss=given.loss,
             num_positions=given.num_positions,
         )
+        what = vectors_unit(
+            study, task, layers, recipe, given.init, given.loss, given.num_positions
+        )
+        made = f"learned vectors of {task.name}"
+        study.vectors.keep(task, "learned", what, layers, made=made, settings=what["recipe"])
         return found | {"extracted_layer": extracted_layer}
 
     tasks = study.tasks if given.every_task else studies.chosen_tasks(study, TASKS)
@@ -246,7 +250,7 @@ def answer_tokens(scorer: Scorer, pair: Pair) -> list[int]:
     where answers may be several tokens long."""
     tokenizer, fitted = scorer.model.tokenizer, scorer.fitted
     space = " " if fitted.leading_space else ""
-    query = render_query(pair.input)
+    query = fitted.zero_shot(pair)
     found = []
     for answer in (pair.output, *(space + accepted for accepted in pair.accepted)):
         ids = tokenizer.continuation(query, answer)
@@ -282,7 +286,7 @@ def check_queries(scorer: Scorer, num_positions: int) -> None:
     Raises:
       TaskVecError: it names that query.
     """
-    texts = [render_query(pair.input) for pair in scorer.fitted.pairs]
+    texts = [scorer.fitted.zero_shot(pair) for pair in scorer.fitted.pairs]
     lengths = [len(ids) for ids in scorer.model.tokenizer.encode_all(texts)]
     if num_positions > (most := min(lengths)):
         raise TaskVecError(
@@ -330,7 +334,7 @@ def learn_task(
     mean = mean_states(study, train_prompts, num_positions)[layers]  # [C, D] or [C, P, D]
     norms = np.linalg.norm(mean, axis=-1)
     dev_prompts = [Prompt((), pair, ()) for pair in split.dev]
-    learned = learn(
+    learned = learn_vector(
         model,
         examples(study, scorer, split.train, split.train, loss),
         examples(study, scorer, split.dev, split.train, loss),
@@ -344,17 +348,7 @@ def learn_task(
         layers,
         recipe,
     )
-    what = study.what(
-        f"{NAME}/vectors",
-        task,
-        settings,
-        learn_task,
-        layers=layers,
-        recipe=dataclasses.asdict(recipe),
-        init=init,
-        loss=loss,
-        num_positions=num_positions,
-    )
+    what = vectors_unit(study, task, layers, recipe, init, loss, num_positions)
     study.journal.keep_array(what, learned.vectors)
     ends = (at_last(vectors, num_positions) for vectors in (learned.vectors, mean))
     ratio = at_last(np.linalg.norm(learned.vectors, axis=-1) / norms, num_positions)
@@ -375,13 +369,36 @@ def learn_task(
     }
 
 
+def vectors_unit(
+    study: Study,
+    task: Task,
+    layers: list[int],
+    recipe: Recipe,
+    init: str,
+    loss: str,
+    num_positions: int,
+) -> dict[str, Any]:
+    """The name in the journal of a task's learned vectors, [C, D] or [C, P, D]."""
+    return study.what(
+        f"{NAME}/vectors",
+        task,
+        study.settings,
+        learn_task,
+        layers=layers,
+        recipe=dataclasses.asdict(recipe),
+        init=init,
+        loss=loss,
+        num_positions=num_positions,
+    )
+
+
 def examples(
     study: Study, scorer: Scorer, pairs: Sequence[Pair], shown: Sequence[Pair], loss: str
 ) -> Examples:
     """Zero-shot queries of pairs; with loss "kl", beside what the model says after demonstrations
     drawn from `shown`."""
     model, settings = study.model, study.settings
-    queries = model.tokenizer.encode_all([render_query(pair.input) for pair in pairs])
+    queries = model.tokenizer.encode_all([scorer.fitted.zero_shot(pair) for pair in pairs])
     wanted = None
     if loss == "kl":
         texts = []
@@ -389,7 +406,7 @@ def examples(
             others = [other for other in shown if other.input != pair.input]
             rng = seeded(settings.seed, scorer.fitted.task.name, "kl", pair.input)
             shots = draw(rng, others, settings.num_demonstrations)
-            texts.append(Prompt(tuple(shots), pair, ()).icl())
+            texts.append(Prompt(tuple(shots), pair, (), settings.template).icl())
         wanted = next_token_log_probabilities(study, texts)
     return make_examples(queries, [answer_tokens(scorer, pair) for pair in pairs], wanted)
 

@@ -33,8 +33,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import scorer_of
 from taskvec_jax.evaluation.reading import draw_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
-from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR
-from taskvec_jax.prompting.tokenizer import ARROW, PAD, Tokenizer
+from taskvec_jax.prompting.templates import PAPER, Template
+from taskvec_jax.prompting.tokenizer import PAD, Tokenizer
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.patching import read_states, write_states
 from taskvec_jax.vectors.sweep import sweep_layers
@@ -114,7 +114,7 @@ def parse_patch(patch: str) -> tuple[str, str]:
     return read, write
 
 
-def find_place(tokenizer: Tokenizer, text: str, place: str) -> int:
+def find_place(tokenizer: Tokenizer, text: str, place: str, template: Template = PAPER) -> int:
     """The token index of a place in a prompt or a zero-shot query.
 
     A place is where the token stands that holds a certain character: tokens may straddle.
@@ -122,19 +122,23 @@ def find_place(tokenizer: Tokenizer, text: str, place: str) -> int:
     Raises:
       TaskVecError: the text has no demonstration to look for.
     """
-    start = text.rfind(SEPARATOR) + 1  # of the query's line
-    query = start + len(PREFIX)
+    gap = template.separator + template.before
+    found = text.rfind(gap, len(template.header))
+    shown = found >= 0  # a demonstration before the query
+    start = found + len(template.separator) if shown else len(template.header)
+    query = start + len(template.before)
+    answer_end = found - len(template.after)
     while text[query] == " ":  # a leading space belongs to the word after it
         query += 1
-    if place in ("last arrow", "last answer") and not start:
+    if place in ("last arrow", "last answer") and not shown:
         raise TaskVecError(f"there is no {place} in {text!r}: it shows no demonstration")
     characters = {
-        "prefix": start + len(PREFIX) - 1,
+        "prefix": max(0, start + len(template.before) - 1),
         "query first": query,
-        "query last": len(text) - len(ARROW) - 1,
+        "query last": len(text) - len(template.cue) - 1,
         "arrow": len(text) - 1,
-        "last arrow": text.rfind(ARROW, 0, start) + len(ARROW) - 1 if start else 0,
-        "last answer": start - 2,
+        "last arrow": text.rfind(template.cue, 0, answer_end) + len(template.cue) - 1,
+        "last answer": answer_end - 1,
     }
     at = characters[place]
     spans = [span for _, _, span in tokenizer.pieces(text)]
@@ -145,18 +149,19 @@ def map_positions(
     study: Study, task: Task, settings: Settings, read: str, write: str
 ) -> dict[str, Any]:
     """Accuracy and KL by layer for one read place and one write place, the layer the same."""
-    model, scorer = study.model, scorer_of(study.model, task, settings)
+    model, template = study.model, study.settings.template
+    scorer = scorer_of(model, task, settings)
     prompts = draw_prompts(scorer.fitted, settings, "test")
     tokenizer = model.tokenizer
     sources = [p.dummies()[0] for p in prompts]
     tokens, _ = _pad(tokenizer, sources)
-    places = np.array([[find_place(tokenizer, s, read)] for s in sources])
+    places = np.array([[find_place(tokenizer, s, read, template)] for s in sources])
     states, _ = read_states(model.decoder, model.params, tokens, places)  # [B, 1, L, D]
     whole, ends = _pad(tokenizer, [p.icl() for p in prompts])
     _, wanted = read_states(model.decoder, model.params, whole, ends[:, None])
     queries = [p.zero_shot() for p in prompts]
     tokens, last = _pad(tokenizer, queries)
-    targets = np.array([find_place(tokenizer, q, write) for q in queries])
+    targets = np.array([find_place(tokenizer, q, write, template) for q in queries])
     num_layers = model.config.num_layers
     patched = write_states(
         model.decoder,

@@ -35,42 +35,19 @@ from taskvec_jax.evaluation.statistics import accuracy, icl_able
 from taskvec_jax.evaluation.tuned import Asked, Condition, score_tuned
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
+from taskvec_jax.prompting.templates import PAPER, Template
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.vectors.sweep import read_texts
 
 NAME = "portability"
 
 
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """A way to write a prompt.
-
-    Attributes:
-      name: for tables.
-      query: with {x}; the answer follows it directly.
-      separator: between examples.
-    """
-
-    name: str
-    query: str
-    separator: str = "\n"
-
-    def ask(self, pair: Pair) -> str:
-        """The query alone."""
-        return self.query.format(x=pair.input)
-
-    def show(self, prompt: Prompt, query: Pair) -> str:
-        """The demonstrations and a query."""
-        shown = [self.ask(pair) + pair.output for pair in prompt.demonstrations]
-        return self.separator.join([*shown, self.ask(query)])
-
-
-TEMPLATES = (
-    Template("example:x->y", "example:{x}->"),
-    Template("x=y", "{x}="),
-    Template("Q:x A:y", "Q:{x}\nA:"),
-    Template("Input:x Output:y", "Input:{x} Output:", "\n\n"),
-)
+TEMPLATES = {
+    "example:x->y": PAPER,
+    "x=y": Template("{x}={y}"),
+    "Q:x A:y": Template("Q:{x}\nA:{y}"),
+    "Input:x Output:y": Template("Input:{x} Output:{y}", "\n\n"),
+}
 
 
 def run(study: Study) -> dict[str, Any]:
@@ -82,14 +59,14 @@ def run(study: Study) -> dict[str, Any]:
             task,
             study.settings,
             functools.partial(carry, study, task),
-            templates=[dataclasses.asdict(template) for template in TEMPLATES],
+            templates=[dataclasses.asdict(template) for template in TEMPLATES.values()],
         )
 
     results, notes = study.each(NAME, studies.chosen_tasks(study, TASKS), measure)
     return study.result(
         NAME,
         study.settings,
-        {"templates": [t.name for t in TEMPLATES], "tasks": results, "notes": notes},
+        {"templates": list(TEMPLATES), "tasks": results, "notes": notes},
     )
 
 
@@ -99,12 +76,12 @@ def fit_templates(model: Model, task: Task, settings: Settings) -> FittedTask:
     A template suits a pair when the answer's tokens follow the query's, and the answer is one
     token outside the knowledge category.
     """
-    fitted = fit(task, model.tokenizer, settings.filter)
+    fitted = fit(task, model.tokenizer, settings.template, settings.filter)
 
     def fits(pair: Pair) -> bool:
         lengths = [
-            len(model.tokenizer.continuation(template.ask(pair), pair.output))
-            for template in TEMPLATES
+            len(model.tokenizer.continuation(template.zero_shot(pair.input), pair.output))
+            for template in TEMPLATES.values()
         ]
         if task.match == "prefix" or settings.filter == "none":
             return min(lengths) > 0
@@ -128,20 +105,19 @@ def carry(study: Study, task: Task) -> dict[str, Any]:
         scored = score_columns(scorer, prompts, columns={"it": column}, rule=settings.rule)
         return scored["it"]["correct"]
 
-    for template in TEMPLATES:
-        texts = [
-            encode([template.show(p, query) for query in (*p.dummy_queries, p.query)]) for p in both
-        ]
+    for name, template in TEMPLATES.items():
+        written = [dataclasses.replace(p, template=template) for p in both]
+        texts = [encode([*p.dummies(), p.icl()]) for p in written]
         residuals, read = read_texts(model, texts, settings.batch_size)
         theta = residuals[:, :-1].mean(axis=1)
-        thetas[template.name] = Condition(theta[:n], theta[n:])
+        thetas[name] = Condition(theta[:n], theta[n:])
         icl.append(right(both, read.tokens[:, -1], [row[-1] for row in texts]))
-    for template, of_icl in zip(TEMPLATES, icl, strict=True):
-        queries = encode([template.ask(p.query) for p in both])
+    for template, of_icl in zip(TEMPLATES.values(), icl, strict=True):
+        queries = encode([template.zero_shot(p.query.input) for p in both])
         prompts = Asked(dev, test, queries[:n], queries[n:])
         found = score_tuned(scorer, prompts, conditions=thetas, settings=settings)
         zero_shot.append(found["baseline"])
-        grid.append([found[source.name] for source in TEMPLATES])
+        grid.append([found[source] for source in TEMPLATES])
         _, plain = read_texts(model, [[ids] for ids in queries[:n]], settings.batch_size)
         able.append(icl_able(of_icl[:n], right(dev, plain.tokens[:, 0], queries[:n])))
     asked_for = [p.query.input for p in test]

@@ -8,8 +8,9 @@
 * models: `load_model` gives a `Model`; `NAMED_MODELS` and `DEFAULT_MODEL` are those with a name.
 * tasks: `TASKS`, or a `Task` of your own, made of `Pair`s.
 * the decoder: `Decoder`, `DecoderConfig`; edits `replace`, `add`, `scale`, `ablate`, `Override`.
+* vectors to keep: `extract_vector` makes a `TaskVector`, which is saved, loaded, exported, added.
 * the definition: `extract_theta`, `inject_theta`, `layer_sweep`.
-* experiments: `Settings`, `evaluate_task`, `evaluate_with_controls`; `learn` trains vectors.
+* experiments: `Settings`, `evaluate_task`, `evaluate_with_controls`; `learn_vector` trains vectors.
 * errors: `TaskVecError`.
 
 Words (tasks, prompts, tokenizer) and arrays (config, layers, blocks, decoder) know nothing of each
@@ -21,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from taskvec_jax.distributed import backend as _backend  # first: it sets up the compiler  # noqa: F401
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controlled import evaluate_with_controls
+from taskvec_jax.evaluation.extraction import extract_vector
 from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.records import load_result
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -31,9 +34,10 @@ from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override
 from taskvec_jax.transformer.edits import ablate, add, replace, scale
 from taskvec_jax.vectors.task_vectors import extract_theta, inject_theta, layer_sweep
+from taskvec_jax.vectors.vector import TaskVector
 
 if TYPE_CHECKING:
-    from taskvec_jax.vectors.learning import learn
+    from taskvec_jax.vectors.learning import learn_vector
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -47,24 +51,27 @@ __all__ = [
     "Settings",
     "Task",
     "TaskVecError",
+    "TaskVector",
     "ablate",
     "add",
     "evaluate_task",
     "evaluate_with_controls",
     "extract_theta",
+    "extract_vector",
     "inject_theta",
     "layer_sweep",
-    "learn",
+    "learn_vector",
     "load_model",
+    "load_result",
     "replace",
     "scale",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`learn`, imported at its first use: its optimiser takes half a second to import."""
-    if name == "learn":
-        from taskvec_jax.vectors.learning import learn
+    """`learn_vector`, imported at its first use: its optimiser takes half a second to import."""
+    if name == "learn_vector":
+        from taskvec_jax.vectors.learning import learn_vector
 
-        return learn
+        return learn_vector
     raise AttributeError(f"module 'taskvec_jax' has no attribute {name!r}")

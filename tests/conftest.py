@@ -58,6 +58,9 @@ TINY = {
 }
 
 
+jax.config.update("jax_enable_compilation_cache", False)  # a test compiles its own programs
+
+
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request: pytest.FixtureRequest) -> None:
     """Programs of tiny models run for milliseconds: what LLVM would make faster is not worth its

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,20 @@ import torch
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 
-FAMILIES = {"llama": "llama", "mistral": "mistral-window", "neox": "neox", "gptj": "gptj"}
-BLOCKS = ("llama", "neox", "gptj")  # Mistral's block is LLaMA's
+FAMILIES = {
+    "llama": "llama",
+    "mistral": "mistral-window",
+    "neox": "neox",
+    "gptj": "gptj",
+    "gemma3": "gemma3",
+    "gpt2": "gpt2",
+}
+BLOCKS = ("llama", "neox", "gptj", "gemma3")  # Mistral's block is LLaMA's
+if os.environ.get("TASKVEC_SLOW_TESTS") == "1":
+    MORE = ("qwen2-windows", "qwen3", "gemma", "gemma2", "olmo-clipped", "olmo2", "olmo3")
+    MORE = (*MORE, "phi3-partial", "granite")
+    FAMILIES |= {name: name for name in MORE}
+    BLOCKS = (*BLOCKS, "gpt2", *MORE)
 Write = Callable[[str, int, torch.Tensor], torch.Tensor]  # (site, layer, value [B, T, ...])
 
 
@@ -59,7 +72,7 @@ def visiting(model: Any, num_heads: int, visit: Write) -> Iterator[None]:
 
     for layer, block in enumerate(hf.blocks(model)):
         attention = _child(block, "self_attn", "attention", "attn")
-        out = _child(attention, "o_proj", "dense", "out_proj")
+        out = _child(attention, "o_proj", "dense", "out_proj", "c_proj")
         hooks += [
             out.register_forward_pre_hook(before(layer)),
             attention.register_forward_hook(after("attn_out", layer)),

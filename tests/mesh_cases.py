@@ -2,8 +2,9 @@
 
     python tests/mesh_cases.py          prints one JSON object: what was measured
 
-Every family on every (data, model) layout of 8 simulated CPU devices, against one device; the
-collectives of compiled programs; restored and converted shards; training and learned vectors.
+Every family on a (data, model) layout of 8 simulated CPU devices, against one device, and with
+TASKVEC_SLOW_TESTS=1 on every layout; the collectives of compiled programs; restored and converted
+shards; training and learned vectors.
 """
 
 # Long because: all cases run in one process with 8 simulated devices, which is slow to start.
@@ -47,7 +48,8 @@ from taskvec_jax.transformer.quantization import quantize
 from taskvec_jax.vectors import examples as examples_of
 from taskvec_jax.vectors import learning, sweep
 
-MESHES = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
+SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"  # every family on every layout
+LAYOUTS = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
 _EVEN = {"vocab_size": 136, "mlp_width": 56, "num_layers": 2, "width": 40, "num_heads": 8}
 CONFIGS: dict[str, DecoderConfig] = {
     "llama": dataclasses.replace(LLAMA, **_EVEN, num_kv_heads=8, tied_unembed=False),
@@ -66,6 +68,30 @@ CONFIGS: dict[str, DecoderConfig] = {
         PYTHIA, **_EVEN, num_kv_heads=8, family="gptj", attention_bias=False, unembed_bias=True
     ),
 }
+# The layouts that each is tried on; usually few, because a program is compiled for each.
+MESHES = {
+    "llama": LAYOUTS if SLOW else (),
+    "llama grouped": LAYOUTS if SLOW else (MeshShape(2, 4),),
+    "llama halved": (MeshShape(1, 8),),
+    "llama uneven": (MeshShape(1, 8),) if SLOW else (),
+    "pythia": LAYOUTS if SLOW else (MeshShape(4, 2),),
+    "gptj": LAYOUTS if SLOW else (),
+}
+COMPILED = (  # the programs whose collectives are counted
+    ("llama", MeshShape(1, 8)),
+    ("pythia", MeshShape(2, 4)),
+    *(
+        [
+            ("llama uneven", MeshShape(1, 8)),
+            ("llama", MeshShape(8, 1)),
+            ("llama grouped", MeshShape(2, 4)),
+            ("llama halved", MeshShape(1, 8)),
+            ("gptj", MeshShape(4, 2)),
+        ]
+        if SLOW
+        else []
+    ),
+)
 ROWS, TOKENS = 8, 8
 
 
@@ -107,7 +133,8 @@ def int8() -> dict[str, float]:
     """Config -> how far its int8 form on a mesh is from that on one device: logits, relative."""
     out = {}
     tokens = np.random.RandomState(2).randint(0, 131, (ROWS, TOKENS)).astype(np.int32)
-    for name, shape in (("llama halved", MeshShape(1, 8)), ("pythia", MeshShape(2, 4))):
+    tried = [("pythia", MeshShape(2, 4)), *[("llama halved", MeshShape(1, 8))] * SLOW]
+    for name, shape in tried:
         config, params = quantize(CONFIGS[name], random_params(CONFIGS[name]))
         logits = {}
         for mesh in (None, sharding.make_mesh(shape)):
@@ -133,11 +160,13 @@ def agreement() -> dict[str, dict[str, dict[str, float]]]:
     """Config -> layout -> how far it is from one device."""
     out: dict[str, dict[str, dict[str, float]]] = {}
     for name, config in CONFIGS.items():
+        if not MESHES[name]:
+            continue
         params = random_params(config)
         alone = measured(config, params, None)
         out[name] = {
             str(shape): difference(measured(config, params, sharding.make_mesh(shape)), alone)
-            for shape in (MESHES[-1:] if name in ("llama halved", "llama uneven") else MESHES)
+            for shape in MESHES[name]
         }
     return out
 
@@ -151,15 +180,7 @@ def layer_collectives() -> dict[str, dict[str, Any]]:
                 CONFIGS[name], sharding.make_mesh(shape), DEVICES
             ).items()
         }
-        for name, shape in (
-            ("llama", MeshShape(1, 8)),
-            ("llama", MeshShape(8, 1)),
-            ("llama grouped", MeshShape(2, 4)),
-            ("llama halved", MeshShape(1, 8)),
-            ("llama uneven", MeshShape(1, 8)),
-            ("pythia", MeshShape(2, 4)),
-            ("gptj", MeshShape(4, 2)),
-        )
+        for name, shape in COMPILED
     }
 
 
@@ -242,7 +263,7 @@ def learned(config: DecoderConfig, mesh: Any) -> dict[str, np.ndarray]:
     rng = np.random.RandomState(2)
     queries = [rng.randint(0, 131, n).tolist() for n in (3, 4, 2, 3, 4, 2, 3)]
     examples = examples_of.make_examples(queries, [[i] for i in range(7)])
-    found = learning.learn(
+    found = learning.learn_vector(
         model,
         examples,
         examples,
@@ -296,7 +317,7 @@ if __name__ == "__main__":
         "int8": int8,
         "collectives": layer_collectives,
         "shards": shards,
-        "gradients": gradients,
+        **({"gradients": gradients} if SLOW else {}),
     }
     found = {}
     for name, part in parts.items():

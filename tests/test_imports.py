@@ -18,6 +18,10 @@ ROOMS = [
     "taskvec_jax.prompting",
     "taskvec_jax.distributed",
     "convert",  # what reads foreign weights
+    "taskvec_jax.vectors.rows",  # the engine of the sweep, which `Model.sweep` calls
+    "taskvec_jax.vectors.programs",
+    "taskvec_jax.vectors.batching",
+    "taskvec_jax.vectors.sweep",
     "taskvec_jax.models",
     "convert.cli",
     "convert.export",

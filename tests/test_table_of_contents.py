@@ -49,7 +49,7 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_every_name_of_the_table_of_contents_is_there():
     for name in taskvec_jax.__all__:
         assert getattr(taskvec_jax, name) is not None
-    assert taskvec_jax.learn is learning.learn
+    assert taskvec_jax.learn_vector is learning.learn_vector
     assert not hasattr(taskvec_jax, "no_such_name")
 
 

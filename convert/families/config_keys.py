@@ -60,4 +60,36 @@ ROPE_READ: dict[str, frozenset[str]] = {  # rope_type -> keys; "": all types
             "rope_theta",
         )
     ),
+    "yarn": frozenset(
+        (
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "factor",
+            "mscale",
+            "mscale_all_dim",
+            "original_max_position_embeddings",
+            "partial_rotary_factor",
+            "rope_theta",
+            "truncate",
+        )
+    ),
+    "dynamic": frozenset(
+        (
+            "factor",
+            "partial_rotary_factor",
+            "rope_theta",
+        )
+    ),
+    "longrope": frozenset(
+        (
+            "attention_factor",
+            "factor",
+            "long_factor",
+            "original_max_position_embeddings",
+            "partial_rotary_factor",
+            "rope_theta",
+            "short_factor",
+        )
+    ),
 }

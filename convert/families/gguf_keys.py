@@ -109,21 +109,25 @@ class GGUFKeys(KeyReader):
             note(self.where, unread, "the GGUF format")
 
 
-def gguf_always(keys: GGUFKeys, head_dim: int, layouts: tuple[str, ...]) -> None:
+def gguf_always(keys: GGUFKeys, scale: float, layouts: tuple[str, ...]) -> None:
     """Reads the keys that every architecture of GGUF may have, then calls `finish`.
+
+    Args:
+      scale: what this model's scores are multiplied by.
 
     Raises:
       TaskVecError: tokens that see later ones, scores that are scaled otherwise, a layout of
         tensors that is not in `layouts`, or a key that may change the numbers and was not read.
     """
-    scale = keys.get("attention.scale", float, 0.0)
-    if np.float32(scale) not in (np.float32(0), np.float32(head_dim**-0.5)):
+    said = keys.get("attention.scale", float, 0.0)
+    if np.float32(said) not in (np.float32(0), np.float32(scale)):
         raise TaskVecError(
-            f"{keys.where}: attention.scale is {scale}; allowed: {head_dim**-0.5}, or 0 for it"
+            f"{keys.where}: attention.scale is {said}; allowed: {scale}, or 0 for it"
         )
     keys.require("attention.causal", True, (True,))
     keys.require("tensor_data_layout", layouts[0], layouts)
-    keys.require("rope.scaling.attn_factor", 1.0, (1.0,))
+    if not keys.was_read("rope.scaling.attn_factor"):
+        keys.require("rope.scaling.attn_factor", 1.0, (1.0,))
     keys.finish()
 
 
@@ -142,6 +146,54 @@ def gguf_tied(meta: Mapping[str, Any], shapes: Shapes, where: str) -> bool:
             " output.weight; fetch the other parts beside it"
         )
     return True
+
+
+def gguf_sizes(
+    keys: GGUFKeys, meta: Mapping[str, Any], tensors: Source, *, layer_norm: bool = False
+) -> dict[str, Any]:
+    """The fields of a `DecoderConfig` that all architectures name alike.
+
+    Args:
+      layer_norm: whether the norms are LayerNorms, which have another key for their epsilon.
+
+    Raises:
+      TaskVecError: a key or the embedding is missing, or keys and values differ in size.
+    """
+    shapes = tensors.shapes()
+    if len(shapes.get("token_embd.weight", ())) != 2:
+        raise TaskVecError(f"{keys.where}: token_embd.weight is missing; the file is not complete")
+    width, layers = keys.need_size("embedding_length"), keys.need_size("block_count")
+    heads = keys.layers_size("attention.head_count", layers)
+    head_dim = keys.get_size("attention.key_length", max(1, width // heads))
+    if keys.get_size("attention.value_length", max(1, width // heads)) != head_dim:
+        raise TaskVecError(
+            f"{keys.where}: attention.key_length is {head_dim} and attention.value_length another"
+            f" number (where it is absent, {width} / {heads}); allowed: the same"
+        )
+    eps = "attention.layer_norm_epsilon" if layer_norm else "attention.layer_norm_rms_epsilon"
+    return {
+        "vocab_size": shapes["token_embd.weight"][0],
+        "num_layers": layers,
+        "width": width,
+        "num_heads": heads,
+        "num_kv_heads": keys.layers_size("attention.head_count_kv", layers, heads),
+        "head_dim": head_dim,
+        "mlp_width": keys.layers_size("feed_forward_length", layers),
+        "norm_eps": keys.single(eps, None),
+        "max_length": keys.need_size("context_length"),
+        "tied_unembed": gguf_tied(meta, shapes, keys.where),
+    }
+
+
+def gguf_rotary(
+    keys: GGUFKeys, tensors: Source, head_dim: int, base: float = 10_000.0
+) -> dict[str, Any]:
+    """The rotary fields of a model whose heads rotate whole; `base` where the file has none."""
+    return {
+        "rope_base": keys.single("rope.freq_base", base),
+        "rope_dim": keys.require("rope.dimension_count", head_dim, (head_dim,)),
+        "rope_scaling": gguf_rope_scaling(keys, tensors, head_dim),
+    }
 
 
 def gguf_rope_scaling(keys: GGUFKeys, tensors: Source, rope_dim: int) -> RopeScaling | None:

@@ -45,6 +45,14 @@ class KeyReader:
         """Whether the key is there, perhaps as null."""
         return key in self._raw
 
+    def was_read(self, key: str) -> bool:
+        """Whether somebody has asked for the key."""
+        return key in self._read
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there, as null."""
+        return key in self._raw and self._raw[key] is None
+
     def get(self, key: str, kind: type, default: Any, *, null: bool = False) -> Any:
         """The value of a key, or the default where it is absent.
 

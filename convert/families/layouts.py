@@ -104,3 +104,38 @@ def gguf_heads_bias(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
 def ungguf_heads_bias(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
     """The inverse of `gguf_heads_bias`."""
     return _permuted(config, unheads_bias(config, x))
+
+
+def fused_heads(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """[(H + 2 G) * K, D], all queries, then all keys, then all values -> [D, H or G, K] each."""
+    heads = x.reshape(-1, config.head_dim, x.shape[1]).transpose(2, 0, 1)
+    first, second = config.num_heads, config.num_heads + config.num_kv_heads
+    return heads[:, :first], heads[:, first:second], heads[:, second:]
+
+
+def unfused_heads(config: DecoderConfig, *leaves: np.ndarray) -> np.ndarray:
+    """The inverse of `fused_heads`."""
+    return np.concatenate([unheads_out(config, leaf) for leaf in leaves])
+
+
+def fused_mlp(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """[2 * F, D], the gate's rows before the other's -> two [D, F]."""
+    return x[: config.mlp_width].T, x[config.mlp_width :].T
+
+
+def unfused_mlp(config: DecoderConfig, *leaves: np.ndarray) -> np.ndarray:
+    """The inverse of `fused_mlp`."""
+    del config
+    return np.concatenate([leaf.T for leaf in leaves])
+
+
+def less_one(config: DecoderConfig, x: np.ndarray) -> tuple[np.ndarray]:
+    """A norm's scale, of which the parameter is the difference from one."""
+    del config
+    return (x - 1,)
+
+
+def plus_one(config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """The inverse of `less_one`."""
+    del config
+    return x + 1

@@ -10,8 +10,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling, gguf_tied
-from .hf_keys import HFKeys, Rope, rope_to_hf
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .hf_keys import HFKeys, Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import (
     gguf_heads_bias,
     gguf_heads_out,
@@ -31,7 +31,7 @@ from .layouts import (
 from .rules import Rule, Source
 
 # Buffers; rope_freqs.weight of GGUF is read with the config.
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")
+IGNORED = re.compile(r"rotary_emb\.inv_freq$|^rope_freqs\.weight$|^rope\.freqs$")
 
 
 _A = "model.layers.{layer}.self_attn."
@@ -64,6 +64,7 @@ HF: tuple[Rule, ...] = (
     Rule("lm_head.weight", ("unembed/kernel",), transposed, untransposed),
 )
 
+LAYOUTS = ("Meta AI original pth", "reference")  # of tensors in GGUF files
 _GGUF_NAMES = {  # parts of names in Hugging Face's files -> in GGUF's
     "model.embed_tokens.": "token_embd.",
     "model.norm.": "output_norm.",
@@ -160,7 +161,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         rope_base=rope.base,
         rope_dim=head_dim,
         rope_scaling=rope.scaling,
-        max_length=max_length,
+        max_length=context_length(max_length, rope.scaling),
         sliding_window=window,
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
         attention_bias=not mistral and keys.get("attention_bias", bool, False),
@@ -203,7 +204,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": rope_to_hf(Rope(config.rope_base, 1.0, config.rope_scaling)),
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": length_to_hf(config),
         "tie_word_embeddings": config.tied_unembed,
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
@@ -226,39 +227,17 @@ def config_from_gguf(
       TaskVecError: a key is missing or asks for something not supported.
     """
     keys = GGUFKeys(meta, "llama", where)
-    shapes = tensors.shapes()
-    if len(shapes.get("token_embd.weight", ())) != 2:
-        raise TaskVecError(f"{where}: token_embd.weight is missing; the file is not complete")
-    width, layers = keys.need_size("embedding_length"), keys.need_size("block_count")
-    heads = keys.layers_size("attention.head_count", layers)
-    head_dim = keys.get_size("attention.key_length", max(1, width // heads))
-    if keys.get_size("attention.value_length", max(1, width // heads)) != head_dim:
-        raise TaskVecError(
-            f"{where}: attention.key_length is {head_dim} and attention.value_length another number"
-            f" (where it is absent, {width} / {heads}); allowed: the same"
-        )
-    max_length = keys.need_size("context_length")
+    known = gguf_sizes(keys, meta, tensors)
     config = DecoderConfig(
         family="llama",
-        vocab_size=shapes["token_embd.weight"][0],
-        num_layers=layers,
-        width=width,
-        num_heads=heads,
-        num_kv_heads=keys.layers_size("attention.head_count_kv", layers, heads),
-        head_dim=head_dim,
-        mlp_width=keys.layers_size("feed_forward_length", layers),
-        norm_eps=keys.single("attention.layer_norm_rms_epsilon", None),
-        rope_base=keys.single("rope.freq_base", 10_000.0),
-        rope_dim=keys.require("rope.dimension_count", head_dim, (head_dim,)),
-        rope_scaling=gguf_rope_scaling(keys, tensors, head_dim),
-        max_length=max_length,
+        **known,
+        **gguf_rotary(keys, tensors, known["head_dim"]),
         sliding_window=keys.get("attention.sliding_window", int, 0) or None,  # 0: none
-        tied_unembed=gguf_tied(meta, shapes, where),
-        attention_bias="blk.0.attn_q.bias" in shapes,
-        mlp_bias="blk.0.ffn_gate.bias" in shapes,
+        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
+        mlp_bias="blk.0.ffn_gate.bias" in tensors.shapes(),
         dtype=dtype,
     )
-    gguf_always(keys, head_dim, ("Meta AI original pth", "reference"))
+    gguf_always(keys, config.head_dim**-0.5, LAYOUTS)
     return config
 
 
@@ -266,7 +245,7 @@ FAMILY = Family(
     name="llama",
     model_types=MODEL_TYPES,
     hf=HF,
-    ignored=_IGNORED,
+    ignored=IGNORED,
     tied=("lm_head.weight", "model.embed_tokens.weight"),
     prefix="model.",
     config_from_hf=config_from_hf,

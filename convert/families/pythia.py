@@ -13,7 +13,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling
-from .hf_keys import GELUS, HFKeys, Rope, rope_to_hf
+from .hf_keys import GELUS, HFKeys, Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import heads_in, same, transposed, unheads_in, unsame, untransposed
 from .rules import Rule, Source
 
@@ -161,7 +161,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
         rope_base=rope.base,
         rope_dim=int(head_dim * rope.share),
         rope_scaling=rope.scaling,
-        max_length=max_length,
+        max_length=context_length(max_length, rope.scaling),
         tied_unembed=keys.get("tie_word_embeddings", bool, False),
         attention_bias=keys.get("attention_bias", bool, True),
         mlp_bias=True,
@@ -203,7 +203,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
             **rope_to_hf(Rope(config.rope_base, share, config.rope_scaling)),
             "partial_rotary_factor": share,
         },
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": length_to_hf(config),
         "tie_word_embeddings": config.tied_unembed,
         "attention_bias": config.attention_bias,
         "use_parallel_residual": config.parallel_residual,
@@ -258,7 +258,7 @@ def config_from_gguf(
         gelu="tanh" if (layers, width) == (44, 6144) else "exact",
         dtype=dtype,
     )
-    gguf_always(keys, head_dim, ("reference",))
+    gguf_always(keys, head_dim**-0.5, ("reference",))
     return config
 
 

@@ -235,8 +235,9 @@ def own_keys(model_type: str) -> str:
 
 
 def _own_files(model_type: str) -> list[Path]:
-    directory = transformers_directory() / "models" / model_type
-    return [directory / f"{kind}_{model_type}.py" for kind in ("configuration", "modeling")]
+    name = model_type.removesuffix("_text")  # gemma3_text lies in gemma3/
+    directory = transformers_directory() / "models" / name
+    return [directory / f"{kind}_{name}.py" for kind in ("configuration", "modeling")]
 
 
 def rope_keys() -> dict[str, set[str]]:
@@ -252,6 +253,9 @@ def rope_keys() -> dict[str, set[str]]:
         "default": set().union(*(keys.get("compute_default_rope_parameters", ()) for keys in own)),
         "linear": shared["_compute_linear_scaling_rope_parameters"],
         "llama3": shared["_compute_llama3_parameters"],
+        "yarn": shared["_compute_yarn_parameters"],
+        "dynamic": shared["_compute_dynamic_ntk_parameters"],
+        "longrope": shared["_compute_longrope_parameters"],
     }
 
 

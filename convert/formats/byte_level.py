@@ -51,10 +51,12 @@ def _byte_level() -> Any:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 
 
-_LLAMA_3 = Regex(
+_LLAMA_3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LLAMA_3 = Regex(_LLAMA_3_PATTERN)
+_QWEN_2 = Regex(_LLAMA_3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"))
 # tokenizer.ggml.pre -> what splits text before byte-level BPE.
 PRE_TOKENIZERS: dict[str, list[Any]] = {
     # Every digit on its own, then GPT-2's pattern.
@@ -63,6 +65,10 @@ PRE_TOKENIZERS: dict[str, list[Any]] = {
     "olmo": [_byte_level()],  # GPT-NeoX's vocabulary goes by this name too
     "llama-bpe": [
         pre_tokenizers.Split(_LLAMA_3, "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+    "qwen2": [  # every digit on its own
+        pre_tokenizers.Split(_QWEN_2, "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
 }

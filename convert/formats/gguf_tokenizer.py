@@ -67,8 +67,8 @@ def from_gguf(meta: Mapping[str, Any], where: str) -> Backend:
             f"{where}: its tokenizer is damaged ({first_line(error)}); fetch it again"
         ) from None
     built = tokenizers.Tokenizer(bpe)
-    if meta.get("general.architecture") == "gptneox":
-        built.normalizer = normalizers.NFC()  # as in every tokenizer.json of GPT-NeoX
+    if meta.get("general.architecture") == "gptneox" or pre == "qwen2":
+        built.normalizer = normalizers.NFC()  # as in every tokenizer.json of GPT-NeoX and Qwen
     built.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])
     built.decoder = decoders.ByteLevel()
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):

@@ -43,7 +43,8 @@ def run_ours(model: Model, dtype: str, rows: Sequence[Sequence[int]]) -> Run:
         @jax.jit
         def read(params: Any, tokens: jax.Array, places: jax.Array) -> Any:
             residuals, logits = decoder.apply(params, tokens, places, method="read")
-            return decoder.apply(params, tokens[0], method="embed"), residuals, logits
+            embedded = decoder.apply(params, tokens[0], places, method="embed")
+            return embedded, residuals, logits
 
         run = Run([], [])
         for row in rows:

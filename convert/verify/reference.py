@@ -78,8 +78,11 @@ def _run_hugging_face(directory: Path, dtype: str, rows: Sequence[Sequence[int]]
         value = output[0] if isinstance(output, tuple) else output
         kept.append(value[0].detach().double().numpy())
 
-    hooked = [theirs.get_input_embeddings(), *blocks]
-    handles = [module.register_forward_hook(keep) for module in hooked]
+    def keep_first(module: Any, inputs: Any) -> None:  # scaled, and with learned positions
+        keep(module, (), inputs[0])
+
+    handles = [blocks[0].register_forward_pre_hook(keep_first)]
+    handles += [module.register_forward_hook(keep) for module in blocks]
     run = Run([], [])
     for row in rows:
         kept.clear()

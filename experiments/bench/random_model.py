@@ -49,7 +49,7 @@ def random_model(name: str, dtype: str, num_layers: int | None = None) -> Model:
     leaves: dict[str, jax.Array] = {}
     for key, (path, shape) in zip(keys, shapes.items(), strict=True):
         whole = jnp.ones(shape, config.dtype) if path.endswith("scale") else leaf(key, shape)
-        leaves |= quantize_leaf(path, whole) if final.quantization == "int8" else {path: whole}
+        leaves |= quantize_leaf(path, whole, final.quantization)
     config = dataclasses.replace(config, quantization=final.quantization)
     return Model(f"random {name}", Decoder(config), unflatten(leaves), tokenizer, config, "random")
 

@@ -1,4 +1,4 @@
-"""What every experiment shares: flags, the compilation cache, results on disk."""
+"""What every experiment shares: flags, and what they ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from convert import cli as command
@@ -28,9 +27,11 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.measuring import longest_rows
 from taskvec_jax.evaluation.results import WORDS, Settings
 from taskvec_jax.evaluation.statistics import prompts_for
+from taskvec_jax.models.compilation import keep_programs
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
-from taskvec_jax.models.names import cache_directory, describe
+from taskvec_jax.models.names import describe
+from taskvec_jax.prompting.templates import NAMED, Template
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import QUANTIZATIONS
 
@@ -46,8 +47,8 @@ def define_model_flags() -> None:
         "quantization",
         "none",
         list(QUANTIZATIONS),
-        "How kernels of linear maps are kept. int8: one byte a number; --dtype is then the dtype of"
-        " all other parameters and of products.",
+        "How kernels of linear maps are kept. int8: one byte a number; int4: half of one; --dtype"
+        " is then the dtype of all other parameters and of products.",
     )
     flags.DEFINE_bool("plan", False, "Say what the model needs and where it fits, and do nothing.")
 
@@ -91,6 +92,7 @@ def define_prompt_flags() -> None:
         "Which pairs are kept. single_token: those whose answer is one token, outside knowledge."
         " none: longer answers too.",
     )
+    define_template_flags()
     flags.DEFINE_integer(
         "batch_size",
         defaults.batch_size,
@@ -106,12 +108,43 @@ def define_prompt_flags() -> None:
     define_task_flags()
 
 
+def define_template_flags() -> None:
+    """--template, --separator and --header: how prompts are written."""
+    flags.DEFINE_string(
+        "template",
+        "paper",
+        f"How a pair is written: a pair with {{x}} and {{y}} ('Q: {{x}}\\nA: {{y}}'), a name"
+        f" ({', '.join(NAMED)}), or the path of a model's chat_template.jinja or"
+        " tokenizer_config.json.",
+    )
+    flags.DEFINE_string("separator", None, "Between pairs; that of the template when left out.")
+    flags.DEFINE_string(
+        "header",
+        None,
+        "Before every prompt, with demonstrations and without; of a chat, the system message.",
+    )
+
+
+def template_from_flags() -> Template:
+    """How the flags say that prompts are written.
+
+    Raises:
+      TaskVecError: no such template, or one that will not do.
+    """
+    return Template.of(FLAGS.template, separator=FLAGS.separator, header=FLAGS.header)
+
+
 def define_task_flags() -> None:
     """Where tasks come from."""
     flags.DEFINE_string(
         "task_data", None, "Directory of category/name.json files to use instead of our own tasks."
     )
-    flags.DEFINE_string("task_file", None, "JSON or Python file of tasks that join the others.")
+    flags.DEFINE_string(
+        "task_file",
+        None,
+        "File of tasks that join the others: CSV, TSV or JSONL of pairs, JSON, or Python; - is"
+        " standard input.",
+    )
 
 
 def settings_from_flags() -> Settings:
@@ -130,6 +163,7 @@ def settings_from_flags() -> Settings:
         batch_size=FLAGS.batch_size,
         rule=FLAGS.rule,
         filter=FLAGS.filter,
+        template=template_from_flags(),
     )
 
 
@@ -235,22 +269,11 @@ def model_from_flags() -> Model:
     )
 
 
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs in a directory only this user can read, from run to run."""
-    try:
-        directory = cache_directory() / "compiled"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, TaskVecError):
-        return  # a home that cannot be written costs a compilation a run, nothing else
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def run(main: Callable[[], None], words: Sequence[str] = ()) -> None:
+def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
     """Runs an experiment, or with --plan says what its model needs instead.
 
     Args:
-      words: names of flags that may be given as plain words, in this order.
+      positional: flags that words without -- are taken for, in this order.
     """
 
     def planned() -> None:
@@ -258,7 +281,7 @@ def run(main: Callable[[], None], words: Sequence[str] = ()) -> None:
             for line in plan_lines(*describe(FLAGS.model, FLAGS.revision)):
                 console.print(line, markup=False)
             return
-        enable_compilation_cache()
+        keep_programs()
         try:
             main()
         except OSError as error:
@@ -269,4 +292,4 @@ def run(main: Callable[[], None], words: Sequence[str] = ()) -> None:
                 " choose another --out"
             ) from None
 
-    command.run(planned, words)
+    command.run(planned, positional)

@@ -14,6 +14,7 @@ refused before it computes anything.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def of_settings(
       task_data, task_file: where tasks come from.
     """
     found = {k: v for k, v in dataclasses.asdict(settings).items() if k != "batch_size"}
+    found["template"] = settings.template.label
     if short_demonstrations is not None:
         found["short_num_demonstrations"] = short_demonstrations
     paths = {"task_data": task_data, "task_file": task_file}
@@ -251,5 +253,7 @@ def directory_name(run: Identity, defaults: Identity) -> str:
         value = run.get(name, default)
         if value != default:
             is_path = name in ("task_data", "task_file")
+            if name == "template":  # a text of any length
+                value = f"-{hashlib.sha256(value.encode()).hexdigest()[:SHORT_HASH]}"
             parts.append(path_key(value) if is_path else f"{name}{value}")
     return "_".join(parts)

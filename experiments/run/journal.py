@@ -111,6 +111,15 @@ class Journal:
                 self.computed += 1
             return array
 
+    def kept_array(self, what: What) -> tuple[Path, np.ndarray] | None:
+        """An array that is kept, and its file; None if it is not there as it was written, or kept
+        by another process."""
+        path = self._array_path(what)
+        try:
+            return path, np.load(io.BytesIO(_checked(path.read_bytes())))
+        except (OSError, ValueError, EOFError):
+            return None
+
     def keep_array(self, what: What, array: np.ndarray) -> None:
         """Keeps an array that came along with other work, for `array` to find.
 

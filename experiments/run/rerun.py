@@ -23,8 +23,11 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Pair, Task
 
 OF_MODEL = ("model", "revision", "dtype", "quantization")
-OF_RUN = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "batch_size")
-NOT_BESIDE = (*OF_MODEL, *OF_RUN, "tasks", "task_data", "task_file")
+OF_RUN = tuple(
+    f.name for f in dataclasses.fields(Settings) if f.name not in ("batch_size", "template")
+)
+OF_TEMPLATE = {"template": "pair", "separator": "separator", "header": "header"}  # flag -> part
+NOT_BESIDE = (*OF_MODEL, *OF_RUN, *OF_TEMPLATE, "tasks", "task_data", "task_file")
 
 
 def define_flag() -> None:
@@ -64,6 +67,8 @@ def _read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
         kept = {name: result[name] for name in (*OF_MODEL, "weights_sha256")}
         kept |= {name: result["run"][name] for name in OF_RUN}
+        template = result["settings"]["template"]
+        kept |= {flag: template[part] for flag, part in OF_TEMPLATE.items()}
         kept["tasks"] = list(result["tasks"])
         kept["data"] = {name: task_of(record) for name, record in result["data"].items()}
         return kept
@@ -90,7 +95,7 @@ def apply() -> None:
             f"--rerun={path} runs what the file says; leave out --{', --'.join(given)}, or give"
             " flags without --rerun"
         )
-    for name in (*OF_MODEL, *OF_RUN):
+    for name in (*OF_MODEL, *OF_RUN, *OF_TEMPLATE):
         if name in FLAGS:
             FLAGS[name].value = kept[name]
 

@@ -187,7 +187,7 @@ def fitting_tasks(
     fitting, left_out, why = [], {}, TaskVecError("there is no task to run; name one with --tasks")
     for task in tasks:
         try:
-            fitted = fit(task, tokenizer, settings.filter)
+            fitted = fit(task, tokenizer, settings.template, settings.filter)
             draw_prompts(fitted, dataclasses.replace(settings, num_prompts=1), "test")
         except TaskVecError as error:
             if must_fit:

@@ -4,6 +4,8 @@ Experiments are functions of a study; what two of them need (a task's main score
 method here, so that whichever runs first pays for it and the others find it.
 """
 
+# Long because: what two experiments share is a method of the study.
+
 from __future__ import annotations
 
 import contextlib
@@ -24,10 +26,8 @@ from experiments.run import flags as command
 from experiments.run import identity, rerun
 from experiments.run.fingerprint import fingerprint
 from experiments.run.journal import Journal
-from experiments.run.results import (
-    matmul_precision,
-    provenance,
-)
+from experiments.run.results import matmul_precision, provenance
+from experiments.run.vectors import VectorFiles
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controlled import evaluate_with_controls
@@ -35,12 +35,13 @@ from taskvec_jax.evaluation.layers import best_layer
 from taskvec_jax.evaluation.lending import mean_theta_of
 from taskvec_jax.evaluation.measuring import (
     Measured,
-    chosen_layer,
+    choose_layer,
     measure,
     measured_again,
     read_test_theta,
 )
 from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.records import Result
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Task
@@ -158,9 +159,8 @@ class Study:
         """Baseline, ICL, task vector and a random vector of a task (`TaskResult.to_dict`)."""
 
         def compute() -> dict[str, Any]:
-            found = evaluate_task(
-                self.model, task, self.settings, self.advance, self.measured(task)
-            )
+            measured = self.measured(task)
+            found = evaluate_task(self.model, task, self.settings, self.advance, measured)
             return found.to_dict()
 
         what = self.what("layer_sweep", task, self.settings, evaluate_task)
@@ -209,7 +209,6 @@ class Study:
 
     def theta(self, task: Task, settings: Settings) -> np.ndarray:
         """Theta of every test prompt: float32 [N, L, D]."""
-
         return self.journal.array(
             self._theta_unit(task, settings), lambda: read_test_theta(self.model, task, settings)
         )
@@ -218,9 +217,8 @@ class Study:
         """The layer chosen on dev; found with `measured` when these settings are the run's."""
         if settings == self.settings:
             return self.measured(task).layer
-
-        what = self.what("layer", task, settings, chosen_layer)
-        return int(self.journal.unit(what, lambda: chosen_layer(self.model, task, settings)))
+        what = self.what("layer", task, settings, choose_layer)
+        return int(self.journal.unit(what, lambda: choose_layer(self.model, task, settings)))
 
     def common_layer(self) -> int:
         """One layer for all tasks: argmax of the mean dev curve, ties to the lowest."""
@@ -234,15 +232,20 @@ class Study:
         """The pairs of all tasks that were known to the run, for `--rerun`."""
         return {task.name: rerun.task_record(task) for task in (*self.tasks, *self.available)}
 
-    def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Any:
-        """The content of an experiment's JSON file."""
+    @functools.cached_property
+    def vectors(self) -> VectorFiles:
+        """The vectors of the run as files with names."""
+        return VectorFiles(self.out, self.model, self.journal, self.settings)
+
+    def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Result:
+        """The content of an experiment's JSON file; `records()` makes flat records of it."""
         run = identity.of_settings(
             self.settings,
             self.short_settings.num_demonstrations,
             self.record.get("task_data"),
             self.record.get("task_file"),
         )
-        return {
+        content = {
             "experiment": experiment,
             **identity.of_run(self.model, run),
             "categories": {task.name: task.category for task in self.tasks},
@@ -252,8 +255,10 @@ class Study:
                 **self.record,
             },
             "provenance": provenance(self.model, settings.seed, time.monotonic() - self.started),
+            "vectors": self.vectors.of_thetas(self.tasks, settings, self._theta_unit),
             **payload,
         }
+        return Result(content)
 
     def each(
         self, title: str, tasks: Sequence[Task], measure: Callable[[Task], Any]

@@ -39,7 +39,7 @@ def estimate(
     wanted = scorer.wanted(prompts, settings.seed)
     theta, _ = read_prompts(scorer, prompts, size, wanted)
     reading = _seconds(lambda: read_prompts(scorer, prompts, size, wanted)) / size
-    sweeping = _seconds(lambda: sweep_layers(model, queries, theta, size, wanted)) / size
+    sweeping = _seconds(lambda: sweep_layers(model, queries, theta, size, grading=wanted)) / size
     n = num_tasks * settings.num_prompts
     plain = n * (2 * reading + SWEEPS * sweeping)
     others = max(0, num_known - 1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models.atomic import write_file
 
 
 class WriteError(TaskVecError):
@@ -42,18 +41,5 @@ def write_whole(path: Path, content: bytes | str) -> None:
       WriteError: what was at `path` before is there still, and nothing else.
     """
     data = content.encode() if isinstance(content, str) else content
-    scratch = None
     with told(path):
-        try:
-            handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            with open(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            if scratch is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(scratch)
-            raise
+        write_file(path, data)

@@ -26,7 +26,7 @@ import numpy as np
 import tokenizers
 
 from experiments.small_pythia.training import Batch
-from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, render_query
+from taskvec_jax.prompting.templates import PAPER
 from taskvec_jax.prompting.tokenizer import ARROW, Tokenizer
 from taskvec_jax.tasks import TASKS as HOUSE_TASKS
 from taskvec_jax.tasks import Pair, Task
@@ -79,10 +79,10 @@ def build_tokenizer() -> Tokenizer:
     Whatever else a prompt holds is cut into characters, unknown ones among them, so that a word is
     never one token and the filter of `prompts.fit` leaves word lists out.
     """
-    words = [PREFIX, ARROW, SEPARATOR, ",", *NUMBERS, *LETTERS, *LETTERS.upper()]
+    words = [PAPER.before, ARROW, PAPER.separator, ",", *NUMBERS, *LETTERS, *LETTERS.upper()]
     vocab = {word: i for i, word in enumerate([UNKNOWN, *words])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=UNKNOWN))
-    pattern = rf"{PREFIX}|{ARROW}|[0-9][0-9]|[\s\S]"
+    pattern = rf"{PAPER.before}|{ARROW}|[0-9][0-9]|[\s\S]"
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     backend.decoder = tokenizers.decoders.Fuse()
     return Tokenizer(backend)
@@ -109,7 +109,7 @@ class Mixture:
 
     def _line(self, pair: Pair) -> list[int]:
         """`example:x->y` and a newline; the answer is the last token but one."""
-        return self.tokenizer.encode(render_query(pair.input) + pair.output + SEPARATOR)
+        return self.tokenizer.encode(PAPER.show(pair.input, pair.output) + PAPER.separator)
 
     def tokens_of(self, step: int) -> int:
         """Tokens of the rows of one step, padding included."""

@@ -75,9 +75,9 @@ def parameter_count(config: DecoderConfig) -> int:
 
 
 def in_precision(config: DecoderConfig, dtype: str) -> DecoderConfig:
-    """The config in a dtype; "int8" stands for int8 kernels with the rest in bfloat16."""
-    if dtype == "int8":
-        return dataclasses.replace(config, dtype="bfloat16", quantization="int8")
+    """The config in a dtype; "int8" and "int4" stand for such kernels, the rest in bfloat16."""
+    if dtype in ("int8", "int4"):
+        return dataclasses.replace(config, dtype="bfloat16", quantization=dtype)
     return dataclasses.replace(config, dtype=dtype)
 
 
@@ -135,11 +135,12 @@ def sweep_bytes(
     read += sizes.reads * rows * c.num_layers * c.width * wide
     inject = program(sizes.query + c.num_layers, 1 + c.num_layers)
     unpacked = 0
-    if c.quantization == "int8":  # the kernels of one layer, as the product reads them
+    if c.quantization != "none":  # the kernels of one layer, as the product reads them
         for path, leaf in leaf_types(c).items():
+            numbers = 2 if leaf.dtype == "uint8" else 1  # in a byte
             if path.startswith("layers/"):
                 held = leaf.size // c.num_layers // _shards(c, path, leaf.shape, mesh.model)
-                unpacked += held * ITEM_BYTES[c.dtype]
+                unpacked += held * numbers * ITEM_BYTES[c.dtype]
     return max(read, inject) + unpacked
 
 

@@ -176,7 +176,8 @@ def split_of(
       path: of the leaf, without "params/".
       shape: of the leaf, with its layers.
     """
-    axes, first = SPLITS.get(path, ()), int(path.startswith("layers/"))
+    like = path.removesuffix("_scale") if config.quantization == "int4" else path  # an axis each
+    axes, first = SPLITS.get(like, ()), int(path.startswith("layers/"))
     heads, groups = head_axes(config, devices)
     if axes and heads and path.startswith(ATTENTION):
         over = groups if path.startswith(KEYS_AND_VALUES) else heads

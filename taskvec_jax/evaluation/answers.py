@@ -21,7 +21,7 @@ from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import ScoringRule, cut, scoring_rule
 from taskvec_jax.models.generating import generate
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, render_query
+from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks.sampling import seeded
 from taskvec_jax.tasks.task import Pair, Task
 from taskvec_jax.transformer.edits import replace
@@ -96,7 +96,7 @@ class Scorer:
 
     def _continuations(self, pair: Pair) -> list[list[int]]:
         """The tokens of each accepted answer as it follows the query, the output's first."""
-        query = render_query(pair.input)
+        query = self.fitted.zero_shot(pair)
         space = " " if self.fitted.leading_space else ""
         answers = (pair.output, *(space + answer for answer in pair.accepted))
         before, *after = self.model.tokenizer.encode_all(
@@ -141,7 +141,7 @@ def scorer_of(model: Model, task: Task, settings: Settings) -> Scorer:
     Raises:
       TaskVecError: the task does not suit the tokenizer.
     """
-    return Scorer(model, fit(task, model.tokenizer, settings.filter))
+    return Scorer(model, fit(task, model.tokenizer, settings.template, settings.filter))
 
 
 def accepted(pair: Pair) -> list[str]:

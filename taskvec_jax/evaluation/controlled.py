@@ -89,7 +89,7 @@ def evaluate_with_controls(
     m = measured or measure(model, task, settings, progress)
     scorer, n = m.scorer, len(m.test)
     queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in m.test])
-    swept = sweep_layers(model, queries, m.theta, settings.batch_size, m.wanted)
+    swept = sweep_layers(model, queries, m.theta, settings.batch_size, grading=m.wanted)
     assert swept.graded is not None
     progress(n)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import render_query
+from taskvec_jax.prompting.templates import PAPER
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
@@ -30,7 +30,7 @@ def check_injection(model: Model, batch_size: int) -> float:
     Raises:
       TaskVecError: a prediction or a logit changed; the run would measure something else.
     """
-    query = model.tokenizer.encode(render_query("own residual"))
+    query = model.tokenizer.encode(PAPER.zero_shot("own residual"))
     residuals, _ = read_texts(model, [[query]], batch_size)
     answers = sweep_layers(model, [query], residuals[:, 0], batch_size)
     tokens, logits = answers.tokens[0], answers.logits[0]

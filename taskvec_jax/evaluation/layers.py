@@ -33,7 +33,7 @@ def best_layer(dev_accuracy: Sequence[float] | np.ndarray) -> int:
     return int(np.argmax(dev_accuracy))
 
 
-def choose_layer(
+def layer_of_dev(
     scorer: Scorer,
     prompts: Sequence[Prompt],
     *,

@@ -14,7 +14,7 @@ import numpy as np
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import Scorer, scorer_of
 from taskvec_jax.evaluation.columns import Predicted, graded_means, score_columns
-from taskvec_jax.evaluation.layers import choose_layer
+from taskvec_jax.evaluation.layers import layer_of_dev
 from taskvec_jax.evaluation.reading import InContext, draw_prompts, read_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
@@ -192,9 +192,10 @@ def sweep_dev(
     model = scorer.model
     queries = queries or model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
     wanted = scorer.wanted(dev, settings.seed)
-    tokens, _, graded = sweep_layers(model, queries, vectors, settings.batch_size, wanted)
+    answers = sweep_layers(model, queries, vectors, settings.batch_size, grading=wanted)
+    tokens, graded = answers.tokens, answers.graded
     assert graded is not None
-    chosen = choose_layer(
+    chosen = layer_of_dev(
         scorer, dev, queries=queries, vectors=vectors, tokens=tokens[:, 1:], rule=settings.rule
     )
     curve = scorer.by_first_token(dev, tokens[:, 1:]).mean(axis=0)
@@ -211,7 +212,7 @@ def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:
     return read_theta(model, prompts, settings.batch_size)
 
 
-def chosen_layer(model: Model, task: Task, settings: Settings) -> int:
+def choose_layer(model: Model, task: Task, settings: Settings) -> int:
     """The layer of the highest dev accuracy of a task by the rule in force, ties to the lowest.
 
     Raises:

@@ -64,7 +64,7 @@ def columns_written(
         np.stack([w.vectors for w in written.values()], axis=1),
         np.array([w.layer for w in written.values()]),
         settings.batch_size,
-        wanted=m.wanted,
+        grading=m.wanted,
     )
     assert answers.graded is not None
     columns = {}

@@ -70,7 +70,16 @@ def query_parts(fitted: FittedTask, settings: Settings) -> dict[str, list[Pair]]
 def draw_prompts(
     fitted: FittedTask, settings: Settings, split: str, start: int = 0
 ) -> list[Prompt]:
-    """The prompts of one split ("dev" or "test") under these settings, from number `start` on."""
+    """The prompts of one split ("dev" or "test") under these settings, from number `start` on.
+
+    Raises:
+      TaskVecError: the task was fitted to another template, or has too few pairs.
+    """
+    if fitted.template != settings.template:
+        raise TaskVecError(
+            f"{fitted.task.name} was fitted to the template {fitted.template.label}, and the"
+            f" settings say {settings.template.label}; fit(task, tokenizer, settings.template)"
+        )
     return sample(
         fitted,
         seed=settings.seed,

@@ -9,10 +9,12 @@ from typing import Any, get_args
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError, short_repr
+from taskvec_jax.evaluation.records import Result
 from taskvec_jax.evaluation.scoring import RuleName
 from taskvec_jax.evaluation.statistics import Accuracy
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FILTERS
+from taskvec_jax.prompting.templates import PAPER, Template
 from taskvec_jax.tasks.task import check_task
 
 WORDS: Mapping[str, tuple[str, ...]] = {"rule": get_args(RuleName), "filter": FILTERS}
@@ -28,6 +30,7 @@ class Settings:
       num_dummy_queries: theta is averaged over this many (the paper: 2).
       seed: of the draw of prompts.
       batch_size: rows a compiled call works on; changes no number beyond float noise.
+      template: how prompts are written; a `Template`, or a text that `Template.of` takes.
       rule: when an answer is right: "full", a whole answer, or "paper", its first token as the
         paper scores it (see scoring.py). Layers are chosen by it. With "paper" the queries are
         drawn as the paper does; else dev and test ask for different pairs where there are enough.
@@ -40,11 +43,18 @@ class Settings:
     num_dummy_queries: int = 2
     seed: int = 0
     batch_size: int = 50
+    template: Template = PAPER
     rule: str = "full"
     filter: str = "single_token"
 
     def __post_init__(self) -> None:
+        if isinstance(self.template, str):
+            object.__setattr__(self, "template", Template.of(self.template))
+        if not isinstance(self.template, Template):
+            raise TaskVecError(f"template is {short_repr(self.template)}; it must be a Template")
         for field in dataclasses.fields(self):
+            if field.name == "template":
+                continue
             got = getattr(self, field.name)
             if field.name in WORDS:
                 if got not in WORDS[field.name]:
@@ -109,6 +119,11 @@ class TaskResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return dataclasses.asdict(self)
+
+    def records(self, of: str | None = None) -> list[dict[str, Any]]:
+        """Flat records (see records.py): one of all scores, or one for each item of a list, such
+        as "dev_accuracy_by_layer"."""
+        return Result(self.to_dict()).records(of)
 
 
 def check_arguments(model: Any, task: Any, settings: Any) -> None:

@@ -1,4 +1,5 @@
-"""Directories that are written by one process at a time, and replaced whole or not at all."""
+"""Directories that are written by one process at a time, and replaced whole or not at all; and
+files that are."""
 
 from __future__ import annotations
 
@@ -132,3 +133,25 @@ def unwritable(path: Path, error: OSError) -> str:
         f"{path}: cannot be written ({error.strerror}); set TASKVEC_CHECKPOINTS to a directory"
         " that can, with room for the model"
     )
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file beside its place, syncs it and moves it there.
+
+    Raises:
+      OSError: it cannot be written; what was at `path` before is there still, and nothing else.
+    """
+    scratch = None
+    try:
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(scratch)
+        raise

@@ -96,3 +96,14 @@ def _for_rows(
         )
 
     return tuple(map(fitted, take_rows(edits, filled, count)))
+
+
+def resized(part: np.ndarray, positions: int | None, width: int | None) -> np.ndarray:
+    """A text's part, cut or padded to so many positions (with NaN) and attended tokens (0)."""
+    for axis, size, fill in ((0, positions, np.nan), (part.ndim - 1, width, 0.0)):
+        if size is not None:
+            part = np.take(part, range(min(size, part.shape[axis])), axis=axis)
+            pad = [(0, 0)] * part.ndim
+            pad[axis] = (0, size - part.shape[axis])
+            part = np.pad(part, pad, constant_values=fill)
+    return part

@@ -238,7 +238,7 @@ def restore(
     Without a mesh, all of it to the first device.
 
     Parameters are read one after the other, small ones together: beside the tree there is one of
-    them on the host. With quantization="int8" each is quantized as soon as it is read.
+    them on the host. Where they are to be quantized, each is as soon as it is read.
 
     Raises:
       TaskVecError: no complete checkpoint there, or one whose arrays do not fit its config.
@@ -287,7 +287,7 @@ def restore(
                     if quantization == "none":
                         leaves[name] = leaf
                         continue
-                    made = quantize_leaf(name, leaf)
+                    made = quantize_leaf(name, leaf, quantization)
                     leaves |= {at: jax.device_put(leaf, kept[at]) for at, leaf in made.items()}
             params = unflatten(leaves)["params"]
         except Exception as error:  # Orbax raises many kinds for a damaged directory

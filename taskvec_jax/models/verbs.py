@@ -1,4 +1,4 @@
-"""What one does with a model in a notebook: read, edit, generate.
+"""What one does with a model in a notebook: read, edit, generate, sweep.
 
     model = load_model("smollm2-135m-instruct")
     theta = model.read("hot->cold\\nup->down\\nbig->")  # [1, L, D]
@@ -23,8 +23,10 @@ from jax.sharding import Mesh
 
 from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.batches import Batch, batches
+from taskvec_jax.models.batches import Batch, batches, resized
+from taskvec_jax.models.endings import before_stop, continuation, end_of
 from taskvec_jax.models.generating import generate
+from taskvec_jax.models.sweeping import Sweep, first_tokens, sweep
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.transformer.config import DecoderConfig
@@ -56,7 +58,7 @@ class Verbs:
         return (
             f"Model({self.name!r}: {c.family}, {c.num_layers} layers, width {c.width},"
             f" {c.num_heads} heads, {c.vocab_size} tokens, {c.dtype} on {where})\n"
-            f"  verbs: read, logits, top, generate, lens; weights {self.weights_sha256[:12]}"
+            f"  verbs: read, logits, top, generate, sweep, lens; weights {self.weights_sha256[:12]}"
         )
 
     def read(
@@ -111,7 +113,7 @@ class Verbs:
         parts = dict(self._each(rows, edits, call))
         width = longest if site == "pattern" else None
         return np.stack(
-            [_fitted(parts[i], longest if everywhere else None, width) for i in range(len(rows))]
+            [resized(parts[i], longest if everywhere else None, width) for i in range(len(rows))]
         )
 
     def logits(self, texts: Texts, *, edits: Any = ()) -> np.ndarray:
@@ -193,14 +195,14 @@ class Verbs:
             )
 
         def done(number: int, ids: list[int]) -> bool:
-            return _end(self._continuation(rows[number], ids), stops) is not None
+            return end_of(continuation(self.tokenizer, rows[number], ids), stops) is not None
 
         made = generate(
             self.config,
             self.params,
             rows,
             max_new_tokens=max_new_tokens,
-            edits=edits,
+            edits=self._own(edits),
             edit=edit,
             temperature=temperature,
             rng=rng,
@@ -210,41 +212,60 @@ class Verbs:
             layers=self._split,
         )
         if return_ids:
-            return [self._before(row, ids, stops) for row, ids in zip(rows, made, strict=True)]
-        written = map(self._continuation, rows, made)
-        return [text[: _end(text, stops)] for text in written]
+            both = zip(rows, made, strict=True)
+            return [before_stop(self.tokenizer, row, ids, stops) for row, ids in both]
+        written = map(functools.partial(continuation, self.tokenizer), rows, made)
+        return [text[: end_of(text, stops)] for text in written]
 
-    def _before(self, prompt: Sequence[int], ids: list[int], stops: list[str]) -> list[int]:
-        """The longest beginning of ids whose text has no stop string."""
-        if _end(self._continuation(prompt, ids), stops) is None:
-            return ids
-        return next(
-            ids[: n - 1]
-            for n in range(1, len(ids) + 1)
-            if _end(self._continuation(prompt, ids[:n]), stops) is not None
-        )
+    def sweep(self, queries: Texts, theta: Any, *, answers: Any = None) -> Sweep:
+        """What the model says when a vector is written over the last token of each query after
+        each of its layers, all layers in one pass (see vectors/sweep.py).
 
-    def _continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """The text that new ids add. Decoded behind the prompt: some tokenizers drop the space
-        before the first word of what they decode."""
-        before = self.tokenizer.decode(prompt)
-        whole = self.tokenizer.decode([*prompt, *ids])
-        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(ids)
+        Args:
+          queries: N texts.
+          theta: [L, D], one vector for each layer, or [N, L, D], one for each query too, as `read`
+            gives them; or a `TaskVector` of all layers.
+          answers: for each query a string as it would be written right after it (its first token
+            counts), a token id, or a list of these of which any is right; None: not scored.
+
+        Returns:
+          `tokens` [N, L], `untouched` [N] and, with answers, `logprob` [N, L] (see `Sweep`).
+
+        Raises:
+          TaskVecError: theta of another shape or not finite, answers that do not fit, or queries
+            that cannot be read.
+        """
+        texts, rows = self._texts(queries), self._ids(queries)
+        if answers is not None:
+            answers = first_tokens(self.tokenizer, texts, rows, answers)
+        return sweep(self, rows, self._own(theta), answers)
+
+    def _own(self, edits: Any) -> Any:
+        """Edits as they are; refuses a `TaskVector` that was read from another model."""
+        for one in edits if isinstance(edits, list | tuple) else (edits,):
+            if hasattr(one, "check_model"):
+                one.check_model(self)
+        return edits
+
+    @staticmethod
+    def _texts(texts: Texts) -> list[Any]:
+        """One text or several as a list of strings and lists of token ids."""
+        if isinstance(texts, str):
+            return [texts]
+        given: list[Any] = [t if isinstance(t, str) else np.asarray(t).tolist() for t in texts]
+        one_as_ids = bool(given) and all(isinstance(one, int) for one in given)
+        return [given] if one_as_ids else given
 
     def _ids(self, texts: Texts) -> list[list[int]]:
         """Token ids of one text or several."""
-        if isinstance(texts, str):
-            texts = [texts]
-        given: list[Any] = [t if isinstance(t, str) else np.asarray(t).tolist() for t in texts]
-        if given and all(isinstance(one, int) for one in given):
-            given = [given]  # one text, as ids
-        return [self.tokenizer.encode(one) if isinstance(one, str) else one for one in given]
+        encode = self.tokenizer.encode
+        return [encode(one) if isinstance(one, str) else one for one in self._texts(texts)]
 
     def _each(
         self, rows: list[list[int]], edits: Any, call: Callable[[Batch], jax.Array]
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(number of a text, what `call` gives for its row)."""
-        for batch in batches(self.config, rows, edits, self.mesh):
+        for batch in batches(self.config, rows, self._own(edits), self.mesh):
             values = to_host(call(batch))
             yield from zip(batch.numbers.tolist(), values, strict=False)
 
@@ -256,22 +277,6 @@ class Verbs:
         if self.mesh is not None or jax.default_backend() != "cpu" or size > SPLIT_BYTES:
             return None
         return split_layers(self.params, self.config.num_layers)
-
-
-def _fitted(part: np.ndarray, positions: int | None, width: int | None) -> np.ndarray:
-    """A text's part, cut or padded to so many positions (with NaN) and attended tokens (0)."""
-    for axis, size, fill in ((0, positions, np.nan), (part.ndim - 1, width, 0.0)):
-        if size is not None:
-            part = np.take(part, range(min(size, part.shape[axis])), axis=axis)
-            pad = [(0, 0)] * part.ndim
-            pad[axis] = (0, size - part.shape[axis])
-            part = np.pad(part, pad, constant_values=fill)
-    return part
-
-
-def _end(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first stop string of a text begins."""
-    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -1,7 +1,8 @@
 """Prompts: which demonstrations, which query, and the text they become.
 
-A prompt is `example:{x}->{y}` lines and a query `example:{x}->` (paper, Section 3). Theta is read
-at the last `->` of demonstrations + a dummy query, and written at the `->` of the query alone.
+In the paper a prompt is `example:{x}->{y}` lines and a query `example:{x}->` (Section 3). Theta is
+read at the last `->` of demonstrations + a dummy query, and written at the `->` of the query alone.
+Other ways to write a pair are in templates.py.
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompting.tokenizer import ARROW, Tokenizer
+from taskvec_jax.prompting.templates import PAPER, Template
+from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.tasks.task import Pair, Task, check_task
 
-PREFIX = "example:"
-SEPARATOR = "\n"
 LEADING_SPACE_SHARE = 0.7  # of the pairs that the plain form keeps
 FEW_PAIRS = 70
 LETTERS = 3  # an answer of this many letters, each its own token, counts as spelled out
 NOT_SPELLED = "the vocabulary cannot spell them (their text does not come back from its tokens)"
-NO_ARROW = f"'{ARROW}' is not a token of its own after the query"
 CHANGED = "the answer changes the tokens before it"
 NOT_ONE = "the answer is not one token"
 BY_LETTER = "the answer is spelled letter by letter, so that its first token says one letter"
 FILTERS = ("single_token", "none")
-_fitted: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[Task, str], FittedTask]] = (
+_fitted: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[Task, Template, str], FittedTask]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -40,11 +39,13 @@ class Prompt:
       demonstrations: shown with their answers.
       query: the pair that is asked for.
       dummy_queries: inputs in the query's place while theta is read.
+      template: how it is written.
     """
 
     demonstrations: tuple[Pair, ...]
     query: Pair
     dummy_queries: tuple[Pair, ...]
+    template: Template = PAPER
 
     def icl(self) -> str:
         """Demonstrations and the query: ordinary in-context learning."""
@@ -56,16 +57,12 @@ class Prompt:
 
     def zero_shot(self) -> str:
         """The query alone."""
-        return render_query(self.query.input)
+        return self.template.zero_shot(self.query.input)
 
     def _with_query(self, query: Pair) -> str:
-        lines = [render_query(pair.input) + pair.output for pair in self.demonstrations]
-        return SEPARATOR.join([*lines, render_query(query.input)])
-
-
-def render_query(text: str) -> str:
-    """`example:{x}->`, ending in the arrow."""
-    return f"{PREFIX}{text}{ARROW}"
+        shown = [self.template.show(pair.input, pair.output) for pair in self.demonstrations]
+        asked = self.template.ask(query.input)
+        return self.template.header + self.template.separator.join([*shown, asked])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +72,11 @@ class FittedTask:
     Attributes:
       task: the task.
       pairs: those that are kept, as they are written in the prompt.
-      leading_space: the pairs are written ` x` -> ` y`.
+      leading_space: answers are written with a space before them; inputs too, where it is not the
+        template's own space.
       num_all: pairs before filtering.
       left_out: why pairs are left out -> how many.
+      template: how the pairs are written in a prompt.
     """
 
     task: Task
@@ -85,6 +84,11 @@ class FittedTask:
     leading_space: bool
     num_all: int
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
+    template: Template = PAPER
+
+    def zero_shot(self, pair: Pair) -> str:
+        """The text of a query without demonstrations; the answer follows it directly."""
+        return self.template.zero_shot(pair.input)
 
     @property
     def note(self) -> str:
@@ -97,16 +101,19 @@ class FittedTask:
         )
 
 
-def fit(task: Task, tokenizer: Tokenizer, filter: str = "single_token") -> FittedTask:
+def fit(
+    task: Task, tokenizer: Tokenizer, template: Template = PAPER, filter: str = "single_token"
+) -> FittedTask:
     """Keeps the pairs this tokenizer can pose.
 
-    A pair's text must come back from its tokens, the unknown token not among them. The arrow must
-    be the query's last token, alone. With the filter "single_token" the answer must be one token
-    after it where the task's `match` is "exact"; where it is "prefix", or with the filter "none",
-    it may be several, but must not be spelled letter by letter. Where `leading_space` is "auto",
-    pairs take the form with leading spaces when it keeps at least 0.7 times as many pairs as the
-    plain form (the paper's code).
-    Remembered for each tokenizer: controls ask for every other task once a task.
+    A pair's text must come back from its tokens, the unknown token not among them. The query's last
+    token must hold the end of the template's cue (the arrow) and nothing from before it. With the
+    filter "single_token" the answer must be one token after it where the task's `match` is "exact";
+    where it is "prefix", or with the filter "none", it may be several, but must not be spelled
+    letter by letter. Where `leading_space` is "auto", pairs take the form with leading spaces when
+    it keeps at least 0.7 times as many pairs as the plain form (the paper's code). A template that
+    writes a space before {y} decides that itself, and one whose answers begin a line takes the
+    plain form. Remembered for each tokenizer: controls ask for every other task once a task.
 
     Args:
       filter: one of `FILTERS`.
@@ -118,38 +125,53 @@ def fit(task: Task, tokenizer: Tokenizer, filter: str = "single_token") -> Fitte
     if filter not in FILTERS:
         raise TaskVecError(f"filter is {filter!r}; allowed: {', '.join(FILTERS)}")
     known = _fitted.setdefault(tokenizer, {})
-    if (task, filter) not in known:
-        known[task, filter] = _fit(task, tokenizer, filter)
-    return known[task, filter]
+    key = task, template, filter
+    if key not in known:
+        known[key] = _fit(task, tokenizer, template, filter)
+    return known[key]
 
 
-def _fit(task: Task, tokenizer: Tokenizer, filter: str) -> FittedTask:
+def _fit(task: Task, tokenizer: Tokenizer, template: Template, filter: str) -> FittedTask:
     if end := tokenizer.appended():
         raise TaskVecError(
             f"this tokenizer puts {end!r} (EOS) after every text, so a prompt would end in it and"
-            f" not in '{ARROW}'; set add_eos_token to false in tokenizer_config.json, or take"
-            f" {end!r} out of the post_processor of tokenizer.json, and convert again"
+            f" not in {template.cue!r}; set add_eos_token to false in tokenizer_config.json, or"
+            f" take {end!r} out of the post_processor of tokenizer.json, and convert again"
         )
-    single = task.match == "exact" and filter == "single_token"
-    plain = ([], {}) if task.leading_space is True else _sift(task.pairs, tokenizer, single)
-    (kept, left_out), leading_space = plain, False
-    if task.leading_space is not False:
-        spaced, reasons = _sift([*map(_spaced, task.pairs)], tokenizer, single)
-        always = task.leading_space is True
+    single = is_single(task, filter)
+    wanted = task.leading_space
+    if template.answer_space or (template.cue.endswith("\n") and wanted == "auto"):
+        wanted = False  # the template says how answers begin
+    pairs = [pair._replace(output=template.answer_space + pair.output) for pair in task.pairs]
+    plain = ([], {}) if wanted is True else _sift(pairs, tokenizer, single, template)
+    (kept, left_out), leading_space = plain, bool(template.answer_space)
+    if wanted is not False:
+        spaced, reasons = _sift([*map(_spaced, pairs)], tokenizer, single, template)
+        always = wanted is True
         if always or (spaced and len(spaced) >= LEADING_SPACE_SHARE * len(kept)):
             kept, left_out, leading_space = spaced, reasons, True
     if not kept:
         raise TaskVecError(
             f"{task.name}: this tokenizer leaves none of {len(task.pairs)} pairs;"
-            f" {_reasons(left_out)}; choose other tasks, or give others with --task_data"
+            f" {_reasons(left_out)}; choose other tasks or another template (--template), or see"
+            f" each pair's tokens with python -m experiments.tasks --show={task.name}"
         )
-    lines = SEPARATOR.join([render_query(kept[0].input) + kept[0].output] * 2)
+    lines = template.separator.join([template.show(kept[0].input, kept[0].output)] * 2)
+    lines = template.header + lines
     if not tokenizer.spells(lines):
         raise TaskVecError(
-            f"{task.name}: this tokenizer loses the line break between demonstrations ({lines!r}"
-            " does not come back from its tokens); prompts need a tokenizer that has one"
+            f"{task.name}: this tokenizer loses the separator between demonstrations, or the header"
+            f" ({lines!r} does not come back from its tokens); prompts need a tokenizer that has"
+            " them, or another template (--template)"
         )
-    return FittedTask(task, tuple(kept), leading_space, len(task.pairs), left_out)
+    return FittedTask(
+        task, tuple(kept), leading_space, len(task.pairs), left_out, template=template
+    )
+
+
+def is_single(task: Task, filter: str) -> bool:
+    """Whether a task's answers have to be one token."""
+    return task.match == "exact" and filter == "single_token"
 
 
 def _spaced(pair: Pair) -> Pair:
@@ -157,28 +179,28 @@ def _spaced(pair: Pair) -> Pair:
 
 
 def _sift(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, single: bool
+    pairs: Sequence[Pair], tokenizer: Tokenizer, single: bool, template: Template
 ) -> tuple[list[Pair], dict[str, int]]:
     """The pairs that can be posed; and why the others cannot -> how many."""
-    faults = [_fault(pair, tokenizer, single) for pair in pairs]
+    faults = [why_left_out(pair, tokenizer, single, template) for pair in pairs]
     kept = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
     return kept, dict(Counter(filter(None, faults)))
 
 
-def _fault(pair: Pair, tokenizer: Tokenizer, single: bool) -> str:
-    """Why a pair cannot be posed; empty if it can.
+def why_left_out(pair: Pair, tokenizer: Tokenizer, single: bool, template: Template) -> str:
+    """Why a pair, in the form in which it is written, cannot be posed; empty if it can.
 
     Args:
       single: the answer must be one token.
     """
-    query = render_query(pair.input)
+    query = template.zero_shot(pair.input)
     text = query + pair.output
     try:
         before, after = tokenizer.encode_all([query, text])
         if not tokenizer.spells(text, after):
             return NOT_SPELLED
-        if not tokenizer.ends_in_arrow(query):
-            return NO_ARROW
+        if not tokenizer.ends_in(query, template.cue):
+            return f"{template.cue!r} is not a token of its own after the query"
     except TaskVecError:  # no token for it at all, or one that the model has no row for
         return NOT_SPELLED
     if after[: len(before)] != before or len(after) == len(before):
@@ -237,6 +259,7 @@ def sample(
                 demonstrations=tuple(rest[:num_demonstrations]),
                 query=query,
                 dummy_queries=tuple(rest[num_demonstrations:]),
+                template=fitted.template,
             )
         )
     return prompts

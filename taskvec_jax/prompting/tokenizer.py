@@ -187,8 +187,11 @@ class Tokenizer:
         plain = list(ids)[before : len(ids) - after]
         if self.unknown in plain:
             return False
-        if isinstance(self._backend, SentencePieces) or self._backend.decoder is not None:
+        if isinstance(self._backend, SentencePieces):
             return self.decode(plain) == text
+        if self._backend.decoder is not None:
+            whole = self._backend.decode(plain, skip_special_tokens=False)  # typed special tokens
+            return text in (self.decode(plain), whole)
         return "".join(self._backend.id_to_token(i) or "" for i in plain) == text
 
     @functools.cached_property
@@ -211,15 +214,15 @@ class Tokenizer:
         encoding = self._encoding(text)
         return list(zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True))
 
-    def ends_in_arrow(self, text: str) -> bool:
-        """Whether the last token holds the end of the arrow and nothing from before it.
+    def ends_in(self, text: str, cue: str) -> bool:
+        """Whether a text ends in `cue`, and its last token holds nothing from before the cue.
 
-        Theta is read and written at that token: one that straddles the arrow and the query would
-        carry the query too.
+        Theta is read and written at that token: one that straddles the cue (the arrow) and the
+        query would carry the query too.
         """
         start, end = (self.pieces(text) or [(0, "", (0, 0))])[-1][2]
-        first = len(text) - len(ARROW)
-        return text.endswith(ARROW) and first <= start < end == len(text)
+        first = len(text) - len(cue)
+        return text.endswith(cue) and first <= start < end == len(text)
 
     def continuation(self, prompt: str, answer: str) -> list[int]:
         """The tokens that `answer` adds after `prompt`; empty if the prompt's own tokens change."""

@@ -16,6 +16,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
     "knowledge": {"match": "prefix", "leading_space": False},  # answers of several tokens
     "translation": {"ignore_case": True},
 }
+OWN = "own"  # the category of a task that says none
 DEFAULTS = {"match": "exact", "leading_space": "auto", "ignore_case": False}
 ALLOWED: Mapping[str, tuple[Any, ...]] = {
     "match": ("exact", "prefix"),
@@ -89,6 +90,41 @@ class Task:
                 object.__setattr__(self, name, default)
             elif not is_allowed(name, got):
                 raise TaskVecError(f"task {self.name}: {must_be(name, got)}")
+
+    @classmethod
+    def from_pairs(cls, name: str, pairs: Any, category: str = OWN, **rules: Any) -> Task:
+        """A task of one's own.
+
+            Task.from_pairs("capitals", [("France", "Paris"), ("Bolivia", "Sucre", "La Paz")])
+
+        Args:
+          name: inside its category.
+          pairs: {input: output}, or a list of (input, output), with any number of other answers
+            that are also right behind them, or of `Pair`.
+          category: any word.
+          rules: `match`, `leading_space`, `ignore_case`.
+
+        Raises:
+          TaskVecError: something else, an input that is there twice, or as of `Task`.
+        """
+        items = list(pairs.items()) if isinstance(pairs, Mapping) else pairs
+        if not isinstance(items, list | tuple) or not items:
+            raise TaskVecError(
+                f"task {name}: pairs is {short_repr(pairs)}; it must be {{input: output}} or a list"
+                " of (input, output), not empty"
+            )
+        made: dict[str, Pair] = {}
+        for i, item in enumerate(items, start=1):
+            if not isinstance(item, Pair):
+                if not isinstance(item, list | tuple) or len(item) < 2:
+                    raise TaskVecError(
+                        f"task {name}, pair {i} is {short_repr(item)}; it must be (input, output)"
+                    )
+                item = Pair(item[0], item[1], tuple(item[2:]))
+            if item.input in made:
+                raise TaskVecError(f"task {name}, pair {i}: input {item.input!r} is there already")
+            made[item.input] = item
+        return cls(category, name, tuple(made.values()), **rules)
 
     @property
     def name(self) -> str:

@@ -3,40 +3,38 @@
 A directory holds `category/name.json`, each `{input: output}` or a list of
 `{"input", "output", "accepted"}` (accepted is optional). A file of one's own tasks is
 
-* JSON: one object `{"category": ..., "name": ..., "pairs": ...}` or a list of them, pairs as
-  above, and optionally `"match"`, `"leading_space"` and `"ignore_case"` (see `task.Task`); or
+* a table of pairs, CSV, TSV or JSONL: one task, called own_ and the file's name (see tables.py);
+* JSON: pairs as above, one task again; or one object `{"category": ..., "name": ..., "pairs": ...}`
+  or a list of them, and optionally `"match"`, `"leading_space"` and `"ignore_case"` (see
+  `task.Task`); or
 * Python: a module with `TASKS`, a list of `Task`. It is run as code.
+
+The path `-` is standard input, which may hold all but Python.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import re
 import runpy
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tasks.located_json import LocatedDict, line_of, parse
-from taskvec_jax.tasks.task import ALLOWED, Pair, Task, is_allowed, must_be
+from taskvec_jax.tasks.pairs import Problems, pairs_of, pairs_of_json
+from taskvec_jax.tasks.tables import SEPARATORS, kind_of, read_json_lines, read_table
+from taskvec_jax.tasks.task import ALLOWED, OWN, Pair, Task, is_allowed, must_be
 
 _log = logging.getLogger(__name__)
 _told: set[tuple[Path, int]] = set()  # files whose repeats were told of
-PAIR_KEYS = {"input", "output", "accepted"}
 TASK_KEYS = {"category", "name", "pairs"}  # and optionally those of task.ALLOWED
-
-
-class Problems(list[str]):
-    """What is wrong with a file, each with its line."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    def add(self, line: int, message: str) -> None:
-        """Notes a problem; line 0 is left out."""
-        self.append(f"{self.path}:{line}: {message}" if line else f"{self.path}: {message}")
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".py")
+STANDARD_INPUT = Path("-")
 
 
 def read_task_file(path: Path) -> Task:
@@ -50,11 +48,11 @@ def read_task_file(path: Path) -> Task:
       TaskVecError: not such a file; a list in which inputs repeat; empty strings.
     """
     problems = Problems(path)
-    raw = _parse(path, problems)
+    raw = _parse(_text(path, problems), problems)
     if isinstance(raw, LocatedDict) and raw.repeats:
         _tell_repeats(path, [key for key, _ in raw.repeats])
         raw.repeats = ()
-    pairs = [] if problems else _pairs(raw, problems)
+    pairs = [] if problems else pairs_of_json(raw, problems)
     _raise_first(problems)
     return Task(path.parent.name, path.stem, tuple(pairs))
 
@@ -73,7 +71,7 @@ def _tell_repeats(path: Path, keys: list[str]) -> None:
 
 
 def read_own_tasks(path: Path) -> list[Task]:
-    """Reads a file of own tasks, JSON or Python by its name.
+    """Reads a file of own tasks, of the kind that its name ends in.
 
     Raises:
       TaskVecError: the first of `check_own_tasks`.
@@ -89,13 +87,13 @@ def check_own_tasks(path: Path) -> tuple[list[Task], list[str]]:
     Returns:
       The tasks that are right, and one line for each problem.
     """
-    problems = Problems(path)
+    problems = Problems("standard input" if path == STANDARD_INPUT else path)
     if path.suffix == ".py":
         found = _run(path, problems)
-    elif path.suffix == ".json":
-        found = _own_json(path, problems)
+    elif path == STANDARD_INPUT or path.suffix.lower() in ENDINGS:
+        found = _own(path, problems)
     else:
-        problems.add(0, f"ends in {path.suffix or 'nothing'!r}; allowed: .json, .py")
+        problems.add(0, f"ends in {path.suffix or 'nothing'!r}; allowed: {', '.join(ENDINGS)}")
         found = []
     if not found and not problems:
         problems.add(0, "holds no task")
@@ -113,68 +111,70 @@ def _raise_first(problems: list[str]) -> None:
         raise TaskVecError(problems[0] + more)
 
 
-def _parse(path: Path, problems: Problems) -> Any:
+def _text(path: Path, problems: Problems) -> str:
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        if path == STANDARD_INPUT:
+            return _standard_input()
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         problems.add(0, f"cannot be read ({error.strerror})")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         problems.add(line, f"is not UTF-8 ({error.reason})")
+    return ""
+
+
+@functools.cache
+def _standard_input() -> str:
+    """All of it, once: a run reads its tasks several times."""
+    return sys.stdin.read().removeprefix("\ufeff")
+
+
+def _parse(text: str, problems: Problems) -> Any:
+    if problems:
+        return None
+    try:
+        return parse(text)
     except json.JSONDecodeError as error:
         problems.add(error.lineno, f"cannot be read as JSON: {error.msg} (column {error.colno})")
     return None
 
 
-def _pairs(raw: Any, problems: Problems) -> list[Pair]:
-    if not isinstance(raw, dict | list) or not raw:
-        problems.add(
-            line_of(raw),
-            'pairs must be {input: output} or a list of {"input", "output"}, not empty',
-        )
-        return []
-    if isinstance(raw, LocatedDict):
-        entries = [(line_of(v), {"input": k, "output": v}) for k, v in raw.items()]
-        for key, line in raw.repeats:
-            problems.add(line, f"input {key!r} is there already")
-    else:
-        entries = [(line_of(entry), entry) for entry in raw]
-    pairs, seen = [], {}
-    for i, (line, entry) in enumerate(entries, start=1):
-        pair = _pair(entry, f"pair {i}", line, problems)
-        if pair is None:
-            continue
-        if pair.input in seen:
-            where = f" (line {seen[pair.input]})" if seen[pair.input] else ""
-            problems.add(line, f"pair {i}: input {pair.input!r} is there already{where}")
-        seen.setdefault(pair.input, line)
-        pairs.append(pair)
-    return pairs
-
-
-def _pair(entry: Any, which: str, line: int, problems: Problems) -> Pair | None:
-    if not isinstance(entry, dict):
-        problems.add(line, f"{which} is {entry!r}; it must be an object with input and output")
-        return None
-    if unknown := sorted(set(entry) - PAIR_KEYS):
-        problems.add(line, f"{which}: unknown keys {unknown}; allowed: input, output, accepted")
-        return None
-    accepted = entry.get("accepted", [])
-    if not isinstance(accepted, list):
-        problems.add(line, f"{which}: accepted is {accepted!r}; it must be a list of strings")
-        return None
-    for text in (entry.get("input"), entry.get("output"), *accepted):
-        if not isinstance(text, str) or not text.strip() or "\n" in text:
-            where = line_of(text) or line
-            problems.add(where, f"{which}: {text!r} must be a string of one line, not empty")
-            return None
-    return Pair(str(entry["input"]), str(entry["output"]), tuple(str(a) for a in accepted))
-
-
-def _own_json(path: Path, problems: Problems) -> list[Task]:
-    raw = _parse(path, problems)
+def _own(path: Path, problems: Problems) -> list[Task]:
+    """The tasks of a file that is not Python."""
+    text = _text(path, problems)
+    kind = kind_of(text) if path == STANDARD_INPUT else path.suffix.lower()
     if problems:
         return []
+    if kind == ".json":
+        raw = _parse(text, problems)
+        if problems or raw == []:
+            return []
+        if _are_tasks(raw):
+            return _tasks(raw, problems)
+        pairs = pairs_of_json(raw, problems)
+    elif kind == ".jsonl":
+        entries = read_json_lines(text, problems)
+        if entries and all(_are_tasks(entry) for _, entry in entries):
+            return [task for _, entry in entries for task in _tasks(entry, problems)]
+        pairs = pairs_of(entries, problems)
+    else:
+        pairs = pairs_of(read_table(text, SEPARATORS[kind], problems), problems)
+    name = "stdin" if path == STANDARD_INPUT else re.sub(r"\W+", "_", path.stem).strip("_")
+    return [Task(OWN, name or "pairs", tuple(pairs))] if pairs and not problems else []
+
+
+def _are_tasks(raw: Any) -> bool:
+    """Whether a JSON value is meant as a task or several, and not as pairs."""
+    some = raw if isinstance(raw, list) and raw else [raw]
+    return all(
+        isinstance(one, dict) and ("pairs" in one or {"category", "name"} <= set(one))
+        for one in some
+    )
+
+
+def _tasks(raw: Any, problems: Problems) -> list[Task]:
+    """The tasks of a JSON object, or of a list of them."""
     tasks = []
     for entry in raw if isinstance(raw, list) else [raw]:
         line = line_of(entry)
@@ -194,7 +194,7 @@ def _own_json(path: Path, problems: Problems) -> list[Task]:
         for key, value in stated.items():
             if not is_allowed(key, value):
                 problems.add(line_of(entry[key]) or line, must_be(key, value))
-        pairs = _pairs(entry["pairs"], problems)
+        pairs = pairs_of_json(entry["pairs"], problems)
         if len(problems) == before:
             tasks.append(Task(str(entry["category"]), str(entry["name"]), tuple(pairs), **stated))
     return tasks

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.transformer.rope import RopeScaling
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-QUANTIZATIONS = ("none", "int8")
+QUANTIZATIONS = ("none", "int8", "int4")
 FAMILIES = tuple(  # the modules of blocks/
     sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "blocks")]))
 )
 GELUS = ("exact", "tanh")
-ROPE_SCALINGS = ("linear", "llama3", "divisors")
 _SIZES = (
     "vocab_size",
     "num_layers",
@@ -31,42 +31,17 @@ _SIZES = (
     "mlp_width",
     "max_length",
 )
+_ABOVE_ZERO = (  # numbers, or None where a model does without
+    "window_rope_base",
+    "attention_scale",
+    "attention_softcap",
+    "logit_softcap",
+    "clip_qkv",
+    "embed_scale",
+    "residual_scale",
+    "logit_divisor",
+)
 LARGEST = 1 << 24  # of any size: beyond every real model, and small enough to multiply safely
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How the rotary frequencies are slowed down, so that longer contexts can be read.
-
-    Attributes:
-      kind: "linear": every frequency is divided by `factor`. "llama3": only the slow ones are,
-        with a smooth passage between (Llama 3.1). "divisors": each by a number of its own, which
-        is how GGUF files store the result of "llama3".
-      factor: above 0.
-      low_freq_factor, high_freq_factor: wavelengths above original_max_length / low are divided
-        by `factor`, those below original_max_length / high are left alone ("llama3" only).
-      original_max_length: context length before the scaling ("llama3" only).
-      divisors: rope_dim / 2 numbers above 0 ("divisors" only).
-    """
-
-    kind: str
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_length: int = 8192
-    divisors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "divisors", tuple(self.divisors))  # JSON has lists only
-        if self.kind not in ROPE_SCALINGS:
-            raise TaskVecError(
-                f"config: rope scaling {self.kind!r}; allowed: {', '.join(ROPE_SCALINGS)}"
-            )
-        numbers = (self.factor, self.low_freq_factor, self.original_max_length, *self.divisors)
-        if not all(math.isfinite(n) and n > 0 for n in numbers):
-            raise TaskVecError(f"config: {self} has numbers that are not above 0")
-        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor < math.inf:
-            raise TaskVecError(f"config: {self}: low_freq_factor must be below high_freq_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +59,35 @@ class DecoderConfig:
       mlp_width: F.
       norm_eps: added to the variance inside every norm.
       rope_base: base of the rotary frequencies (elsewhere called rope theta).
-      rope_dim: how many of the K dimensions rotate; even, at most K.
+      rope_dim: how many of the K dimensions rotate; even, at most K; 0 with learned positions.
       rope_scaling: how the rotary frequencies are slowed down; None: not at all.
       max_length: longest context the weights were trained on, in tokens; longer texts are refused.
       sliding_window: how many tokens a token sees, itself included, the nearest ones before it
         (Mistral); None: all of its text.
+      window_layers: which layers have the sliding window, a bool for each; empty: all of them.
+      window_rope_base: base of the rotary frequencies of these layers, which are not scaled then
+        (Gemma 3, OLMo 3); None: they rotate as the others do.
+      learned_positions: a learned vector for each of the max_length positions is added to the
+        embedding, and nothing rotates (GPT-2).
       tied_unembed: the unembedding is the transposed embedding.
       attention_bias: biases on query, key, value and out.
       mlp_bias: biases in the MLP.
       unembed_bias: a bias on the logits; only where the unembedding is not tied.
+      attention_scale: queries times keys are multiplied by it; None: K ** -0.5.
+      attention_softcap: scores s become cap * tanh(s / cap) (Gemma 2); None: they stay.
+      logit_softcap: the same of the logits.
+      clip_qkv: queries, keys and values are cut at +- this number (OLMo); None: they are not.
+      embed_scale: the embedding is multiplied by it (Gemma, Granite).
+      residual_scale: what attention and MLP add to the residual stream is multiplied by it
+        (Granite only).
+      logit_divisor: the logits are divided by it (Granite), before the cap.
       parallel_residual: attention and MLP both read the block's input (GPT-NeoX only).
-      gelu: "exact" (erf) or "tanh"; read by the MLP of GPT-NeoX and GPT-J only.
+      gelu: "exact" (erf) or "tanh"; read by the MLPs of GPT-NeoX, GPT-J, GPT-2 and Gemma only.
       dtype: of the parameters, one of `DTYPES`. The residual stream, norms, softmax and logits
         stay float32 in half precision (float64 throughout for float64).
       quantization: "none": every parameter in `dtype`. "int8": the kernels of linear maps as int8
-        with a float32 scale for each output channel (see quantization.py); products in `dtype`.
+        with a float32 scale for each output channel. "int4": four bits a number, with a scale for
+        each group of inputs of a channel (see quantization.py). Products in `dtype`.
     """
 
     family: str
@@ -123,6 +112,16 @@ class DecoderConfig:
     unembed_bias: bool = False
     quantization: str = "none"
     sliding_window: int | None = None
+    window_layers: tuple[bool, ...] = ()
+    window_rope_base: float | None = None
+    learned_positions: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    clip_qkv: float | None = None
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
 
     def __post_init__(self) -> None:
         for name in _SIZES if self.sliding_window is None else (*_SIZES, "sliding_window"):
@@ -147,24 +146,48 @@ class DecoderConfig:
                 f"config: num_kv_heads {self.num_kv_heads} does not divide"
                 f" num_heads {self.num_heads}"
             )
-        if self.rope_dim % 2 or not 0 < self.rope_dim <= self.head_dim:
+        least = 0 if self.learned_positions else 2
+        most = 0 if self.learned_positions else self.head_dim
+        if self.rope_dim % 2 or not least <= self.rope_dim <= most:
             raise TaskVecError(
                 f"config: rope_dim is {self.rope_dim}; it must be even and between 2 and"
-                f" head_dim {self.head_dim}"
+                f" head_dim {self.head_dim}, or 0 with learned positions"
             )
         if not (0 < self.norm_eps < 1 and 0 < self.rope_base < math.inf):
             raise TaskVecError(
                 f"config: norm_eps {self.norm_eps} must be between 0 and 1, and rope_base"
                 f" {self.rope_base} above 0"
             )
+        inputs = (self.width, self.mlp_width, self.head_dim)
+        if self.quantization == "int4" and any(size % 2 for size in inputs):
+            raise TaskVecError(
+                f"config: int4 packs inputs in pairs, and width {self.width}, mlp_width"
+                f" {self.mlp_width} or head_dim {self.head_dim} is odd; use int8"
+            )
         if self.tied_unembed and self.unembed_bias:
             raise TaskVecError("config: a tied unembedding with a bias is not supported")
-        scaling = self.rope_scaling
-        if scaling and scaling.kind == "divisors" and len(scaling.divisors) != self.rope_dim // 2:
+        if self.rope_scaling is not None:
+            self.rope_scaling.check(self.rope_base, self.rope_dim)
+        self._check_layers_and_scales()
+
+    def _check_layers_and_scales(self) -> None:
+        object.__setattr__(self, "window_layers", tuple(self.window_layers))  # JSON has lists
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise TaskVecError(f"config: {name} is {value}; it must be above 0")
+        if self.window_layers and (
+            self.sliding_window is None
+            or len(self.window_layers) != self.num_layers
+            or not all(isinstance(layer, bool) for layer in self.window_layers)
+        ):
             raise TaskVecError(
-                f"config: {len(scaling.divisors)} rope divisors; rope_dim {self.rope_dim} needs"
-                f" {self.rope_dim // 2}"
+                f"config: window_layers is {self.window_layers} with sliding_window"
+                f" {self.sliding_window}; it must be a bool for each of {self.num_layers} layers,"
+                " and a window be there"
             )
+        if self.window_rope_base is not None and not self.window_layers:
+            raise TaskVecError("config: window_rope_base needs window_layers")
 
     @property
     def stream_dtype(self) -> str:

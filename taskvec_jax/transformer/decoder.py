@@ -29,8 +29,10 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer import blocks
 from taskvec_jax.transformer.checks import check_ids, check_tokens
 from taskvec_jax.transformer.config import FAMILIES, DecoderConfig
+from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.edits import Override, canonical
-from taskvec_jax.transformer.layers import attention_context, plain_layout, project, site_shapes
+from taskvec_jax.transformer.layers import capped, site_shapes
+from taskvec_jax.transformer.linear import project
 from taskvec_jax.transformer.writes import apply_at, check_edits, check_lengths, poison
 
 __all__ = ["Decoder", "Override", "Params"]  # Override: where it has always been found
@@ -158,7 +160,7 @@ class Decoder(nn.Module):
 
         Args:
           tokens: int [B, T].
-          keep: site (see `layers.Visit`; or "resid") -> what is kept of the value there, after the
+          keep: site (see `context.Visit`; or "resid") -> what is kept of the value there, after the
             edits.
           edits, lengths: as in `__call__`.
           layers: int [n], which layers; NaN for one that is out of range. None: all L, in order.
@@ -169,9 +171,16 @@ class Decoder(nn.Module):
         tokens = check_tokens(self.config, tokens)
         return self._run(self._parts(), tokens, edits, keep, lengths=lengths, layers=layers)
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """Tokens int [...] -> the residual stream before block 0, [..., D]."""
-        return self._embed(self._parts(), check_ids(self.config, tokens))
+    def embed(self, tokens: jax.Array, positions: Any = None) -> jax.Array:
+        """Tokens int [...] -> the residual stream before block 0, [..., D].
+
+        Args:
+          positions: int, of each token in its text; needed where positions are learned (GPT-2).
+
+        Raises:
+          TaskVecError: no positions, where they are learned. NaN for those out of range.
+        """
+        return self._embed(self._parts(), check_ids(self.config, tokens), positions)
 
     def unembed(self, x: jax.Array) -> jax.Array:
         """Final norm and unembedding: the residual stream [..., D] -> logits [..., V]."""
@@ -182,10 +191,12 @@ class Decoder(nn.Module):
         """The submodules; a method of Linen may name them only once, so they are named here."""
         c = self.config
         family = FAMILY_MODULES[c.family]
+        table = functools.partial(
+            nn.Embed, features=c.width, dtype=c.dtype, param_dtype=jnp.dtype(c.dtype)
+        )
         return _Parts(
-            embed=nn.Embed(
-                c.vocab_size, c.width, dtype=c.dtype, param_dtype=jnp.dtype(c.dtype), name="embed"
-            ),
+            embed=table(c.vocab_size, name="embed"),
+            positions=table(c.max_length, name="positions") if c.learned_positions else None,
             layers=family.Block(c, name="layers"),
             final_norm=family.Norm(c, name="final_norm"),
             unembed=(
@@ -209,8 +220,9 @@ class Decoder(nn.Module):
         rows, num_tokens = tokens.shape
         lengths = check_lengths(lengths, rows, num_tokens)
         writes = check_edits(c, edits, rows, num_tokens, lengths)
-        context = attention_context(c, plain_layout(num_tokens))
-        x = poison(writes, self._embed(parts, tokens))
+        layout = text_layout(c, num_tokens, lengths)
+        contexts = attention_context(c, layout)
+        x = poison(writes, self._embed(parts, tokens, layout.positions))
         visited = {"resid"}
 
         def step(block: nn.Module, carry: Any, index: jax.Array):
@@ -224,7 +236,7 @@ class Decoder(nn.Module):
                     kept[site] = keep[site](value)
                 return value
 
-            x = visit("resid", block(x, context._replace(visit=visit)))  # [B, T, D]
+            x = visit("resid", block(x, contexts.of_layer(index, visit)))  # [B, T, D]
             if layers is None:
                 return (x, buffers), kept
             wanted = layers == index
@@ -256,28 +268,44 @@ class Decoder(nn.Module):
             kept = {site: buffer[first] for site, buffer in buffers.items()}
         return x, kept
 
-    def _embed(self, parts: _Parts, tokens: Any) -> jax.Array:
+    def _embed(self, parts: _Parts, tokens: Any, positions: Any) -> jax.Array:
         """Residual stream before block 0; NaN for a traced id out of range, where -1 would wrap."""
-        x = parts.embed(jnp.asarray(tokens)).astype(self.config.stream_dtype)
+        c = self.config
+        x = parts.embed(jnp.asarray(tokens)).astype(c.stream_dtype)
+        if c.embed_scale != 1:
+            x = x * c.embed_scale
+        if parts.positions is not None:
+            if positions is None:
+                raise TaskVecError(
+                    f"the positions of {c.family} are learned: give those of the tokens to embed"
+                )
+            inside = (positions >= 0) & (positions < c.max_length)
+            added = parts.positions(jnp.asarray(positions)).astype(c.stream_dtype)
+            x = x + jnp.where(inside[..., None], added, jnp.nan)
         if not isinstance(tokens, Tracer):
             return x  # checked on the host
-        inside = (tokens >= 0) & (tokens < self.config.vocab_size)
+        inside = (tokens >= 0) & (tokens < c.vocab_size)
         return jnp.where(inside[..., None], x, jnp.nan)
 
     def _logits(self, parts: _Parts, x: jax.Array) -> jax.Array:
-        x = parts.final_norm(x)
+        c, x = self.config, parts.final_norm(x)
         if parts.unembed is not None:
-            return parts.unembed(x)
-        return jnp.einsum(
-            "...d,vd->...v",
-            x.astype(self.config.dtype),
-            parts.embed.embedding,
-            preferred_element_type=jnp.dtype(self.config.stream_dtype),
-        )
+            logits = parts.unembed(x)
+        else:
+            logits = jnp.einsum(
+                "...d,vd->...v",
+                x.astype(c.dtype),
+                parts.embed.embedding,
+                preferred_element_type=jnp.dtype(c.stream_dtype),
+            )
+        if c.logit_divisor != 1:
+            logits = logits / c.logit_divisor
+        return capped(logits, c.logit_softcap)
 
 
 class _Parts(NamedTuple):
     embed: nn.Embed
+    positions: nn.Embed | None
     layers: nn.Module
     final_norm: nn.Module
     unembed: nn.Module | None

@@ -216,25 +216,36 @@ def as_edits(edits: Any) -> tuple[Any, ...]:
     """Edits in any of the forms that are welcome, as a tuple of `Edit`s and `Override`s.
 
     Args:
-      edits: None, an `Edit`, an `Override`, a bare (layer, position, vector), or a list or tuple of
-        these.
+      edits: None, an `Edit`, an `Override`, a bare (layer, position, vector), anything whose method
+        `edits()` gives a tuple of `Edit`s (a `TaskVector`), or a list or tuple of these.
 
     Raises:
       TaskVecError: anything else.
     """
     if edits is None:
         return ()
-    if isinstance(edits, Edit | Override):
-        return (edits,)
+    if (one := _as_some(edits)) is not None:
+        return one
     if isinstance(edits, list | tuple):
-        if all(isinstance(e, Edit | Override) or (type(e) is tuple and len(e) == 3) for e in edits):
-            return tuple(e if isinstance(e, Edit | Override) else Override(*e) for e in edits)
-        if len(edits) == 3 and not any(isinstance(e, Edit | Override) for e in edits):
+        several = [
+            (Override(*e),) if type(e) is tuple and len(e) == 3 else _as_some(e) for e in edits
+        ]
+        if all(some is not None for some in several):
+            return tuple(edit for some in several if some is not None for edit in some)
+        if len(edits) == 3 and all(_as_some(e) is None for e in edits):
             return (Override(*edits),)
     raise TaskVecError(
         f"override is {str(edits)[:80]}; it must be an edit (taskvec_jax.transformer.edits), a"
-        " (layer, position, vector) triple, or a list of these"
+        " TaskVector, a (layer, position, vector) triple, or a list of these"
     )
+
+
+def _as_some(value: Any) -> tuple[Any, ...] | None:
+    """What one `Edit`, `Override` or holder of edits stands for; None of anything else."""
+    if isinstance(value, Edit | Override):
+        return (value,)
+    made = getattr(value, "edits", None)
+    return tuple(made()) if callable(made) else None
 
 
 def of_override(override: Override) -> Edit:

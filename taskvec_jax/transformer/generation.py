@@ -2,7 +2,7 @@
 
 Keys and values of the tokens so far are kept: a row of the cache has T slots for its prompt,
 padding included, and N for new tokens. Every slot has a position and a branch (see
-`layers.Layout`), so what a new token attends to follows from the one rule of `layers.visible`:
+`context.Layout`), so what a new token attends to follows from the one rule of `context.visible`:
 padding is never seen, and a sliding window holds.
 
 On a CPU, XLA copies the parameters of a layer out of the stack whenever it uses them, which
@@ -23,15 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
-from taskvec_jax.transformer.edits import Edit
-from taskvec_jax.transformer.layers import (
+from taskvec_jax.transformer.context import (
     PADDING,
     TRUNK,
     AttentionContext,
+    ContextByLayer,
     Layout,
     attention_context,
 )
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
+from taskvec_jax.transformer.edits import Edit
 from taskvec_jax.transformer.writes import Write, apply_at, check_edits
 
 CACHED = ("key", "value")
@@ -161,12 +162,12 @@ def extend(
 
     def step(state: State) -> State:
         place = state.lengths + state.given - 1  # [B], of the newest tokens
-        context = attention_context(
+        contexts = attention_context(
             config, Layout(place[:, None], jnp.full((rows, 1), TRUNK, jnp.int32)), state.slots
         )
-        x = decoder.apply(params, state.tokens[:, None], method="embed")
+        x = decoder.apply(params, state.tokens[:, None], place[:, None], method="embed")
         slot = num_tokens + state.given - 1
-        x, cache = _run_layers(config, params, layers, x, state.cache, slot, context, writes)
+        x, cache = _run_layers(config, params, layers, x, state.cache, slot, contexts, writes)
         logits = decoder.apply(params, x[:, 0], method="unembed")
         return _choose(state._replace(cache=cache), logits, choice)
 
@@ -199,14 +200,14 @@ def _run_layers(
     x: jax.Array,
     cache: Any,
     slot: jax.Array,
-    context: AttentionContext,
+    contexts: ContextByLayer,
     writes: tuple[Write, ...],
 ) -> tuple[jax.Array, Any]:
     """New tokens through all layers: the residual stream [B, 1, D], and the cache with them."""
-    seen = (context.mask, context.cos, context.sin)
     if layers is not None:
         caches = []
         for index, (layer, of_layer) in enumerate(zip(layers, cache, strict=True)):
+            seen = contexts.of_layer(index)[:3]
             place = jnp.int32(index)  # an array: the layers share one trace
             x, of_layer = _run_layer(config, layer, x, of_layer, place, slot, seen, writes, False)
             caches.append(of_layer)
@@ -214,6 +215,7 @@ def _run_layers(
 
     def step(carry: tuple[jax.Array, Any], layer: tuple[Params, jax.Array]) -> tuple[Any, None]:
         x, cache = carry
+        seen = contexts.of_layer(layer[1])[:3]
         return _run_layer(config, layer[0], x, cache, layer[1], slot, seen, writes, True), None
 
     stacked = (params["params"]["layers"], jnp.arange(config.num_layers))

@@ -11,60 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
-
-TRUNK = 0  # branch id of tokens that every branch of their row may attend to
-PADDING = -1  # branch id of tokens that no other token may attend to
-
-# (site, value there) -> the value to go on with. Modules call it at the sites of a layer, whose
-# values are shaped as in `site_shapes`: "key" (rotated) and "value"; "pattern", the weights of
-# attention; "head", the input of the output projection; "attn_out" and "mlp_out", what the modules
-# return. The decoder adds "resid", the residual stream after the block.
-Visit = Callable[[str, jax.Array], jax.Array]
-
-
-def unvisited(site: str, value: jax.Array) -> jax.Array:
-    """The visit of a layer that nobody edits or reads: the value itself."""
-    del site
-    return value
-
-
-class Layout(NamedTuple):
-    """Where the tokens of a row stand, and which of them see which.
-
-    A row is a tree: a trunk, and branches that each continue the trunk as if the other branches
-    did not exist. A plain prompt is a trunk and nothing else.
-
-    Attributes:
-      positions: int [B, T], 0-based place of each token in its own prompt.
-      branches: int [B, T], `TRUNK`, `PADDING`, or a branch id above 0.
-    """
-
-    positions: jax.Array
-    branches: jax.Array
-
-
-class AttentionContext(NamedTuple):
-    """What a block needs to know of a layout, computed once for all layers.
-
-    Attributes:
-      mask: bool [B, T, S], query token x key token, True where attention is allowed; the S keys are
-        those of the T tokens themselves, or of a cache.
-      cos, sin: [B, T, rope_dim / 2], rotary angles.
-      visit: is shown the value at each site of a layer, and gives the one to go on with.
-    """
-
-    mask: jax.Array
-    cos: jax.Array
-    sin: jax.Array
-    visit: Visit = unvisited
+from taskvec_jax.transformer.context import AttentionContext, Visit, unvisited
+from taskvec_jax.transformer.linear import project
 
 
 def site_shapes(config: DecoderConfig, rows: int, num_tokens: int) -> dict[str, tuple[int, ...]]:
@@ -80,74 +34,6 @@ def site_shapes(config: DecoderConfig, rows: int, num_tokens: int) -> dict[str, 
         "mlp_out": stream,
         "resid": stream,
     }
-
-
-def plain_layout(num_tokens: int) -> Layout:
-    """Layout [1, T] of ordinary left-to-right text.
-
-    Right padding needs no mention: under a causal mask nothing real can see it.
-    """
-    positions = jnp.arange(num_tokens, dtype=jnp.int32)[None]
-    return Layout(positions, jnp.full_like(positions, TRUNK))
-
-
-def visible(config: DecoderConfig, queries: Layout, keys: Layout) -> jax.Array:
-    """Which key tokens each query token may attend to.
-
-    A token sees a token at its own or an earlier position, in the trunk or in its own branch; with
-    a sliding window, only the last `sliding_window` positions, its own included.
-
-    Args:
-      queries: layout of the tokens that attend, [B, T].
-      keys: layout of the tokens they may attend to, [B, S]; the same tokens, or cached ones too.
-
-    Returns:
-      bool [B, T, S].
-    """
-    back = queries.positions[:, :, None] - keys.positions[:, None, :]
-    same = keys.branches[:, None, :] == queries.branches[:, :, None]
-    near = back >= 0
-    if config.sliding_window is not None:
-        near &= back < config.sliding_window
-    return near & (same | (keys.branches[:, None, :] == TRUNK))
-
-
-def attention_context(
-    config: DecoderConfig, layout: Layout, keys: Layout | None = None
-) -> AttentionContext:
-    """The attention mask and the rotary angles of a layout.
-
-    Args:
-      layout: of the tokens that are run, [B, T].
-      keys: of the tokens they may attend to, [B, S]; None: the same tokens.
-    """
-    positions = layout.positions
-    half = config.rope_dim // 2
-    dtype = jnp.dtype(config.stream_dtype)
-    frequencies = config.rope_base ** (-jnp.arange(half, dtype=dtype) / half)
-    if config.rope_scaling is not None:
-        frequencies = frequencies / jnp.asarray(rope_divisors(config), dtype)
-    angles = positions[..., None].astype(dtype) * frequencies  # [B, T, half]
-    return AttentionContext(
-        visible(config, layout, keys or layout), jnp.cos(angles), jnp.sin(angles)
-    )
-
-
-def rope_divisors(config: DecoderConfig) -> np.ndarray:
-    """What each rotary frequency is divided by, float64 [rope_dim / 2]; ones without scaling."""
-    half, scaling = config.rope_dim // 2, config.rope_scaling
-    if scaling is None:
-        return np.ones(half)
-    if scaling.kind == "divisors":
-        return np.array(scaling.divisors)
-    if scaling.kind == "linear":
-        return np.full(half, scaling.factor)
-    # Llama 3.1: how many times a frequency turns within the original context decides.
-    turns = scaling.original_max_length * config.rope_base ** (-np.arange(half) / half)
-    turns /= 2 * np.pi
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return 1 / (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(x: jax.Array, context: AttentionContext) -> jax.Array:
@@ -180,8 +66,18 @@ def rotate_pairs(x: jax.Array, context: AttentionContext) -> jax.Array:
     return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
 
 
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap), which keeps x within +- cap; x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, visit: Visit = unvisited
+    config: DecoderConfig,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    visit: Visit = unvisited,
 ) -> jax.Array:
     """Masked softmax attention, the only implementation in this project.
 
@@ -202,7 +98,8 @@ def attend(
     q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, -1, K)
     k, v = (y.transpose(0, 2, 1, 3) for y in (k, v))
     scores = jnp.einsum("bgqk,bgsk->bgqs", q, k)
-    scores = scores.reshape(B, G, H // G, T, S) * K**-0.5
+    scale = K**-0.5 if config.attention_scale is None else config.attention_scale
+    scores = capped(scores.reshape(B, G, H // G, T, S) * scale, config.attention_softcap)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = visit("pattern", jax.nn.softmax(scores, axis=-1)).reshape(B, G, -1, S)
     mixed = jnp.einsum("bgqs,bgsk->bgqk", weights, v)
@@ -210,15 +107,41 @@ def attend(
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in the dtype of the residual stream."""
+    """x / rms(x) * (offset + scale), computed in the dtype of the residual stream.
+
+    Attributes:
+      axes: how many of the last axes are normed together.
+      offset: 1 where the stored scale is a difference from one (Gemma).
+    """
+
+    config: DecoderConfig
+    axes: int = 1
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., D] -> [..., D]
+        start = nn.initializers.constant(1 - self.offset)
+        scale = self.param("scale", start, x.shape[-self.axes :], self.config.dtype)
+        over = tuple(range(-self.axes, 0))
+        mean_square = jnp.mean(jnp.square(x), axis=over, keepdims=True)
+        scale = scale.astype(x.dtype) + self.offset if self.offset else scale.astype(x.dtype)
+        return x * jax.lax.rsqrt(mean_square + self.config.norm_eps) * scale
+
+
+class PlainLayerNorm(nn.Module):
+    """(x - mean) / std, without parameters (OLMo), in the dtype of the residual stream."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, D]
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.config.dtype)
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(mean_square + self.config.norm_eps) * scale.astype(x.dtype)
+        return _standardized(self.config, x)
+
+
+def _standardized(config: DecoderConfig, x: jax.Array) -> jax.Array:
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(variance + config.norm_eps)
 
 
 class LayerNorm(nn.Module):
@@ -231,88 +154,51 @@ class LayerNorm(nn.Module):
         dtype = self.config.dtype
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), dtype)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(variance + self.config.norm_eps)
+        x = _standardized(self.config, x)
         return x * scale.astype(x.dtype) + bias.astype(x.dtype)
 
 
-def project(
-    config: DecoderConfig, features: int | tuple[int, ...], use_bias: bool, *, axes: int = 1
-) -> Any:
-    """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype,
-    sums and result in the dtype of the residual stream."""
-    if config.quantization == "int8":
-        outputs = (features,) if isinstance(features, int) else features
-        return functools.partial(Int8Linear, config, outputs, use_bias, axes)
-    stream = jnp.dtype(config.stream_dtype)
-    return functools.partial(
-        nn.DenseGeneral,
-        features=features,
-        axis=tuple(range(-axes, 0)),
-        use_bias=use_bias,
-        dtype=config.dtype,
-        param_dtype=config.dtype,
-        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=stream),
-    )
+class Attention(nn.Module):
+    """Query, key and value projections, rotary positions, attention, output projection.
 
-
-class Int8Linear(nn.Module):
-    """A linear map over the last `axes` axes whose kernel is int8, with a scale for each output.
-
-    The scales of outputs commute with the sum over inputs, so they are applied after it, in the
-    dtype of the residual stream: the kernel enters the product as whole numbers, which are exact.
+    Attributes:
+      rotate: how queries and keys turn.
+      biased: the projections that have a bias; None: all four if `config.attention_bias`, or none.
+      norm: made with (config, name=...), it norms queries and keys before they turn; None: none is.
     """
 
     config: DecoderConfig
-    features: tuple[int, ...]
-    use_bias: bool
-    axes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., features]
-        c, stream = self.config, jnp.dtype(self.config.stream_dtype)
-        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
-        inputs = x.shape[x.ndim - self.axes :]
-        kernel = self.param("kernel", zeros, (*inputs, *self.features), jnp.int8)
-        scale = self.param("kernel_scale", ones, self.features, jnp.float32)
-        summed = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
-        y = jax.lax.dot_general(
-            x.astype(c.dtype),
-            kernel.astype(c.dtype),
-            (summed, ((), ())),
-            preferred_element_type=stream,
-        )
-        y = y * scale.astype(stream)
-        if self.use_bias:
-            y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
-        return y
-
-
-class Attention(nn.Module):
-    """Query, key and value projections, rotary positions, attention, output projection."""
-
-    config: DecoderConfig
     rotate: Callable[[jax.Array, AttentionContext], jax.Array] = rotate
+    biased: tuple[str, ...] | None = None
+    norm: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
         self, x: jax.Array, context: AttentionContext
     ) -> jax.Array:  # [B, T, D] -> [B, T, D]
         c = self.config
-        heads = functools.partial(project, c, use_bias=c.attention_bias)
-        q = heads((c.num_heads, c.head_dim))(name="query")(x)  # [B, T, H, K]
-        k = heads((c.num_kv_heads, c.head_dim))(name="key")(x)  # [B, T, G, K]
-        v = heads((c.num_kv_heads, c.head_dim))(name="value")(x)  # [B, T, G, K]
+
+        def heads(name: str, number: int) -> jax.Array:
+            y = project(c, (number, c.head_dim), self._has_bias(name))(name=name)(x)
+            return y if c.clip_qkv is None else jnp.clip(y, -c.clip_qkv, c.clip_qkv)
+
+        q = heads("query", c.num_heads)  # [B, T, H, K]
+        k = heads("key", c.num_kv_heads)  # [B, T, G, K]
+        v = heads("value", c.num_kv_heads)  # [B, T, G, K]
+        if self.norm is not None:
+            q, k = self.norm(c, name="query_norm")(q), self.norm(c, name="key_norm")(k)
         # In the dtype of the residual stream: rounding q, k and v to bfloat16 costs the top token
         # of 5 real prompts in 1,000, and keeping them costs no measurable time (2026-11-25).
         q, k = self.rotate(q, context), self.rotate(k, context)
         k, v = context.visit("key", k), context.visit("value", v)  # [B, S, G, K]
-        mixed = attend(q, k, v, context.mask, context.visit)  # [B, T, H, K]
+        mixed = attend(c, q, k, v, context.mask, context.visit)  # [B, T, H, K]
         mixed = context.visit("head", mixed)
         return context.visit(
-            "attn_out", project(c, c.width, c.attention_bias, axes=2)(name="out")(mixed)
+            "attn_out", project(c, c.width, self._has_bias("out"), axes=2)(name="out")(mixed)
         )
+
+    def _has_bias(self, name: str) -> bool:
+        return self.config.attention_bias if self.biased is None else name in self.biased
 
 
 class SwiGLU(nn.Module):
@@ -322,15 +208,34 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, visit: Visit = unvisited) -> jax.Array:  # [B, T, D], both
-        c = self.config
-        gate = project(c, c.mlp_width, c.mlp_bias)(name="gate")(x)  # [B, T, F]
-        up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
-        hidden = jax.nn.silu(gate) * up
-        return visit("mlp_out", project(c, c.width, c.mlp_bias)(name="down")(hidden))
+        return _gated(self.config, x, visit, jax.nn.silu)
+
+
+class GeGLU(nn.Module):
+    """down(gelu(gate(x)) * up(x)), Gemma's MLP."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, visit: Visit = unvisited) -> jax.Array:  # [B, T, D], both
+        approximate = self.config.gelu == "tanh"
+        return _gated(
+            self.config, x, visit, functools.partial(jax.nn.gelu, approximate=approximate)
+        )
+
+
+def _gated(
+    c: DecoderConfig, x: jax.Array, visit: Visit, activation: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """A gated MLP, whose parameters belong to the module that calls it."""
+    gate = project(c, c.mlp_width, c.mlp_bias)(name="gate")(x)  # [B, T, F]
+    up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
+    hidden = activation(gate) * up
+    return visit("mlp_out", project(c, c.width, c.mlp_bias)(name="down")(hidden))
 
 
 class GeluMLP(nn.Module):
-    """down(gelu(up(x))), the MLP of GPT-NeoX and GPT-J."""
+    """down(gelu(up(x))), the MLP of GPT-NeoX, GPT-J and GPT-2."""
 
     config: DecoderConfig
 

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+from jax.sharding import Mesh
 
 from taskvec_jax.distributed.processes import anywhere, to_host
 from taskvec_jax.distributed.sharding import rows_for, shape_of
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
-from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params
 
 _log = logging.getLogger(__name__)
+
+
+class Loaded(Protocol):
+    """What the programs need of a model in memory; `models.Model` has it."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Shapes and dtype."""
+        ...
+
+    @property
+    def params(self) -> Params:
+        """What `Decoder.apply` takes first."""
+        ...
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """What parameters and rows are split over; None: one device."""
+        ...
 
 
 def round_up(n: int, step: int, first: int = 0) -> int:
@@ -39,7 +59,7 @@ _fitting: dict[tuple[str, DecoderConfig, str], int] = {}
 
 def run_in_chunks(
     program: str,
-    model: Model,
+    model: Loaded,
     lengths: Sequence[int],
     batch_size: int,
     call: Callable[[list[int], int], Any],

@@ -92,7 +92,7 @@ class Learned:
     dev_accuracies: np.ndarray
 
 
-def learn(
+def learn_vector(
     model: Model,
     train: Examples,
     dev: Examples,

@@ -14,8 +14,8 @@ import optax
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
-from taskvec_jax.vectors.examples import NO_ANSWER, Examples
-from taskvec_jax.vectors.programs import copy_states, top
+from taskvec_jax.vectors.examples import Examples
+from taskvec_jax.vectors.programs import copy_states, log_probability, top
 
 Schedule = tuple[tuple[int, int], ...]  # see `programs.copy_states`
 
@@ -53,17 +53,14 @@ def losses_of(
         functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
     )
     logits = Decoder(config).apply(params, states[:, 1:], method="unembed")  # [B, C, V]
-    whole = jax.nn.logsumexp(logits, axis=-1)
     if examples.wanted.shape[-1]:
+        whole = jax.nn.logsumexp(logits, axis=-1)
         wanted = jnp.asarray(examples.wanted, logits.dtype)
         share = jnp.exp(wanted)  # [B, V]
         entropy = jnp.sum(share * wanted, axis=-1)[:, None]
         losses = entropy + whole - jnp.einsum("bv,bcv->bc", share, logits)
     else:
-        answers = jnp.asarray(examples.answers)[:, None]  # [B, 1, A]
-        picked = jnp.take_along_axis(logits, jnp.maximum(answers, 0), axis=-1)
-        right = jnp.where(answers == NO_ANSWER, -jnp.inf, picked)
-        losses = whole - jax.nn.logsumexp(right, axis=-1)
+        losses = -log_probability(logits, jnp.asarray(examples.answers))
     return losses, top(jax.lax.stop_gradient(logits))[0]
 
 

@@ -1,7 +1,7 @@
 """The two compiled programs of the sweep: `read_rows` and `inject_rows`.
 
 Both run rows that are trees: a trunk, and branches that continue it without seeing each other
-(see `layers.Layout`). `read_rows` reads several texts that begin alike:
+(see `context.Layout`). `read_rows` reads several texts that begin alike:
 
     tokens     demonstrations          dummy query 1    dummy query 2    query
     branch     0 0 0 0 0 0 0 0 0 0 0   1 1 1 1 1 1      2 2 2 2 2        3 3 3 3 3
@@ -37,14 +37,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
-from taskvec_jax.transformer.layers import (
+from taskvec_jax.transformer.context import (
     PADDING,
     TRUNK,
-    AttentionContext,
+    ContextByLayer,
     Layout,
     attention_context,
 )
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.vectors.graded import Graded, Wanted, grade
 from taskvec_jax.vectors.rows import Rows
 
@@ -76,12 +76,18 @@ def _layer(params: Params, index: jax.Array) -> Params:
 
 
 def _answer(
-    config: DecoderConfig, params: Params, x: jax.Array, wanted: Wanted | None
-) -> tuple[jax.Array, jax.Array, Graded | None]:
-    """Most likely token, its logit and the graded scores, [B, n], for states [B, n, D]."""
+    config: DecoderConfig,
+    params: Params,
+    x: jax.Array,
+    wanted: jax.Array | None,
+    grading: Wanted | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, Graded | None]:
+    """Most likely token and its logit, [B, n], for states [B, n, D]; the log-probability of the
+    wanted tokens and the graded scores, where they are asked for."""
     logits = Decoder(config).apply(params, x, method="unembed")
     tokens, highest = top(logits)
-    return tokens, highest, wanted and grade(logits, highest, wanted)
+    logprob = None if wanted is None else log_probability(logits, jnp.asarray(wanted))
+    return tokens, highest, logprob, grading and grade(logits, highest, grading)
 
 
 def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +110,7 @@ def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="config")
 def read_rows(
-    config: DecoderConfig, params: Params, rows: Rows, wanted: Wanted | None = None
+    config: DecoderConfig, params: Params, rows: Rows, grading: Wanted | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array, Graded | None]:
     """Residual stream after every layer at each place that is read.
 
@@ -112,21 +118,21 @@ def read_rows(
       residuals [B, R, L, D], answers int32 [B, R], their logits [B, R], graded scores [B, R].
     """
     block = FAMILY_MODULES[config.family].Block(config)
-    context = attention_context(
-        config, Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches))
-    )
-    x = Decoder(config).apply(params, rows.tokens, method="embed")
+    layout = Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches))
+    contexts = attention_context(config, layout)
+    x = Decoder(config).apply(params, rows.tokens, layout.positions, method="embed")
     ends = jnp.asarray(rows.ends)[..., None]
 
     def at_ends(x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, R, D], each row in its own
         return jnp.take_along_axis(x, ends, axis=1)
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = block.apply({"params": _layer(params, index)}, x, context)
+        x = block.apply({"params": _layer(params, index)}, x, contexts.of_layer(index))
         return x, at_ends(x)
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
-    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x), wanted))
+    tokens, logits, _, graded = _answer(config, params, at_ends(x), None, grading)
+    return jnp.moveaxis(residuals, 0, 2), tokens, logits, graded
 
 
 @functools.partial(jax.jit, static_argnames=("config", "schedule"))
@@ -138,17 +144,39 @@ def inject_rows(
     vectors: jax.Array,
     layers: jax.Array,
     schedule: tuple[tuple[int, int], ...],
-    wanted: Wanted | None = None,
-) -> tuple[jax.Array, jax.Array, Graded | None]:
+    wanted: jax.Array | None = None,
+    grading: Wanted | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, Graded | None]:
     """Answers when vectors are written over the last token, each after its own layer.
 
-    Args: as of `copy_states`.
+    Args:
+      tokens, last, vectors, layers, schedule: as of `copy_states`.
+      wanted: int [B, A], tokens of which any is right, -1 where a row has fewer; None: not asked.
+      grading: tokens for the graded scores; None: not asked.
 
     Returns:
-      answers int32 [B, 1 + C], their logits and graded scores; the first is the untouched query's.
+      answers int32 [B, 1 + C] and their logits; the first is the untouched query's. With `wanted`
+      also the log-probability that the next token is one of the wanted, float [B, 1 + C], and with
+      `grading` graded scores; else None.
     """
     states = copy_states(config, params, tokens, last, vectors, layers, schedule)
-    return _answer(config, params, states, wanted)
+    return _answer(config, params, states, wanted, grading)
+
+
+def log_probability(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Log of the probability that the next token is any of the wanted ones.
+
+    Args:
+      logits: [B, C, V].
+      wanted: int [B, A], -1 where a row has fewer.
+
+    Returns:
+      [B, C], in nats.
+    """
+    wanted = wanted[:, None]  # [B, 1, A]
+    picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
+    right = jnp.where(wanted < 0, -jnp.inf, picked)
+    return jax.nn.logsumexp(right, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def copy_states(
@@ -189,7 +217,7 @@ def copy_states(
     first = last[:, None] - (size - 1)  # [B, 1]
     block = FAMILY_MODULES[config.family].Block(config)
     place = jnp.arange(length, dtype=jnp.int32)[None]
-    token = Decoder(config).apply(params, tokens, method="embed")
+    token = Decoder(config).apply(params, tokens, place, method="embed")
     plain_branch = jnp.where(place < first, TRUNK, jnp.where(place <= last[:, None], 1, PADDING))
     x, start = token, 0
     for stop, copies_alive in schedule:
@@ -208,12 +236,12 @@ def copy_states(
             ),
             jnp.concatenate([plain_branch, jnp.broadcast_to(copy + 2, (rows, alive))], axis=1),
         )
-        context = attention_context(config, layout)
+        contexts = attention_context(config, layout)
 
         def step(
-            x: jax.Array, index: jax.Array, context: AttentionContext = context, alive: int = alive
+            x: jax.Array, index: jax.Array, contexts: ContextByLayer = contexts, alive: int = alive
         ) -> tuple[jax.Array, None]:
-            x = block.apply({"params": _layer(params, index)}, x, context)
+            x = block.apply({"params": _layer(params, index)}, x, contexts.of_layer(index))
             born = (layers[:, :alive] == index)[..., None]
             copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
             return jnp.concatenate([x[:, :length], copies], axis=1), None

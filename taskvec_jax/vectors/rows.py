@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from taskvec_jax.prompting.tokenizer import PAD
-from taskvec_jax.transformer.layers import PADDING, TRUNK
+from taskvec_jax.transformer.context import PADDING, TRUNK
 
 
 class Rows(NamedTuple):
     """Token rows on the host.
 
     Attributes:
-      tokens, positions, branches: int32 [B, T]; see `layers.Layout`.
+      tokens, positions, branches: int32 [B, T]; see `context.Layout`.
       ends: int32 [B, R], index in the row of each text's last token.
     """
 

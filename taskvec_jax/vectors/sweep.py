@@ -1,6 +1,6 @@
 """The numbers of task_vectors.py, fast: nothing that two copies share is computed twice.
 
-Two compiled programs do all the work, both over rows that are trees (see `layers.Layout`):
+Two compiled programs do all the work, both over rows that are trees (see `context.Layout`):
 
 * `read_rows`: a row is the demonstrations, once, and one branch for each text that continues them
   (dummy queries, the query). Reads the residual stream at the end of each branch.
@@ -24,17 +24,18 @@ import numpy as np
 
 from taskvec_jax.distributed.sharding import put_rows
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,
+    check_ids,
     check_logits,
     check_range,
     check_texts,
     check_vectors,
 )
-from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.vectors.batching import Loaded, fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import lay_out_rows, tree_length
@@ -47,37 +48,41 @@ class Answers(NamedTuple):
       tokens: int32, the most likely next token (ties to the lowest id).
       logits: float32, its logit.
       graded: graded scores of the same shape; None where no wanted tokens were given.
+      logprob: float32, log-probability of the wanted tokens, in nats; None: none were asked for.
     """
 
     tokens: np.ndarray
     logits: np.ndarray
+    logprob: np.ndarray | None = None
     graded: Graded | None = None
 
 
-def _room(shape: tuple[int, ...], graded: bool) -> Answers:
+def _room(shape: tuple[int, ...], *, logprob: bool = False, graded: bool = False) -> Answers:
     """Answers to be filled in."""
-    scores = None
-    if graded:
-        scores = Graded(*(np.empty(shape, t) for t in (np.float32, np.int32, np.float32)))
-    return Answers(np.empty(shape, np.int32), np.empty(shape, np.float32), scores)
+    of_graded = Graded(*(np.empty(shape, t) for t in (np.float32, np.int32, np.float32)))
+    return Answers(
+        np.empty(shape, np.int32),
+        np.empty(shape, np.float32),
+        np.empty(shape, np.float32) if logprob else None,
+        of_graded if graded else None,
+    )
 
 
-def _fill(room: Answers, chunk: list[int], found: Sequence[Any]) -> None:
+def _fill(room: Answers, chunk: list[int], found: Answers) -> None:
     """Puts a program's answers to some rows where they belong."""
-    pairs = zip(jax.tree.leaves(room), jax.tree.leaves(Answers(*found)), strict=True)
-    for kept, new in pairs:
+    for kept, new in zip(jax.tree.leaves(room), jax.tree.leaves(found), strict=True):
         kept[chunk] = new[: len(chunk)]
 
 
-def _of_rows(wanted: Wanted | None, rows: Sequence[int]) -> Wanted | None:
-    return wanted and Wanted(*(np.asarray(ids, np.int32)[list(rows)] for ids in wanted))
+def _of_rows(grading: Wanted | None, rows: Sequence[int]) -> Wanted | None:
+    return grading and Wanted(*(np.asarray(ids, np.int32)[list(rows)] for ids in grading))
 
 
 def read_texts(
-    model: Model,
+    model: Loaded,
     rows: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
-    wanted: Wanted | None = None,
+    grading: Wanted | None = None,
 ) -> tuple[np.ndarray, Answers]:
     """Reads the residual stream at the last token of texts that share their beginnings.
 
@@ -85,7 +90,7 @@ def read_texts(
       rows: for each row, the token ids of 1 to R texts. A text that begins the one after it costs
         nothing.
       batch_size: rows a program call works on.
-      wanted: tokens for the graded scores, [N, G] and [N].
+      grading: tokens for the graded scores, [N, G] and [N].
 
     Returns:
       residuals float32 [N, R, L, D] and Answers [N, R]; a row of fewer texts repeats its last.
@@ -99,19 +104,20 @@ def read_texts(
     reads = max(map(len, rows))
     lengths = [tree_length(texts) for texts in rows]
     residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
-    answers = _room((len(rows), reads), wanted is not None)
+    answers = _room((len(rows), reads), graded=grading is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         longest = max(lengths[i] for i in chunk)
         length = round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
         filled = fill_up(chunk, size)
         laid_out = lay_out_rows([rows[i] for i in filled], length, reads)
-        inputs = put_rows(model.mesh, (laid_out, _of_rows(wanted, filled)))
+        inputs = put_rows(model.mesh, (laid_out, _of_rows(grading, filled)))
         return read_rows(config, model.params, *inputs)
 
     def keep(chunk: list[int], read: tuple[Any, ...]) -> None:
         residuals[chunk] = read[0][: len(chunk)]
-        _fill(answers, chunk, read[1:])
+        tokens, logits, graded = (*read[1:], None)[:3]
+        _fill(answers, chunk, Answers(tokens, logits, None, graded))
 
     run_in_chunks("reading", model, lengths, batch_size, call, keep)
     check_finite(residuals, answers.logits)
@@ -119,13 +125,14 @@ def read_texts(
 
 
 def inject_vectors(
-    model: Model,
+    model: Loaded,
     queries: Sequence[Sequence[int]],
     vectors: np.ndarray,
     layers: np.ndarray,
     batch_size: int,
     schedule: tuple[tuple[int, int], ...] | None = None,
-    wanted: Wanted | None = None,
+    wanted: Sequence[Sequence[int]] | None = None,
+    grading: Wanted | None = None,
 ) -> Answers:
     """Writes vectors over the last token of zero-shot queries, many for each query.
 
@@ -135,7 +142,9 @@ def inject_vectors(
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
       batch_size: rows a program call works on.
       schedule: see `inject_rows`; all copies alive from the first layer when None.
-      wanted: tokens for the graded scores, [N, G] and [N].
+      wanted: for each query the ids of one token or several; `Answers.logprob` is then the log of
+        the probability that the next token is any of them.
+      grading: tokens for the graded scores, [N, G] and [N].
 
     Returns:
       Answers [N, 1 + C]; the first column is the untouched query's.
@@ -165,7 +174,8 @@ def inject_vectors(
     schedule = schedule or ((config.num_layers, vectors.shape[1]),)
     lengths = [len(query) for query in queries]
     shape = (rows, 1 + vectors.shape[1])
-    answers = _room(shape, wanted is not None)
+    asked = None if wanted is None else _as_rows(config, wanted, rows)
+    answers = _room(shape, logprob=asked is not None, graded=grading is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
@@ -174,12 +184,15 @@ def inject_vectors(
         for row, i in zip(tokens, filled, strict=True):
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
-        inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
-        of_rows = put_rows(model.mesh, _of_rows(wanted, filled))
-        return inject_rows(config, model.params, *inputs, schedule, of_rows)
+        of_rows = None if asked is None else asked[filled]
+        *inputs, of_rows, of_grading = put_rows(
+            model.mesh,
+            (tokens, last, vectors[filled], layers[filled], of_rows, _of_rows(grading, filled)),
+        )
+        return inject_rows(config, model.params, *inputs, schedule, of_rows, of_grading)
 
     def keep(chunk: list[int], injected: tuple[Any, ...]) -> None:
-        _fill(answers, chunk, injected)
+        _fill(answers, chunk, Answers(*injected))
 
     run_in_chunks("injecting", model, lengths, batch_size, call, keep)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
@@ -187,6 +200,22 @@ def inject_vectors(
     check_answers(answers.logits[:, 1:], layers)
     check_logits(answers.logits[:, 0])
     return answers
+
+
+def _as_rows(config: DecoderConfig, wanted: Sequence[Sequence[int]], rows: int) -> np.ndarray:
+    """Wanted tokens as int32 [N, A], filled up with -1.
+
+    Raises:
+      TaskVecError: not one or more for each of `rows` queries, or an id out of range.
+    """
+    if len(wanted) != rows or not all(len(ids) for ids in wanted):
+        raise TaskVecError(
+            f"wanted tokens of {len(wanted)} queries; allowed: one or more for each of {rows}"
+        )
+    padded = np.full((rows, max(map(len, wanted))), -1, np.int32)
+    for row, ids in zip(padded, wanted, strict=True):
+        row[: len(ids)] = check_ids(config, ids, "wanted token id")
+    return padded
 
 
 def check_positions(shortest: int, positions: int) -> None:
@@ -203,17 +232,20 @@ def check_positions(shortest: int, positions: int) -> None:
 
 
 def sweep_layers(
-    model: Model,
+    model: Loaded,
     queries: Sequence[Sequence[int]],
     theta: np.ndarray,
     batch_size: int,
-    wanted: Wanted | None = None,
+    wanted: Sequence[Sequence[int]] | None = None,
+    grading: Wanted | None = None,
 ) -> Answers:
-    """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one."""
-    num_layers = model.config.num_layers
-    schedule = wavefront_schedule(num_layers)
-    layers = np.arange(num_layers)
-    return inject_vectors(model, queries, theta, layers, batch_size, schedule, wanted)
+    """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one.
+
+    Args: as of `inject_vectors`.
+    """
+    layers = np.arange(model.config.num_layers)
+    schedule = wavefront_schedule(len(layers))
+    return inject_vectors(model, queries, theta, layers, batch_size, schedule, wanted, grading)
 
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a

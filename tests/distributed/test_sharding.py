@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
+from zygote import QUICK
 
 from convert import cli as command
 from experiments.small_pythia import training
@@ -37,6 +38,7 @@ from taskvec_jax.models.registry import NAMED_MODELS
 from taskvec_jax.transformer.decoder import leaf_shapes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 SMALL = ("--num_prompts=2", "--batch_size=3", "--tasks=algorithmic_to_upper")
 
 
@@ -55,8 +57,8 @@ def cases() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_every_layout_of_8_devices_gives_the_numbers_of_one(cases):
-    assert len(cases["agreement"]) == 6
+def test_a_layout_of_8_devices_gives_the_numbers_of_one(cases):
+    assert len(cases["agreement"]) == (6 if SLOW else 3)
     for config, layouts in cases["agreement"].items():
         for layout, differences in layouts.items():
             for name, value in differences.items():
@@ -211,7 +213,7 @@ def at_once(
         subprocess.Popen(
             command(port, i),
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK},
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -270,9 +272,7 @@ def swept(out: Path) -> str:
         pytest.param(
             4,
             "data:2,model:2",
-            marks=pytest.mark.skipif(
-                "TASKVEC_SLOW_TESTS" not in os.environ, reason="slow: set TASKVEC_SLOW_TESTS"
-            ),
+            marks=pytest.mark.skipif(not SLOW, reason="slow: set TASKVEC_SLOW_TESTS=1"),
         ),
     ],
 )
@@ -287,6 +287,7 @@ def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, m
     assert left == ["", ".json", ".jsonl", ".png", ".svg"]  # "": arrays/
 
 
+@pytest.mark.skipif(not SLOW, reason="compiles training for 8 devices")
 def test_training_and_learned_vectors_lose_on_8_devices_what_they_lose_on_one(cases):
     found = cases["gradients"]
     assert found["placed"]

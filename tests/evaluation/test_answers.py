@@ -13,7 +13,7 @@ from taskvec_jax import load_model, replace
 from taskvec_jax.evaluation import layers
 from taskvec_jax.evaluation.answers import Job, Said, accepted, complete, scorer_of
 from taskvec_jax.evaluation.columns import Given, Predicted, score_columns
-from taskvec_jax.evaluation.layers import Chosen, choose_layer
+from taskvec_jax.evaluation.layers import Chosen, layer_of_dev
 from taskvec_jax.evaluation.reading import draw_prompts, read_prompts
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import cut, scoring_rule
@@ -114,7 +114,7 @@ def test_graded_scores_are_those_of_the_logits(small, scorer):
         theta[:, 2:3],
         np.array([2]),
         8,
-        wanted=wanted,
+        grading=wanted,
     )
     edits = replace(theta[:, 2], layer=2, position=-1)
     logits = {
@@ -156,7 +156,7 @@ def test_the_layer_is_the_one_that_generating_everywhere_would_choose(monkeypatc
 
         monkeypatch.setattr(layers, "complete", finish)
         scorer = type("Scorer", (), {"may_be_right": lambda self, *_, may=may: may})()
-        chosen = choose_layer(
+        chosen = layer_of_dev(
             scorer,  # type: ignore[arg-type]
             prompts,
             queries=[[0]] * n,

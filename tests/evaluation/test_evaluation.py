@@ -15,7 +15,7 @@ from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.registry import SMALL_MODEL
-from taskvec_jax.prompting.prompts import render_query
+from taskvec_jax.prompting.templates import PAPER
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
@@ -151,7 +151,7 @@ def changed_prediction(monkeypatch):
 def test_a_run_stops_when_only_the_prediction_changes(changed_prediction, dtype):
     model = load_model(SMALL_MODEL, dtype)
     assert check_injection(model, 1) < 0.1
-    logits = _logits_after(model, model.tokenizer.encode(render_query("own residual")))
+    logits = _logits_after(model, model.tokenizer.encode(PAPER.zero_shot("own residual")))
     unlikely = int(np.argmin(logits))
     changed_prediction(unlikely)
     with pytest.raises(TaskVecError, match=f"layer 2 changes its prediction to token {unlikely}"):
@@ -160,7 +160,7 @@ def test_a_run_stops_when_only_the_prediction_changes(changed_prediction, dtype)
 
 def test_a_prediction_may_change_to_one_that_was_as_likely(changed_prediction, monkeypatch):
     model = load_model(SMALL_MODEL)
-    query = model.tokenizer.encode(render_query("own residual"))
+    query = model.tokenizer.encode(PAPER.zero_shot("own residual"))
     logits = _logits_after(model, query)
     monkeypatch.setattr(
         injection_check, "_logits_after", lambda *_: np.full_like(logits, logits.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from tiny_checkpoint import run, save_tiny
@@ -14,7 +15,7 @@ FLAGS = (
     "--batch_size=4",
     "--repeats=1",
     "--nodepths",
-    "--tasks=algorithmic_to_upper,translation_fr_en",
+    "--tasks=algorithmic_to_upper",
     "--dtypes=float32",
 )
 
@@ -64,16 +65,16 @@ def test_the_headline_has_its_figures(result):
     assert all(value > 0 for value in measured.values())
 
 
+@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="compiles six programs")
 def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path, tokenizer):
     shape = save_tiny(tmp_path / "tiny", tokenizer)
     out = tmp_path / "out"
-    flags = [flag for flag in FLAGS if not flag.startswith(("--dtypes", "--tasks"))]
+    flags = [flag for flag in FLAGS if not flag.startswith("--dtypes")]
     done = run(
         "bench.sweep",
         f"--shape={shape}",
         "--dtypes=bfloat16,int8",
         "--stages=layer_loop,packed",
-        "--tasks=algorithmic_to_upper",
         f"--out={out}",
         *flags,
     )

@@ -53,7 +53,7 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out):
     out, printed = sweep_out
     result = json.loads((out / "layer_sweep.json").read_text())
     of_run = {"model", "revision", "dtype", "quantization", "weights_sha256", "run"}
-    rest = {"experiment", "categories", "settings", "provenance", "tasks"}
+    rest = {"experiment", "categories", "settings", "provenance", "vectors", "tasks", "data"}
     over_tasks = {"groups", "mean", "mean_paper", "mean_full", "share_of_icl_gain", "given_icl"}
     assert set(result) == of_run | rest | over_tasks | {"peak"}
     assert (result["revision"], result["dtype"], result["quantization"]) == (

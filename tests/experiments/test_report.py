@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -207,6 +208,7 @@ def test_all_pairs_of_tasks_that_share_queries_conflict(tmp_path, tiny_path):
             assert pair[name]["a"]["n"] == 4
 
 
+@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="two whole papers")
 def test_foreign_task_data_own_tasks_and_several_models_run_everything(
     tmp_path, tiny_path, tokenizer
 ):

@@ -19,6 +19,7 @@ from experiments.small_pythia.mixture import build_tokenizer
 from taskvec_jax.evaluation.protocol import evaluate_task
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
+from taskvec_jax.prompting.templates import Template
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
 from taskvec_jax.transformer.config import RopeScaling
@@ -70,11 +71,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     **{
         name: {"settings": dataclasses.replace(Settings(), **{name: value})}
         for name, value in {
-            **{f.name: 7 for f in dataclasses.fields(Settings) if f.name != "batch_size"},
+            **{
+                f.name: 7
+                for f in dataclasses.fields(Settings)
+                if f.name not in ("batch_size", "template")
+            },
             "rule": "paper",
             "filter": "none",
         }.items()
     },
+    "template": {"settings": Settings(template="{x} = {y}")},
+    "separator": {"settings": Settings(template=Template(separator=";"))},
+    "header": {"settings": Settings(template=Template(header="Do."))},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from tiny_checkpoint import run
 
@@ -13,13 +15,11 @@ def own(tmp_path):
     return path
 
 
-def test_tasks_are_listed_with_what_the_tokenizer_keeps(default_model, own):
-    result = run("tasks", f"--task_file={own}")
+def test_tasks_are_listed_with_what_the_tokenizer_keeps(default_model):
+    result = run("tasks")
     assert result.returncode == 0, result.stderr
     rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
     assert rows["algorithmic_to_upper"][1:3] == ["26", "26"]
-    assert rows["own_x"][1:3] == ["2", "2"]
-    assert f"{own}: fine; own_x (2 pairs)" in result.stdout
     assert "translation_en_es: the tokenizer leaves 39 of 750 pairs" in result.stdout
 
 
@@ -38,3 +38,31 @@ def test_every_problem_of_a_file_is_printed_with_its_line(tmp_path):
     assert f"{path}:2: pair 1: '' must be a string" in result.stdout
     assert "pair 2: 7 must be a string" in result.stdout
     assert result.stderr.strip() == f"error: {path} has 2 problems"
+
+
+def test_a_file_is_told_what_is_kept_why_the_rest_is_not_and_how_to_run_it(tmp_path, default_model):
+    path = tmp_path / "animals.csv"
+    words = "cat dog sun moon hot cold up down big small old young".split()
+    rows = [f"{a},{b}\n" for a, b in itertools.pairwise(words)]
+    path.write_text("".join(rows) + "x,New York\n")
+    result = run("tasks", str(path), "--template=qa")
+    assert result.returncode == 0, result.stderr
+    assert f"{path}: fine; own_animals (12 pairs)" in result.stdout
+    assert "1 pair left out: the answer is not one token; such as Q|:| x|\n|A|:  →   New| York" in (
+        result.stdout
+    )
+    assert "11 pairs are few: prompts repeat each other" in result.stdout
+    line = f"python -m experiments.layer_sweep --task_file={path} --tasks=own_animals --template=qa"
+    assert f"to run it: {line}\n" in result.stdout
+
+
+def test_a_file_with_too_little_left_is_told_the_way_out(tmp_path, default_model):
+    path = tmp_path / "cities.json"
+    path.write_text('{"a": "New York", "b": "Los Angeles"}')
+    result = run("tasks", str(path))
+    assert result.returncode == 0, result.stderr
+    assert "needs 8 different pairs, and 0 are kept" in result.stdout
+    assert '"match": "prefix"' in result.stdout
+    assert "to run it" not in result.stdout
+    shown = run("tasks", str(path), "--show=own_cities")
+    assert "left out  example|:|a|->  →  New| York  (the answer is not one token)" in shown.stdout

@@ -25,7 +25,8 @@ from experiments.small_pythia.training import Batch, State, Training
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint
 from taskvec_jax.models.registry import SMALL_MODEL
-from taskvec_jax.prompting.prompts import fit, render_query
+from taskvec_jax.prompting.prompts import fit
+from taskvec_jax.prompting.templates import PAPER
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
 
@@ -207,7 +208,7 @@ def test_every_task_of_the_mixture_can_be_posed_and_no_word_can(tmp_path):
     for task in TRAINING_TASKS:
         fitted = fit(task, read)
         assert fitted.pairs == task.pairs
-    assert len(read.continuation(render_query("sun"), "sol")) == 3
+    assert len(read.continuation(PAPER.zero_shot("sun"), "sol")) == 3
     text = "example:07->21\nexample:a,b->"
     assert read.decode(read.encode(text)) == text
 

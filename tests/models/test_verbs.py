@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -18,6 +19,16 @@ from taskvec_jax.transformer.decoder import Decoder
 L, D, H, K, V = 5, 42, 6, 14, 131
 IDS = [[5, 9, 2], [7], [11, 3, 8, 20, 4, 6, 1]]
 TEXTS = ["w5 w9 w2", "w7", "w11 w3 w8 w20 w4 w6 w1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_constants():
+    """In this file a program with an array of 4 kB among its constants, such as a kernel of the
+    model, is an error: JAX warns of it, and a warning is one."""
+    usual = jax.config.values["jax_captured_constants_warn_bytes"]
+    jax.config.update("jax_captured_constants_warn_bytes", 4000)
+    yield
+    jax.config.update("jax_captured_constants_warn_bytes", usual)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +122,7 @@ def test_second_calls_trace_nothing(model, monkeypatch):
         lambda n: model.top(IDS, n),
         lambda n: model.lens(IDS),
         lambda n: model.generate(IDS, max_new_tokens=4 + n),
+        lambda n: model.sweep(IDS, n * np.ones((L, D)), answers=[n, n, [n, 0]]),
     ]
     for call in calls:
         call(1)
@@ -126,6 +138,52 @@ def test_second_calls_trace_nothing(model, monkeypatch):
     model.read(texts, positions=-1)
     model.logits(texts, edits=edits.add(np.zeros(D), layer=4, position=0))
     assert not traced
+
+
+def test_a_sweep_is_a_loop_of_single_replacements(model):
+    theta = np.random.RandomState(1).standard_normal((3, L, D)).astype(np.float32)
+    answers = [4, [9, 30, 9], 130]
+    swept = model.sweep(IDS, theta, answers=answers)
+    assert swept.tokens.shape == swept.logprob.shape == (3, L)
+    for layer in (-1, 0, 3, L - 1):
+        edit = () if layer < 0 else edits.replace(theta[:, layer], layer=layer, position=-1)
+        logits = model.logits(IDS, edits=edit).astype(np.float64)
+        shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        right = [list(set(np.atleast_1d(ids))) for ids in answers]
+        want = [np.log(row[ids].sum()) for row, ids in zip(shares, right, strict=True)]
+        tokens, found = swept.untouched, swept.untouched_logprob
+        if layer >= 0:
+            tokens, found = swept.tokens[:, layer], swept.logprob[:, layer]
+        np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+    records = swept.records()
+    assert len(records) == 3 * (L + 1)
+    assert records[1] == {
+        "query": 0,
+        "layer": 0,
+        "token": int(swept.tokens[0, 0]),
+        "logprob": float(swept.logprob[0, 0]),
+    }
+
+
+def test_a_sweep_takes_one_theta_for_all_queries_and_answers_as_words(model):
+    theta = np.random.RandomState(2).standard_normal((L, D)).astype(np.float32)
+    swept = model.sweep(TEXTS, theta, answers=[" w4", [" w9", " w30 w1"], 130])
+    same = model.sweep(IDS, np.stack([theta] * 3), answers=[4, [9, 30], 130])
+    np.testing.assert_array_equal(swept.tokens, same.tokens)
+    np.testing.assert_array_equal(swept.logprob, same.logprob)
+    without = model.sweep(IDS[0], theta)  # one query
+    np.testing.assert_array_equal(without.tokens, swept.tokens[:1])
+    assert without.logprob is None
+    assert set(without.records()[0]) == {"query", "layer", "token"}
+
+
+def test_closing_over_the_parameters_would_be_noticed(model):
+    """So that the other tests say something: no verb bakes parameters into its program."""
+    kernel = model.params["params"]["embed"]["embedding"]
+    assert kernel.nbytes > 4000
+    with pytest.warns(UserWarning, match="constant"):
+        jax.jit(lambda x: kernel @ x).lower(np.ones(D, np.float32))
 
 
 def test_a_model_is_shown_in_two_lines(model):
@@ -145,6 +203,13 @@ def test_a_model_is_shown_in_two_lines(model):
         (lambda m: m.read(TEXTS, positions=1), "row 1, which has 1 tokens"),
         (lambda m: m.read(TEXTS, site="mlp"), "site is 'mlp'"),
         (lambda m: m.top(TEXTS, 0), "k is 0"),
+        (lambda m: m.sweep(TEXTS, np.zeros((L, D + 1))), r"theta has shape \(5, 43\)"),
+        (lambda m: m.sweep(TEXTS, np.full((L, D), np.nan)), "written after layer 0"),
+        (lambda m: m.sweep(TEXTS, np.zeros((L, D)), answers=[1, 2]), "2 answers for 3 queries"),
+        (lambda m: m.sweep(TEXTS, np.zeros((L, D)), answers=[1, 2, V]), "131 is out of range"),
+        (lambda m: m.sweep(TEXTS, np.zeros((L, D)), answers=[1, [], 2]), "one or more for each"),
+        (lambda m: m.sweep("w5", np.zeros((L, D)), answers=""), "answer 0 is ''"),
+        (lambda m: m.sweep(IDS, np.zeros((L, D)), answers=["w1", 1, 2]), "answer 0 is 'w1'"),
         (lambda m: m.generate(TEXTS, stop=""), "stop is ''"),
         (lambda m: m.logits(TEXTS, edits=7), "override is 7"),
     ],

@@ -206,7 +206,7 @@ def test_a_text_that_a_tokenizer_cannot_read_at_all_is_not_posed():
 
 def test_a_tokenizer_that_loses_the_line_break_is_refused():
     without = Tokenizer(of_letters(LETTERS.replace("\n", "")))
-    with pytest.raises(TaskVecError, match="loses the line break between demonstrations"):
+    with pytest.raises(TaskVecError, match="loses the separator between demonstrations"):
         fit(NEXT, without)
 
 

@@ -181,8 +181,8 @@ def test_offsets_are_characters_of_the_text(tmp_path):
     pieces = ours.pieces(text)
     assert pieces[0] == (1, "<s>", (0, 0))
     assert "".join(text[start:end] for _, _, (start, end) in pieces) == text
-    assert ours.ends_in_arrow(text)
-    assert not ours.ends_in_arrow(text + " ")
+    assert ours.ends_in(text, "->")
+    assert not ours.ends_in(text + " ", "->")
     assert not ours.spells("é")
     assert ours.spells("a b->\n")
 
@@ -190,7 +190,7 @@ def test_offsets_are_characters_of_the_text(tmp_path):
 def test_a_whitespace_suffix_is_no_end_of_an_arrow(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(small(suffix=True))
-    assert not Tokenizer(read_sentencepieces(path)).ends_in_arrow("a->")
+    assert not Tokenizer(read_sentencepieces(path)).ends_in("a->", "->")
 
 
 @pytest.mark.parametrize(

@@ -94,21 +94,21 @@ def test_empty_prompts_are_refused(tokenizer):
 
 
 def test_the_arrow_is_found_by_characters_and_straddling_is_seen(tokenizer):
-    assert tokenizer.ends_in_arrow("example:Plum->")
-    assert not tokenizer.ends_in_arrow("example:Plum-> ")
-    assert not tokenizer.ends_in_arrow("example:Plum")
+    assert tokenizer.ends_in("example:Plum->", "->")
+    assert not tokenizer.ends_in("example:Plum-> ", "->")
+    assert not tokenizer.ends_in("example:Plum", "->")
     # A tokenizer that merges the arrow with what stands before it.
     vocab = {c: i for i, c in enumerate("Plum->")} | {"m-": 6, "m->": 7}
     merging = Tokenizer(
         tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[("m", "-"), ("m-", ">")]))
     )
-    assert not merging.ends_in_arrow("Plum->")
+    assert not merging.ends_in("Plum->", "->")
     split = Tokenizer(
         tokenizers.Tokenizer(
             tokenizers.models.BPE(vocab={c: i for i, c in enumerate("Plum->")}, merges=[])
         )
     )
-    assert split.ends_in_arrow("Plum->")
+    assert split.ends_in("Plum->", "->")
 
 
 def test_a_continuation_that_changes_the_prompts_own_tokens_is_empty():

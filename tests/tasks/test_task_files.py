@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+from pathlib import Path
 
 import pytest
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tasks import Pair, read_own_tasks, registry, select
+from taskvec_jax.tasks import Pair, Task, read_own_tasks, registry, select, task_file
 from taskvec_jax.tasks.task_file import check_own_tasks
 
 GOOD = """[
@@ -134,7 +137,7 @@ def test_every_problem_of_a_python_file_is_named_with_its_line(tmp_path, text, p
 
 
 def test_other_endings_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(TaskVecError, match=r"allowed: \.json, \.py"):
+    with pytest.raises(TaskVecError, match=r"allowed: \.json, \.jsonl, \.csv, \.tsv, \.py"):
         read_own_tasks(tmp_path / "mine.toml")
     for name in ("gone.json", "gone.py"):
         with pytest.raises(TaskVecError, match="cannot be read"):
@@ -148,3 +151,101 @@ def test_messages_of_the_originals_layout_have_lines_too(tmp_path):
     path.write_text(json.dumps({"a": "b", "c": ""}, indent=1))
     with pytest.raises(TaskVecError, match=r"bad\.json:3: pair 2"):
         read_task_file(path)
+
+
+CAPITALS = (
+    Pair("France", "Paris"),
+    Pair("Bolivia", "Sucre", ("La Paz",)),
+    Pair("Haiti", "Port au Prince"),
+)
+TABLES = {
+    "capitals.csv": """
+France,Paris
+Bolivia, Sucre,La Paz
+
+Haiti,Port au Prince,
+""",
+    "named.csv": """accepted,Output,Input
+,Paris,France
+La Paz,Sucre,Bolivia
+,Port au Prince,Haiti
+""",
+    "quoted.csv": '\ufeff"France","Paris"\r\nBolivia,Sucre,La Paz\r\nHaiti,"Port au Prince"\r\n',
+    "capitals.tsv": "France\tParis\nBolivia\tSucre\tLa Paz\nHaiti\tPort au Prince\n",
+    "dict.json": """{"France": "Paris", "Bolivia": ["Sucre", "La Paz"],
+ "Haiti": "Port au Prince"}""",
+    "lists.json": """[["France", "Paris"],
+ ["Bolivia", "Sucre", "La Paz"], ["Haiti", "Port au Prince"]]""",
+    "objects.json": """[{"input": "France", "output": "Paris"},
+ {"input": "Bolivia", "output": "Sucre", "accepted": ["La Paz"]},
+ {"input": "Haiti", "output": "Port au Prince"}]""",
+    "mine.jsonl": """{"input": "France", "output": "Paris"}
+["Bolivia", "Sucre", "La Paz"]
+
+["Haiti", "Port au Prince"]
+""",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_pairs_are_read_from_every_kind_of_file_and_from_standard_input(
+    tmp_path, monkeypatch, name
+):
+    path = tmp_path / name
+    path.write_text(TABLES[name], newline="")
+    (task,) = read_own_tasks(path)
+    assert task.pairs == CAPITALS  # answers of several words stay
+    assert task.name == f"own_{path.stem}"
+    task_file._standard_input.cache_clear()
+    monkeypatch.setattr("sys.stdin", io.StringIO(TABLES[name]))
+    for _ in range(2):
+        assert read_own_tasks(Path("-")) == [dataclasses.replace(task, short_name="stdin")]
+    task_file._standard_input.cache_clear()
+
+
+def test_tasks_may_stand_one_a_line(tmp_path):
+    path = tmp_path / "several.jsonl"
+    lines = [{"category": "own", "name": name, "pairs": {"a": name}} for name in ("b", "c")]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert [task.name for task in read_own_tasks(path)] == ["own_b", "own_c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("a.csv", "a,b\nc\n", "2: pair 2 is ['c']; it must be"),
+        ("a.csv", "a,b\na,c\n", "2: pair 2: input 'a' is there already (line 1)"),
+        ("a.csv", "input,output,note\na,b,c\n", "1: unknown columns ['note']"),
+        ("a.csv", "input,output\na,b,c\n", "2: 3 cells; the first row names 2 columns"),
+        ("a.csv", "input,output\na\n", "2: pair 1: '' must be a string"),
+        ("a.csv", 'a,"b\nc"\n', "2: pair 1: 'b\\nc' must be a string of one line"),
+        ("a.csv", 'a,"b\n', "cannot be read as a table"),
+        ("a.csv", "", "holds no task"),
+        ("a.tsv", "a,b\n", "1: pair 1 is ['a,b']"),
+        ("a.jsonl", '["a", "b"]\n{"input": 3}\n', "2: pair 2: 3 must be a string"),
+        ("a.jsonl", '["a", "b"]\n["a"\n', "2: cannot be read as JSON"),
+        ("a.json", '{"a": [],\n "b": 3}', "pair 1: [] must be a string"),
+    ],
+)
+def test_every_problem_of_a_table_is_named_with_its_line(tmp_path, name, text, problem):
+    path = tmp_path / name
+    path.write_text(text)
+    found, problems = check_own_tasks(path)
+    assert f"{path}:{problem}" in problems[0] or problem in problems[0], problems
+    assert not found
+
+
+def test_a_task_is_made_of_plain_pairs():
+    plain = [("France", "Paris"), ["Bolivia", "Sucre", "La Paz"], Pair("Haiti", "Port au Prince")]
+    task = Task.from_pairs("capitals", plain, match="prefix")
+    assert (task.name, task.pairs, task.match) == ("own_capitals", CAPITALS, "prefix")
+    assert Task.from_pairs("x", {"a": "b"}).pairs == (Pair("a", "b"),)
+    for pairs, message in (
+        ([("a",)], "pair 1 is"),
+        ([("a", "b"), ("a", "c")], "pair 2: input 'a' is there already"),
+        ([("a", 3)], "3 must be a string"),
+        ([], "not empty"),
+        ("ab", "must be"),
+    ):
+        with pytest.raises(TaskVecError, match=message):
+            Task.from_pairs("x", pairs)

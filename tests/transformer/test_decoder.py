@@ -303,7 +303,7 @@ def test_parameter_tree_has_the_documented_names_and_shapes(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"family": "bert"}, "family is 'bert'; allowed: gptj, llama, pythia"),
+        ({"family": "bert"}, "family is 'bert'; allowed: gemma, gemma2"),
         ({"num_kv_heads": 4}, "does not divide"),
         ({"rope_dim": 13}, "must be even"),
         ({"num_layers": 0}, "num_layers is 0"),

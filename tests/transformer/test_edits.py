@@ -18,9 +18,10 @@ from conftest import LLAMA, PYTHIA, TINY, random_params
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer import edits
+from taskvec_jax.transformer.context import attention_context, plain_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Override
 from taskvec_jax.transformer.edits import SITES
-from taskvec_jax.transformer.layers import attention_context, plain_layout, project
+from taskvec_jax.transformer.linear import project
 
 TOKENS = np.array([[3, 17, 88, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 99]], np.int32)
 LENGTHS = np.array([7, 5], np.int32)
@@ -171,11 +172,11 @@ class Plain(nn.Module):
             c.vocab_size, c.width, dtype=c.dtype, param_dtype=jnp.dtype(c.dtype), name="embed"
         )
         block, norm = family.Block(c, name="layers"), family.Norm(c, name="final_norm")
-        context = attention_context(c, plain_layout(tokens.shape[1]))
+        contexts = attention_context(c, plain_layout(tokens.shape[1]))
         x = embed(tokens).astype(c.stream_dtype)
         x = jnp.where(((tokens >= 0) & (tokens < c.vocab_size))[..., None], x, jnp.nan)
         scan = nn.scan(
-            lambda block, x, _: (block(x, context), None),
+            lambda block, x, i: (block(x, contexts.of_layer(i)), None),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.num_layers,

@@ -168,7 +168,7 @@ def test_loading_quantises_converted_and_foreign_weights_alike(tmp_path, tokeniz
 
 
 def test_unknown_weights_are_refused(tokenizer):
-    with pytest.raises(TaskVecError, match="quantization is 'int4'; allowed: none, int8"):
-        load_model("smollm2-135m-instruct", quantization="int4")
-    with pytest.raises(TaskVecError, match="quantization is 'int4'"):
-        model_of(dataclasses.replace(LLAMA, quantization="int4"), tokenizer)
+    with pytest.raises(TaskVecError, match="quantization is 'int2'; allowed: none, int8, int4"):
+        load_model("smollm2-135m-instruct", quantization="int2")
+    with pytest.raises(TaskVecError, match="quantization is 'int2'"):
+        model_of(dataclasses.replace(LLAMA, quantization="int2"), tokenizer)

@@ -134,7 +134,7 @@ def run_each(model: Model, text: list[int]) -> dict[str, Any]:
 
     def learn() -> Any:
         recipe = learning.Recipe(steps=1, batch_size=1, check_every=1)
-        return learning.learn(
+        return learning.learn_vector(
             model,
             examples(),
             examples(),

@@ -22,10 +22,11 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS, Pair, Task
+from taskvec_jax.transformer.context import attention_context, plain_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES
-from taskvec_jax.transformer.layers import attention_context, plain_layout
 from taskvec_jax.vectors import examples as examples_of
 from taskvec_jax.vectors import learning, learning_step
+from taskvec_jax.vectors.learning import learn_vector
 from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
 from taskvec_jax.vectors.sweep import inject_vectors
 
@@ -83,7 +84,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
     vectors = some_vectors(3, positions)
     losses, said = learning.score_examples(model, batch, vectors, layers, batch_size=5)
     block = FAMILY_MODULES[LLAMA.family].Block(LLAMA)
-    context = attention_context(LLAMA, plain_layout(batch.tokens.shape[1]))
+    contexts = attention_context(LLAMA, plain_layout(batch.tokens.shape[1]))
     places = batch.last[:, None] - np.arange(positions)[::-1]
     rows = np.arange(5)
 
@@ -94,7 +95,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
             own = jax.tree.map(
                 lambda leaf, layer=layer: leaf[layer], model.params["params"]["layers"]
             )
-            x = block.apply({"params": own}, x, context)
+            x = block.apply({"params": own}, x, contexts.of_layer(layer))
             written = x.at[rows[:, None], places].set(vectors)
             x = jnp.where(layer == written_after, written, x)
         return model.decoder.apply(model.params, x[rows, batch.last], method="unembed")
@@ -152,9 +153,7 @@ def learned(model: Model, layers: list[int], recipe: learning.Recipe = RECIPE, *
     initial = some_vectors(LLAMA.num_layers, *more.pop("positions", ()))[layers]
     norms = np.linalg.norm(initial, axis=-1)
     given = {"train": examples(), "dev": examples(), **more}
-    return learning.learn(
-        model, given["train"], given["dev"], right, initial, norms, layers, recipe
-    )
+    return learn_vector(model, given["train"], given["dev"], right, initial, norms, layers, recipe)
 
 
 def test_learning_lowers_the_loss_of_every_layer_and_compiles_one_step(model):
@@ -236,11 +235,11 @@ def test_what_is_not_finite_or_out_of_range_is_refused_before_it_is_learned(mode
     with pytest.raises(TaskVecError, match="to be written after layer 3 is not finite"):
         learning.score_examples(model, examples(), bad, layers, 5)
     with pytest.raises(TaskVecError, match="to be written after layer 3 is not finite"):
-        learning.learn(model, examples(), examples(), right, bad, norms, layers, RECIPE)
+        learn_vector(model, examples(), examples(), right, bad, norms, layers, RECIPE)
     for norm in (0.0, np.nan):
         wrong = np.array([norm, 1.0], np.float32)
         with pytest.raises(TaskVecError, match="norm of theta after layer 1 is not above 0"):
-            learning.learn(model, examples(), examples(), right, vectors, wrong, layers, RECIPE)
+            learn_vector(model, examples(), examples(), right, vectors, wrong, layers, RECIPE)
     answers = examples().answers.copy()
     answers[0, 0] = model.config.vocab_size
     for changed, message in (
@@ -267,7 +266,7 @@ def test_settings_that_cannot_be_are_refused(model):
             learning.check_layers(layers, 5)
     initial = some_vectors(2)
     with pytest.raises(TaskVecError, match="one vector for each layer"):
-        learning.learn(model, examples(), examples(), right, initial, np.ones(3), [1, 2], RECIPE)
+        learn_vector(model, examples(), examples(), right, initial, np.ones(3), [1, 2], RECIPE)
     with pytest.raises(TaskVecError, match="every example needs an answer"):
         examples_of.make_examples([[1]], [[]])
     with pytest.raises(TaskVecError, match="shortest query has 1; allowed: 1 to 1 positions"):
@@ -346,9 +345,9 @@ def test_vectors_that_start_elsewhere_than_theta_learn_too(two_layers, tmp_path,
 
     def learn(model, train, dev, is_right, initial, norms, *rest):
         started.append((initial, norms))
-        return learning.learn(model, train, dev, is_right, initial, norms, *rest)
+        return learn_vector(model, train, dev, is_right, initial, norms, *rest)
 
-    monkeypatch.setattr(learned_task_vector, "learn", learn)
+    monkeypatch.setattr(learned_task_vector, "learn_vector", learn)
     recipe = learning.Recipe(steps=40, batch_size=4, learning_rate=0.2, check_every=40)
     found = learned_task_vector.learn_task(study, study.tasks[0], [0, 1], recipe, init, "kl")
     study.journal.close()

@@ -6,13 +6,8 @@ import flax.linen as nn
 import jax
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.layers import (
-    Attention,
-    AttentionContext,
-    GeluMLP,
-    LayerNorm,
-    rotate_pairs,
-)
+from taskvec_jax.transformer.context import AttentionContext
+from taskvec_jax.transformer.layers import Attention, GeluMLP, LayerNorm, rotate_pairs
 
 Norm = LayerNorm
 

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.layers import Attention, AttentionContext, GeluMLP, LayerNorm
+from taskvec_jax.transformer.context import AttentionContext
+from taskvec_jax.transformer.layers import Attention, GeluMLP, LayerNorm
 
 Norm = LayerNorm
 

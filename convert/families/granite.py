@@ -1,0 +1,120 @@
+"""Granite weights (dense): names of Hugging Face, and the configs that come with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from taskvec_jax.transformer.config import DecoderConfig
+
+from . import llama
+from .family import Family
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .hf_keys import HFKeys
+from .llama_like import Defaults, rotary, sizes, to_hf
+from .rules import Source
+
+# model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
+MODEL_TYPES = {
+    "granite": (
+        "attention_bias attention_multiplier embedding_multiplier hidden_act"
+        " intermediate_size logits_scaling mlp_bias residual_multiplier rms_norm_eps"
+        " vocab_size"
+    ),
+}
+
+
+def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
+    """Reads a raw config.json of `model_type: granite`.
+
+    Raises:
+      TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
+    """
+    keys = HFKeys(raw, where)
+    known = sizes(keys, Defaults(kv_heads=None, head_dim=None, max_length=2048, eps=1e-6))
+    config = DecoderConfig(
+        family="granite",
+        **{**known, **rotary(keys, known)},
+        attention_bias=keys.get("attention_bias", bool, False),
+        mlp_bias=keys.get("mlp_bias", bool, False),
+        embed_scale=keys.get("embedding_multiplier", float, 1.0),
+        attention_scale=keys.get("attention_multiplier", float, 1.0),
+        residual_scale=keys.get("residual_multiplier", float, 1.0),
+        logit_divisor=keys.get("logits_scaling", float, 1.0),
+        dtype=dtype,
+    )
+    keys.get("sliding_window", int, 0, null=True)  # of what generation keeps in memory
+    keys.layers_alike("full_attention")
+    keys.require("hidden_act", "silu", ("silu", "swish"))
+    keys.finish("granite", MODEL_TYPES["granite"])
+    return config
+
+
+def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The config.json of this model.
+
+    Raises:
+      TaskVecError: transformers has no such rope scaling.
+    """
+    return {
+        **to_hf(config, "granite", "GraniteForCausalLM"),
+        "hidden_act": "silu",
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "embedding_multiplier": config.embed_scale,
+        "attention_multiplier": config.attention_scale,
+        "residual_multiplier": config.residual_scale,
+        "logits_scaling": config.logit_divisor,
+    }
+
+
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the granite architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied, and what has a bias.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "granite", where)
+    known = gguf_sizes(keys, meta, tensors)
+    scale = keys.single("attention.scale", 0.0)  # 0: that of other models
+    if np.float32(scale) == np.float32(known["head_dim"] ** -0.5):
+        scale = 0.0
+    config = DecoderConfig(
+        family="granite",
+        **known,
+        **gguf_rotary(keys, tensors, known["head_dim"]),
+        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
+        mlp_bias="blk.0.ffn_gate.bias" in tensors.shapes(),
+        embed_scale=keys.single("embedding_scale", 0.0) or 1.0,  # 0: none, as in llama.cpp
+        attention_scale=scale or None,
+        residual_scale=keys.single("residual_scale", 0.0) or 1.0,
+        logit_divisor=keys.single("logit_scale", 0.0) or 1.0,
+        dtype=dtype,
+    )
+    gguf_always(keys, config.attention_scale or config.head_dim**-0.5, llama.LAYOUTS)
+    return config
+
+
+FAMILY = Family(
+    name="granite",
+    model_types=MODEL_TYPES,
+    hf=llama.HF,
+    ignored=llama.IGNORED,
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    prefix="model.",
+    config_from_hf=config_from_hf,
+    config_to_hf=config_to_hf,
+    architectures=("granite",),
+    gguf=llama.GGUF,
+    config_from_gguf=config_from_gguf,
+)

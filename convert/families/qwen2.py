@@ -1,0 +1,106 @@
+"""Qwen2 and Qwen2.5 weights: names of Hugging Face, and the configs that come with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taskvec_jax.transformer.config import DecoderConfig
+
+from . import llama
+from .family import Family
+from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .hf_keys import HFKeys, layer_types
+from .llama_like import Defaults, gguf_rules, rotary, sizes, to_hf, window_size, windows
+from .rules import Source
+
+# model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
+MODEL_TYPES = {
+    "qwen2": (
+        "hidden_act intermediate_size max_window_layers rms_norm_eps use_sliding_window vocab_size"
+    ),
+}
+GGUF = gguf_rules(llama.HF, "ffn_norm")
+
+
+def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
+    """Reads a raw config.json of `model_type: qwen2`.
+
+    Raises:
+      TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
+    """
+    keys = HFKeys(raw, where)
+    known = sizes(keys, Defaults(kv_heads=32, head_dim=None, max_length=32_768, eps=1e-6))
+    is_windowed = keys.get("use_sliding_window", bool, False)
+    window = window_size(keys, 4096) if is_windowed else None
+    first = keys.get("max_window_layers", int, 28)
+    layers = range(known["num_layers"])
+    windowed = keys.window_layers([window is not None and i >= first for i in layers])
+    known |= windows(windowed, window, where)
+    config = DecoderConfig(
+        family="qwen2",
+        **{**known, **rotary(keys, known)},
+        dtype=dtype,
+    )
+    keys.get(
+        "sliding_window", int, 0, null=True
+    )  # without use_sliding_window it counts for nothing
+    keys.require("hidden_act", "silu", ("silu", "swish"))
+    keys.finish("qwen2", MODEL_TYPES["qwen2"])
+    return config
+
+
+def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The config.json of this model.
+
+    Raises:
+      TaskVecError: transformers has no such rope scaling.
+    """
+    return {
+        **to_hf(config, "qwen2", "Qwen2ForCausalLM"),
+        "hidden_act": "silu",
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window or 4096,
+        "layer_types": layer_types(config),
+    }
+
+
+def config_from_gguf(
+    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+) -> DecoderConfig:
+    """Reads the metadata of a GGUF file of the qwen2 architecture.
+
+    Args:
+      meta: metadata key -> value.
+      tensors: they tell whether the unembedding is tied.
+      where: the file, for messages.
+      dtype: of the parameters.
+
+    Raises:
+      TaskVecError: a key is missing or asks for something not supported.
+    """
+    keys = GGUFKeys(meta, "qwen2", where)
+    known = gguf_sizes(keys, meta, tensors)
+    config = DecoderConfig(
+        family="qwen2",
+        **known,
+        **gguf_rotary(keys, tensors, known["head_dim"]),
+        dtype=dtype,
+    )
+    gguf_always(keys, config.head_dim**-0.5, llama.LAYOUTS)
+    return config
+
+
+FAMILY = Family(
+    name="qwen2",
+    model_types=MODEL_TYPES,
+    hf=llama.HF,
+    ignored=llama.IGNORED,
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    prefix="model.",
+    config_from_hf=config_from_hf,
+    config_to_hf=config_to_hf,
+    architectures=("qwen2",),
+    gguf=GGUF,
+    config_from_gguf=config_from_gguf,
+)

@@ -1,0 +1,148 @@
+"""Results as flat records, so that `pandas.DataFrame(result.records())` is a table.
+
+    result = load_result("results/.../main_results.json")
+    result.records()                          one for each task: its numbers, in one level
+    result.records("test_accuracy_by_layer")  one for each task and layer
+    result.lists()                            what can be asked for in this way
+
+Nested names are joined with a dot: `task_vector.accuracy`, `controls.random.low`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskvec_jax.errors import TaskVecError, first_line
+
+FRAME = ("experiment", "model", "revision", "dtype", "quantization")  # of a result file
+RUN = (
+    "seed",
+    "num_prompts",
+    "num_demonstrations",
+    "num_dummy_queries",
+    "rule",
+    "filter",
+    "template",
+)
+ABOUT = {*FRAME, "weights_sha256", "run", "settings", "provenance", "categories", "vectors", "data"}
+# What a result is a collection of -> what one of them is called.
+COLLECTIONS = {"tasks": "task", "pairs": "pair", "steps": "step", "models": "model"}
+
+
+class Result(dict[str, Any]):
+    """The content of a result file, as a dict that can be asked for records."""
+
+    def records(self, of: str | None = None) -> list[dict[str, Any]]:
+        """Flat dicts: the run, what the record is of, and its numbers.
+
+        Args:
+          of: None: one record for each task (or pair of tasks, step, model) with all that is not a
+            list. Else the name of a list (see `lists`): one for each of its items, numbered by
+            `layer` or `index`.
+
+        Raises:
+          TaskVecError: there is no such list; it says which there are.
+        """
+        frame = {name: self[name] for name in FRAME if name in self}
+        run = self.get("run", {})
+        frame |= {name: run[name] for name in RUN if name in run}
+        categories = self.get("categories", {})
+        found = []
+        for key, entry in self._entries():
+            whose = dict(key)
+            if whose.get("task") in categories:
+                whose["category"] = categories[whose["task"]]
+            rows = [flat(entry)] if of is None else items(entry, of)
+            found += [frame | whose | row for row in rows]
+        if of is not None and not found:
+            found = [frame | row for row in items(self, of)]
+        if of is not None and not found:
+            raise TaskVecError(
+                f"there is no list {of!r} in this result; allowed: {', '.join(self.lists())}"
+            )
+        return found
+
+    def lists(self) -> list[str]:
+        """The names of the lists that `records` can be asked for."""
+        names: dict[str, None] = {}
+        for _, entry in self._entries():
+            names |= dict.fromkeys(list_names(entry))
+        own = {k: v for k, v in self.items() if k not in ABOUT and k not in COLLECTIONS}
+        return list(names | dict.fromkeys(list_names(own)))
+
+    def _entries(self) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+        """What the result is a collection of; the result itself if of nothing."""
+        for name, one in COLLECTIONS.items():
+            several = self.get(name)
+            if isinstance(several, Mapping) and several:
+                yield from (({one: key}, entry) for key, entry in several.items())
+                return
+            if isinstance(several, list) and several and isinstance(several[0], Mapping):
+                yield from (({one: entry.get(one)}, entry) for entry in several)
+                return
+        yield {}, {k: v for k, v in self.items() if k not in ABOUT}
+
+
+def load_result(path: str | Path) -> Result:
+    """A result file of an experiment.
+
+    Raises:
+      TaskVecError: it cannot be read, or is no result.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskVecError(f"{path}: cannot be read as a result ({first_line(error)})") from None
+    if not isinstance(content, dict) or "experiment" not in content:
+        raise TaskVecError(f"{path}: no result of an experiment; it names none")
+    return Result(content)
+
+
+def flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All that is not in a list, in one level."""
+    found: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list | tuple):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def list_names(entry: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the lists of an entry that are not empty."""
+    found = []
+    for key, value in entry.items():
+        if isinstance(value, Mapping):
+            found += list_names(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple) and value:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def items(entry: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The items of a list of an entry, numbered; none if there is no such list."""
+    values: Any = entry
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    if not isinstance(values, list | tuple):
+        return []
+    layers = entry.get("layers")
+    known = isinstance(layers, list) and len(layers) == len(values) and name != "layers"
+    axis = "layer" if known or "by_layer" in name else "index"
+    numbers = layers if known and isinstance(layers, list) else range(len(values))
+    numbered = zip(numbers, values, strict=True)
+    return [row for at, value in numbered for row in _rows(value, {axis: at})]
+
+
+def _rows(value: Any, where: dict[str, Any]) -> list[dict[str, Any]]:
+    """Records of one item: of a list in it, one for each of its own items."""
+    if isinstance(value, Mapping):
+        return [where | flat(value)]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        name = f"index{len(where) + 1}"
+        return [row for at, item in enumerate(value) for row in _rows(item, {**where, name: at})]
+    return [{**where, "value": value}]

@@ -1,0 +1,28 @@
+"""Gemma's block (Mesnard et al. 2024, arXiv 2403.08295): LLaMA's with a GELU as the gate."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.context import AttentionContext
+from taskvec_jax.transformer.layers import Attention, GeGLU, RMSNorm
+
+Norm = functools.partial(RMSNorm, offset=1.0)  # the files hold differences from one
+
+
+class Block(nn.Module):
+    """One layer: residual stream in, residual stream out."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: AttentionContext
+    ) -> jax.Array:  # [B, T, D] -> [B, T, D]
+        c = self.config
+        x = x + Attention(c, name="attn")(Norm(c, name="attn_norm")(x), context)
+        return x + GeGLU(c, name="mlp")(Norm(c, name="mlp_norm")(x), context.visit)

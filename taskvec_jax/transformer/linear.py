@@ -1,0 +1,128 @@
+"""Linear maps, whose kernels are kept in the parameter dtype, as int8, or as packed 4-bit numbers.
+
+Parameters and inputs may be half precision; sums and results are in the dtype of the residual
+stream. quantization.py makes the kernels that are read here.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from taskvec_jax.transformer.config import DecoderConfig
+
+GROUP = 64  # inputs that share a scale in int4, at most
+LEAST = 16  # inputs a group has, unless all are in one
+
+
+def group_size(inputs: int) -> int:
+    """How many neighbouring inputs share a scale in int4: a divisor of their number."""
+    best = max(size for size in range(1, min(GROUP, inputs) + 1) if inputs % size == 0)
+    return best if best >= LEAST else inputs
+
+
+def unpack(packed: jax.Array, axis: int) -> jax.Array:
+    """uint8 [..., n / 2, ...] -> int8 [..., n, ...], numbers from -8 to 7 along `axis`.
+
+    The low four bits of a byte are the number before that in the high four; both are moved up by 8.
+    """
+    low, high = packed & 15, packed >> 4
+    both = jnp.stack([low, high], axis=axis + 1).astype(jnp.int8) - 8
+    return both.reshape(*packed.shape[:axis], -1, *packed.shape[axis + 1 :])
+
+
+def pack(numbers: jax.Array, axis: int) -> jax.Array:
+    """The inverse of `unpack`."""
+    pairs = numbers.reshape(*numbers.shape[:axis], -1, 2, *numbers.shape[axis + 1 :]) + 8
+    low, high = jnp.split(pairs.astype(jnp.uint8), 2, axis=axis + 1)
+    return jnp.squeeze(low | (high << 4), axis + 1)
+
+
+def project(
+    config: DecoderConfig, features: int | tuple[int, ...], use_bias: bool, *, axes: int = 1
+) -> Any:
+    """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype,
+    sums and result in the dtype of the residual stream."""
+    if config.quantization != "none":
+        outputs = (features,) if isinstance(features, int) else features
+        kind = {"int8": Int8Linear, "int4": Int4Linear}[config.quantization]
+        return functools.partial(kind, config, outputs, use_bias, axes)
+    stream = jnp.dtype(config.stream_dtype)
+    return functools.partial(
+        nn.DenseGeneral,
+        features=features,
+        axis=tuple(range(-axes, 0)),
+        use_bias=use_bias,
+        dtype=config.dtype,
+        param_dtype=config.dtype,
+        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=stream),
+    )
+
+
+class Int8Linear(nn.Module):
+    """A linear map over the last `axes` axes whose kernel is int8, with a scale for each output.
+
+    The scales of outputs commute with the sum over inputs, so they are applied after it, in the
+    dtype of the residual stream: the kernel enters the product as whole numbers, which are exact.
+    """
+
+    config: DecoderConfig
+    features: tuple[int, ...]
+    use_bias: bool
+    axes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., features]
+        c, stream = self.config, jnp.dtype(self.config.stream_dtype)
+        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+        inputs = x.shape[x.ndim - self.axes :]
+        kernel = self.param("kernel", zeros, (*inputs, *self.features), jnp.int8)
+        scale = self.param("kernel_scale", ones, self.features, jnp.float32)
+        summed = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
+        y = jax.lax.dot_general(
+            x.astype(c.dtype),
+            kernel.astype(c.dtype),
+            (summed, ((), ())),
+            preferred_element_type=stream,
+        )
+        y = y * scale.astype(stream)
+        if self.use_bias:
+            y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
+        return y
+
+
+class Int4Linear(nn.Module):
+    """A linear map over the last `axes` axes whose kernel has four bits a number.
+
+    Two numbers lie in a byte, and `group_size` neighbouring inputs of an output have a scale. The
+    kernel of one layer is unpacked when it is used.
+    """
+
+    config: DecoderConfig
+    features: tuple[int, ...]
+    use_bias: bool
+    axes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., features]
+        c, stream = self.config, jnp.dtype(self.config.stream_dtype)
+        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+        *outer, last = x.shape[x.ndim - self.axes :]
+        size, axis = group_size(last), len(outer)
+        packed = self.param("kernel", zeros, (*outer, last // 2, *self.features), jnp.uint8)
+        scales = (*outer, last // size, *self.features)
+        scale = self.param("kernel_scale", ones, scales, jnp.float32)
+        numbers = unpack(packed, axis).reshape(*outer, last // size, size, *self.features)
+        kernel = numbers.astype(stream) * jnp.expand_dims(scale, axis + 1).astype(stream)
+        kernel = kernel.reshape(*outer, last, *self.features).astype(c.dtype)
+        summed = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
+        y = jax.lax.dot_general(
+            x.astype(c.dtype), kernel, (summed, ((), ())), preferred_element_type=stream
+        )
+        if self.use_bias:
+            y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
+        return y
