@@ -19,6 +19,7 @@ ROOMS = [
     "taskvec_jax.distributed",
     "convert",  # what reads foreign weights
     "taskvec_jax.vectors.rows",  # the engine of the sweep, which `Model.sweep` calls
+    "taskvec_jax.vectors.graded",
     "taskvec_jax.vectors.programs",
     "taskvec_jax.vectors.batching",
     "taskvec_jax.vectors.sweep",
