@@ -17,7 +17,7 @@ Shapes: B rows, T tokens of a row, R branches read, C copies injected, L layers,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -154,14 +154,14 @@ def inject_vectors(
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
         of_rows = None if asked is None else asked[filled]
-        *inputs, of_rows = put_rows(
-            model.mesh, (tokens, last, vectors[filled], layers[filled], of_rows)
-        )
-        return inject_rows(config, model.params, *inputs, schedule, of_rows)
+        rows_of = (tokens, last, vectors[filled], layers[filled], of_rows)
+        placed: Any = put_rows(model.mesh, rows_of)
+        return inject_rows(config, model.params, *placed[:4], schedule, placed[4])
 
     def keep(chunk: list[int], injected: tuple[np.ndarray, ...]) -> None:
-        for kept, array in zip(filter(_is_array, answers), injected, strict=True):
-            kept[chunk] = array[: len(chunk)]
+        parts = [part for part in answers if part is not None]
+        for part, array in zip(parts, injected, strict=True):
+            part[chunk] = array[: len(chunk)]
 
     run_in_chunks("injecting", model, lengths, batch_size, call, keep)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
@@ -169,10 +169,6 @@ def inject_vectors(
     check_answers(answers.logits[:, 1:], layers)
     check_logits(answers.logits[:, 0])
     return answers
-
-
-def _is_array(part: np.ndarray | None) -> bool:
-    return part is not None
 
 
 def _as_rows(config: DecoderConfig, wanted: Sequence[Sequence[int]], rows: int) -> np.ndarray:

@@ -71,7 +71,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         for field in dataclasses.fields(Settings)
         if field.name not in ("batch_size", "template")
     },
-    "template": {"settings": Settings(template="{x} = {y}")},
+    "template": {"settings": Settings(template=Template("{x} = {y}"))},
     "separator": {"settings": Settings(template=Template(separator=";"))},
     "header": {"settings": Settings(template=Template(header="Do."))},
 }
