@@ -66,6 +66,21 @@ CONFIGS: dict[str, DecoderConfig] = {
         PYTHIA, **_EVEN, num_kv_heads=8, family="gptj", attention_bias=False, unembed_bias=True
     ),
 }
+if os.environ.get("TASKVEC_SLOW_TESTS") == "1":
+    CONFIGS |= {
+        "qwen2": dataclasses.replace(CONFIGS["llama grouped"], family="qwen2"),
+        "olmo2": dataclasses.replace(CONFIGS["llama"], family="olmo2"),  # norms over all heads
+        "gemma3": dataclasses.replace(
+            CONFIGS["llama grouped"],
+            family="gemma3",
+            sliding_window=4,
+            window_layers=(True, False),
+            window_rope_base=500.0,
+        ),
+        "gpt2": dataclasses.replace(
+            CONFIGS["pythia"], family="gpt2", rope_dim=0, learned_positions=True
+        ),
+    }
 ROWS, TOKENS = 8, 8
 
 
