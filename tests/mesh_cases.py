@@ -68,6 +68,21 @@ CONFIGS: dict[str, DecoderConfig] = {
         PYTHIA, **_EVEN, num_kv_heads=8, family="gptj", attention_bias=False, unembed_bias=True
     ),
 }
+if SLOW:
+    CONFIGS |= {
+        "qwen2": dataclasses.replace(CONFIGS["llama grouped"], family="qwen2"),
+        "olmo2": dataclasses.replace(CONFIGS["llama"], family="olmo2"),  # norms over all heads
+        "gemma3": dataclasses.replace(
+            CONFIGS["llama grouped"],
+            family="gemma3",
+            sliding_window=4,
+            window_layers=(True, False),
+            window_rope_base=500.0,
+        ),
+        "gpt2": dataclasses.replace(
+            CONFIGS["pythia"], family="gpt2", rope_dim=0, learned_positions=True
+        ),
+    }
 # The layouts that each is tried on; usually few, because a program is compiled for each.
 MESHES = {
     "llama": LAYOUTS if SLOW else (),
@@ -76,6 +91,7 @@ MESHES = {
     "llama uneven": (MeshShape(1, 8),) if SLOW else (),
     "pythia": LAYOUTS if SLOW else (MeshShape(4, 2),),
     "gptj": LAYOUTS if SLOW else (),
+    **dict.fromkeys(("qwen2", "olmo2", "gemma3", "gpt2"), LAYOUTS),
 }
 COMPILED = (  # the programs whose collectives are counted
     ("llama", MeshShape(1, 8)),

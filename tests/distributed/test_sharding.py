@@ -58,7 +58,7 @@ def cases() -> dict[str, Any]:
 
 
 def test_a_layout_of_8_devices_gives_the_numbers_of_one(cases):
-    assert len(cases["agreement"]) == (6 if SLOW else 3)
+    assert len(cases["agreement"]) == (10 if SLOW else 3)
     for config, layouts in cases["agreement"].items():
         for layout, differences in layouts.items():
             for name, value in differences.items():
