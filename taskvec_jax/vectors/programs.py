@@ -10,15 +10,8 @@ Both run rows that are trees: a trunk, and branches that continue it without see
                                      +-- branch 3 --*
                                                     * residual stream read here, every layer
 
-`inject_rows` writes many vectors over the last token of one zero-shot query. Copies of that token
-are branches of one token each; a copy joins the row shortly before its layer is done:
-
-    tokens     example : Plum     ->         ->      ->      ->     ...
-    branch     0       0 0        1          2       3       4
-               +---- trunk ---+-- untouched
-                              +-- copy 0, replaced by vector 0 after its layer
-                              +-- copy 1, replaced by vector 1 after its layer
-                              +-- ...
+`inject_rows` writes many vectors over the last token of one zero-shot query, each into a copy of
+that token (drawn in copies.py).
 
 The untouched query and the copies attend to the trunk and to themselves only, so one forward pass
 gives the answers of all of them.
@@ -30,7 +23,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,40 +30,12 @@ import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
-from taskvec_jax.transformer.layers import (
-    PADDING,
-    TRUNK,
-    AttentionContext,
-    Layout,
-    attention_context,
-)
+from taskvec_jax.transformer.layers import Layout, attention_context
+from taskvec_jax.vectors.copies import Schedule, Step, run_copies, take_layer
 from taskvec_jax.vectors.rows import Rows
 
 NUM_GROUPS = 5  # of layers, in the wavefront
 EVEN = 8
-HALF = (jnp.bfloat16, jnp.float16)
-Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
-
-
-def _layer(params: Params, index: jax.Array) -> Params:
-    """The parameters of one layer, taken from the stack inside a loop over layers."""
-
-    def take(leaf: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-
-    def take_bits(leaf: jax.Array) -> jax.Array:
-        # XLA's CPU compiler widens 16-bit floats before it slices them: the whole stack, at every
-        # call, for a tenth of the time. As whole numbers they are left alone; and the barrier
-        # keeps it from making whole numbers of the whole stack before the loop.
-        leaf, here = jax.lax.optimization_barrier((leaf, index))
-        bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
-        return jax.lax.bitcast_convert_type(bits, leaf.dtype)
-
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.tree.map(
-        lambda leaf: take_bits(leaf) if on_cpu and leaf.dtype in HALF else take(leaf, index),
-        params["params"]["layers"],
-    )
 
 
 def _answer(config: DecoderConfig, params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,14 +81,14 @@ def read_rows(
         return jnp.take_along_axis(x, ends, axis=1)
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = block.apply({"params": _layer(params, index)}, x, context)
+        x = block.apply({"params": take_layer(params, index)}, x, context)
         return x, at_ends(x)
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
     return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x)))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "schedule"))
+@functools.partial(jax.jit, static_argnames=("config", "schedule", "operation"))
 def inject_rows(
     config: DecoderConfig,
     params: Params,
@@ -132,7 +96,8 @@ def inject_rows(
     last: jax.Array,
     vectors: jax.Array,
     layers: jax.Array,
-    schedule: tuple[tuple[int, int], ...],
+    schedule: Schedule,
+    operation: str = "replace",
 ) -> tuple[jax.Array, jax.Array]:
     """Answers when vectors are written over the last token, each after its own layer.
 
@@ -141,7 +106,9 @@ def inject_rows(
     Returns:
       answers int32 [B, 1 + C] and their logits; the first is the untouched query's.
     """
-    states = copy_states(config, params, tokens, last, vectors, layers, schedule)
+    states = copy_states(
+        config, params, tokens, last, vectors, layers, schedule, operation=operation
+    )
     return _answer(config, params, states)
 
 
@@ -152,8 +119,9 @@ def copy_states(
     last: jax.Array,
     vectors: jax.Array,
     layers: jax.Array,
-    schedule: tuple[tuple[int, int], ...],
+    schedule: Schedule,
     wrap: Callable[[Step], Step] = lambda step: step,
+    operation: str = "replace",
 ) -> jax.Array:
     """The residual stream after the last block when vectors are written over the last token.
 
@@ -166,56 +134,36 @@ def copy_states(
       schedule: (layers done, copies alive) at the end of each group of layers: copy c must not be
         written before the group in which it is first alive.
       wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
+      operation: "replace", or "add": the vector is added to what stands there.
 
     Returns:
       [B, 1 + C, D]; the first is the untouched query's. NaN where `last` is out of range, and for
       a copy whose layer is out of range or comes before the copy joins: it would never be written.
     """
-    rows, length = tokens.shape
     writable = _writable(
-        last, layers, length, vectors.shape[2] if vectors.ndim == 4 else 1, schedule
+        last, layers, tokens.shape[1], vectors.shape[2] if vectors.ndim == 4 else 1, schedule
     )
     if vectors.ndim == 3:
         vectors = vectors[:, :, None]
-    size = vectors.shape[2]  # P
-    vectors = vectors.reshape(rows, vectors.shape[1] * size, config.width)
-    layers = jnp.repeat(layers, size, axis=1)
-    first = last[:, None] - (size - 1)  # [B, 1]
-    block = FAMILY_MODULES[config.family].Block(config)
-    place = jnp.arange(length, dtype=jnp.int32)[None]
-    token = Decoder(config).apply(params, tokens, method="embed")
-    plain_branch = jnp.where(place < first, TRUNK, jnp.where(place <= last[:, None], 1, PADDING))
-    x, start = token, 0
-    for stop, copies_alive in schedule:
-        alive = copies_alive * size
-        joining = length + alive - x.shape[1]
-        x = jnp.pad(x, ((0, 0), (0, joining), (0, 0)))
-        copy = jnp.repeat(jnp.arange(copies_alive, dtype=jnp.int32), size)
-        within = jnp.tile(jnp.arange(size, dtype=jnp.int32), copies_alive)
-        layout = Layout(
-            jnp.concatenate(
-                [
-                    jnp.broadcast_to(place, (rows, length)),
-                    first + within,
-                ],
-                axis=1,
-            ),
-            jnp.concatenate([plain_branch, jnp.broadcast_to(copy + 2, (rows, alive))], axis=1),
-        )
-        context = attention_context(config, layout)
 
-        def step(
-            x: jax.Array, index: jax.Array, context: AttentionContext = context, alive: int = alive
-        ) -> tuple[jax.Array, None]:
-            x = block.apply({"params": _layer(params, index)}, x, context)
-            born = (layers[:, :alive] == index)[..., None]
-            copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
-            return jnp.concatenate([x[:, :length], copies], axis=1), None
+    def write(site: str, copies: jax.Array, index: jax.Array) -> jax.Array:
+        if site != "resid":
+            return copies
+        alive = copies.shape[1]
+        due = (layers[:, :alive] == index)[:, :, None, None]
+        given = vectors[:, :alive].astype(copies.dtype)
+        return jnp.where(due, copies + given if operation == "add" else given, copies)
 
-        x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
-        start = stop
-    plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    states = jnp.concatenate([plain, x[:, length + size - 1 :: size]], axis=1)
+    states = run_copies(
+        config,
+        params,
+        tokens,
+        last,
+        change=write,
+        schedule=schedule,
+        size=vectors.shape[2],
+        wrap=wrap,
+    )
     return jnp.where(writable[..., None], states, jnp.nan)
 
 
@@ -224,7 +172,7 @@ def _writable(
     layers: jax.Array,
     length: int,
     size: int,
-    schedule: tuple[tuple[int, int], ...],
+    schedule: Schedule,
 ) -> jax.Array:
     """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
     first_layers = np.zeros(layers.shape[1], np.int32)

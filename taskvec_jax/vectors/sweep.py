@@ -25,7 +25,6 @@ import numpy as np
 from taskvec_jax.distributed.sharding import put_rows
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,
@@ -36,7 +35,7 @@ from taskvec_jax.transformer.checks import (
 )
 from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
-from taskvec_jax.vectors.rows import lay_out_rows, tree_length
+from taskvec_jax.vectors.rows import lay_out_rows, pad_rows, tree_length
 
 
 class Answers(NamedTuple):
@@ -77,8 +76,7 @@ def read_texts(
     )
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
-        longest = max(lengths[i] for i in chunk)
-        length = round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
+        length = row_length(max(lengths[i] for i in chunk))
         laid_out = lay_out_rows([rows[i] for i in fill_up(chunk, size)], length, reads)
         return read_rows(config, model.params, put_rows(model.mesh, laid_out))
 
@@ -98,6 +96,8 @@ def inject_vectors(
     layers: np.ndarray,
     batch_size: int,
     schedule: tuple[tuple[int, int], ...] | None = None,
+    *,
+    operation: str = "replace",
 ) -> Answers:
     """Writes vectors over the last token of zero-shot queries, many for each query.
 
@@ -107,6 +107,7 @@ def inject_vectors(
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
       batch_size: rows a program call works on.
       schedule: see `inject_rows`; all copies alive from the first layer when None.
+      operation: "replace", or "add": each vector is added to what stands there.
 
     Returns:
       Answers [N, 1 + C]; the first column is the untouched query's.
@@ -125,6 +126,8 @@ def inject_vectors(
             f"vectors have shape {shape}; allowed: ({rows}, copies, {config.width}), or"
             f" ({rows}, copies, positions, {config.width})"
         )
+    if operation not in ("replace", "add"):
+        raise TaskVecError(f"operation is {operation!r}; allowed: 'replace', 'add'")
     layers = np.asarray(layers)
     if not np.issubdtype(layers.dtype, np.integer):
         raise TaskVecError(f"layers are of type {layers.dtype}; they must be whole numbers")
@@ -141,12 +144,9 @@ def inject_vectors(
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
         filled = fill_up(chunk, size)
-        tokens = np.full((size, length), PAD, np.int32)
-        for row, i in zip(tokens, filled, strict=True):
-            row[: lengths[i]] = queries[i]
-        last = np.array([lengths[i] - 1 for i in filled], np.int32)
+        tokens, last = pad_rows([queries[i] for i in filled], length)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
-        return inject_rows(config, model.params, *inputs, schedule)
+        return inject_rows(config, model.params, *inputs, schedule, operation)
 
     def keep(chunk: list[int], injected: tuple[np.ndarray, ...]) -> None:
         for kept, array in zip(answers, injected, strict=True):
@@ -187,3 +187,8 @@ def sweep_layers(
 # zero-shot queries have 4.
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 64, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
+
+
+def row_length(tokens: int) -> int:
+    """What a tree, or a whole prompt, of so many tokens is padded to."""
+    return round_up(tokens, TREE_STEP if tokens <= LONG_TREE else LONG_TREE_STEP)
