@@ -53,6 +53,7 @@ EXPERIMENTS = {
         Experiment("dose"),
         Experiment("patch_map"),
         Experiment("portability"),
+        Experiment("function_vectors"),
         Experiment("learned_task_vector", in_paper=False),
         Experiment("layer_sweep", in_paper=False),
     )
