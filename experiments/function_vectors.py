@@ -16,7 +16,7 @@ Prompts for means and effects are drawn from pairs that no test prompt asks for,
 enough of them; where not, the result says so (`shared_queries`).
 
 Writes function_vectors.json and function_vectors, function_vectors_layers (.png/.svg) under --out.
-Expected on the default model: see BUILD_NOTES.md (about a minute a task on 2 cores).
+Expected on the default model: see BUILD_NOTES.md (about 2 minutes a task on 2 cores).
 """
 
 # Long because: heads, vector and scores of a task are one experiment, each a journalled unit.
@@ -60,7 +60,7 @@ from taskvec_jax.vectors.programs import schedule_of
 from taskvec_jax.vectors.sweep import inject_vectors
 
 NAME = "function_vectors"
-SIZES = (1, 2, 5, 10, 20, 40)  # of head sets
+SIZES = (1, 3, 10, 30)  # of head sets
 SHARED = 10  # heads of each task that are compared between tasks
 FEW_PAIRS = 30  # fewer pairs than this outside of the test queries: prompts are drawn from all
 CONTROLS = ("zero_shot", "random_heads", "random", "other_tasks")
@@ -290,11 +290,14 @@ class Target:
         return self.judge.correct(self.prompts, tokens)
 
     def curves(self, vectors: np.ndarray, operation: str) -> np.ndarray:
-        """Accuracy of each of C vectors [C, D] after every layer: [C, L]."""
-        layers = np.arange(self.study.model.config.num_layers).repeat(len(vectors)).tolist()
-        every = np.tile(vectors, (self.study.model.config.num_layers, 1))
-        right = self.right(every, layers, operation)[:, 1:]
-        return right.mean(axis=0).reshape(-1, len(vectors)).T
+        """Accuracy of each of C vectors [C, D] after every layer: [C, L].
+
+        One vector after another: the logits of all at once would be the largest arrays by far, and
+        every call is the same compiled program.
+        """
+        layers = range(self.study.model.config.num_layers)
+        every = [self.right(np.tile(v, (len(layers), 1)), layers, operation) for v in vectors]
+        return np.stack([right[:, 1:].mean(axis=0) for right in every])
 
 
 def targets(study: Study, task: Task, split: str) -> tuple[Target, Target]:
