@@ -32,6 +32,7 @@ from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.judging import Judge
 from taskvec_jax.evaluation.protocol import Settings, draw_prompts, read_theta
+from taskvec_jax.prompting.places import token_at
 from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, fit
 from taskvec_jax.prompting.tokenizer import ARROW, PAD, Tokenizer
 from taskvec_jax.tasks import Task
@@ -136,8 +137,7 @@ def find_place(tokenizer: Tokenizer, text: str, place: str) -> int:
         "last answer": start - 2,
     }
     at = characters[place]
-    spans = [span for _, _, span in tokenizer.pieces(text)]
-    return next(i for i, (first, stop) in enumerate(spans) if first <= at < stop)
+    return token_at([span for _, _, span in tokenizer.pieces(text)], at)
 
 
 def map_positions(
