@@ -10,19 +10,42 @@ import numpy as np
 import pytest
 from conftest import LLAMA, model_of
 
-from experiments import function_vectors
+from experiments import (
+    function_vectors,
+    head_ablation,
+    necessity,
+    positions,
+    several_vectors,
+)
 from experiments.page import function_vectors as page
+from experiments.page import head_ablation as ablation_page
+from experiments.page import necessity as necessity_page
+from experiments.page import positions as positions_page
+from experiments.page import several_vectors as several_page
 from experiments.run.journal import Journal
 from experiments.run.study import Study
 from taskvec_jax.evaluation.protocol import Settings
+from taskvec_jax.models import batches
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import fit
-from taskvec_jax.tasks import TASKS
+from taskvec_jax.prompting.prompts import Prompt, fit
+from taskvec_jax.tasks import TASKS, Pair
+from taskvec_jax.vectors import sweep
 from taskvec_jax.vectors.function_vectors import written_by
 from taskvec_jax.vectors.head_map import map_heads
 
 NAMES = ("algorithmic_to_upper", "linguistic_antonyms")
 OPTIONS = function_vectors.Options(head_mean_prompts=4, head_trials=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_length():
+    """Rounds row lengths up to one shape: nothing here is about speed."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sweep, "TREE_STEP", 48)
+    patch.setattr(sweep, "QUERY_FIRST", 12)
+    patch.setattr(batches, "TOKENS_STEP", 48)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +143,100 @@ def test_what_heads_write_sums_to_what_attention_returns(model):
     np.testing.assert_allclose(
         written, model.read(["example:a->"], site="attn_out")[0], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.fixture(scope="module")
+def cut(study) -> dict:
+    return json.loads(json.dumps(necessity.run(study), allow_nan=False))
+
+
+def test_necessity_scores_every_layer_on_the_same_prompts(cut, study):
+    for name, task in cut["tasks"].items():
+        assert len(task["queries"]) == 3
+        for kind in ("no_attention", "other_state", "both"):
+            assert np.shape(task["correct"][kind]) == (2, 3)
+        for column in ("zero_shot", "icl", "other_icl"):
+            assert np.shape(task["correct"][column]) == (3,)
+        # After the last layer there is nothing left to attend with, and only the state counts.
+        assert task["correct"]["no_attention"][-1] == task["correct"]["icl"]
+        assert task["correct"]["other_state"][-1] == task["correct"]["other_icl"]
+        measured = study.measured(TASKS[name])
+        icl = measured.judge.correct(measured.test, measured.icl)
+        assert task["correct"]["icl"] == icl.astype(int).tolist()
+    assert cut["mean"]["all"]["num_tasks"] == 2
+    assert len(cut["mean"]["all"]["both"]) == 2
+    shown = necessity_page.section(cut)
+    assert set(necessity_page.draw_figures(cut)) == set(shown.captions) == {"necessity"}
+    assert len(shown.tables[0].rows) == 2
+
+
+def test_curves_cross_half_of_the_gain_where_they_stay_above_or_fall_below():
+    curves = {
+        "zero_shot": 0.1,
+        "icl": 0.9,
+        "no_attention": [0.1, 0.6, 0.4, 0.5, 0.9],  # half is .5
+        "other_state": [0.9, 0.5, 0.4, 0.6, 0.1],
+    }
+    assert necessity.crossings(curves) == {"no_attention": 3, "other_state": 2}
+    never = {**curves, "no_attention": [0.1] * 5, "other_state": [0.9] * 5}
+    assert necessity.crossings(never) == {"no_attention": None, "other_state": None}
+    always = {**curves, "no_attention": [0.9] * 5, "other_state": [0.1] * 5}
+    assert necessity.crossings(always) == {"no_attention": 0, "other_state": 0}
+    assert necessity.crossings({**curves, "icl": 0.1})["no_attention"] is None
+
+
+def test_other_demonstrations_never_show_the_query():
+    own = Prompt((Pair("a", "A"),), Pair("b", "B"), ())
+    other = Prompt((Pair(" b", " c"), Pair("c", "d")), Pair("x", "y"), ())
+    assert necessity.with_demonstrations(own, other) == "example:c->d\nexample:b->"
+
+
+def test_ablation_scores_every_set_of_every_size_on_the_same_prompts(study, result, monkeypatch):
+    monkeypatch.setattr(head_ablation, "HEADS", OPTIONS)  # whose effects are in the journal
+    found = json.loads(json.dumps(head_ablation.run(study), allow_nan=False))
+    assert found["sizes"] == [1, 2]  # of 12 heads
+    names = {"icl", *(f"{name} {size}" for name in head_ablation.SETS for size in (1, 2))}
+    for name, task in found["tasks"].items():
+        assert set(task["correct"]) == names
+        icl = result["tasks"][name]["outcomes"]["correct"]["icl"]
+        assert task["correct"]["icl"] == icl
+    assert np.shape(found["induction_scores"]) == (2, 6)
+    shown = ablation_page.section(found)
+    assert set(ablation_page.draw_figures(found)) == set(shown.captions) == {"head_ablation"}
+
+
+def test_sets_of_heads_are_the_ranked_ones_and_one_of_them_has_no_head_of_another():
+    effects = np.array([[0.9, 0.1, 0.0, 0.2], [0.8, 0.0, 0.1, 0.3]])
+    scores = np.array([[0.9, 0.8, 0.1, 0.0], [0.7, 0.2, 0.0, 0.1]])
+    sets = head_ablation.head_sets(effects, scores, 2, "seed")
+    assert sets["function_vector"] == [(0, 0), (1, 0)]
+    assert sets["induction"] == [(0, 0), (0, 1)]
+    assert sets["induction_only"] == [(0, 1), (1, 1)]
+    assert [layer for layer, _ in sets["random"]] == [0, 1]
+    assert not {*sets["random"]} & {*sets["function_vector"]}
+
+
+def test_positions_score_every_condition_and_windows_at_a_layer_of_its_own(study, result):
+    found = json.loads(json.dumps(positions.run(study), allow_nan=False))
+    names = {condition.name for condition in positions.CONDITIONS}
+    for name, task in found["tasks"].items():
+        assert set(task["dev_accuracy_by_layer"]) == names
+        assert set(task["outcomes"]["correct"]) == {*names, "zero_shot", "shuffled_icl", "icl"}
+        of_heads = result["tasks"][name]["outcomes"]["correct"]
+        for column in ("zero_shot", "icl"):
+            assert task["outcomes"]["correct"][column] == of_heads[column]
+    shown = positions_page.section(found)
+    assert set(positions_page.draw_figures(found)) == set(shown.captions)
+
+
+def test_several_vectors_score_every_number_of_demonstrations_and_the_mixes(study, result):
+    found = json.loads(json.dumps(several_vectors.run(study), allow_nan=False))
+    assert found["counts"] == [0, 1, 2, 3]  # theta has seen three
+    assert {*found["tasks"]} == {*NAMES, "algorithmic_upper_lower_both", "linguistic_antonyms_both"}
+    for name in NAMES:
+        correct = found["tasks"][name]["outcomes"]["correct"]
+        of_heads = result["tasks"][name]["outcomes"]["correct"]
+        assert (correct["base 0"], correct["base 3"]) == (of_heads["zero_shot"], of_heads["icl"])
+        assert ("many 0" in correct, "many 3" in correct) == (False, True)
+    shown = several_page.section(found)
+    assert set(several_page.draw_figures(found)) == set(shown.captions)
