@@ -43,7 +43,7 @@ from taskvec_jax.vectors.sweep import sweep_layers
 
 NAME = "claims"
 HALF_WIDTH = 0.15  # of the interval of the difference: agreement within more is not shown
-OWN = ("zero_shot", "icl", "task_vector")  # quantities that are measured here
+OWN = ("baseline", "icl", "task_vector")  # quantities that are measured here
 RULES = {"none", "dev", "best_on_test", "third", "fixed"}  # that a task vector's layer follows
 
 
@@ -90,7 +90,7 @@ def run_claim(study: Study, claim: Claim, pairs: str, results: dict[str, Any]) -
 
     Args:
       pairs: whose pairs the study's tasks are.
-      results: experiments that were run for claims before this one, by name.
+      results: experiments that were run for claims before this one, by name and tasks.
     """
     reasons = differences(study, claim, pairs)
     outcomes, failed = measured(study, claim, results)
@@ -162,10 +162,11 @@ def measured(
     experiment = experiment_of(claim.quantity)
     if experiment is None:
         return [], [f"no experiment here measures {claim.quantity!r}"]
-    if experiment not in results:
+    key = " ".join([experiment, *(task.name for task in tasks)])
+    if key not in results:
         narrowed = dataclasses.replace(study, tasks=tasks, named=True)
-        results[experiment] = EXPERIMENTS[experiment](narrowed)
-    found = results[experiment]["tasks"]
+        results[key] = EXPERIMENTS[experiment](narrowed)
+    found = results[key]["tasks"]
     absent = [task.name for task in tasks if task.name not in found]
     outcomes = [
         Outcomes(
@@ -204,7 +205,7 @@ def measure_task(model: Any, task: Task, settings: Settings) -> dict[str, Any]:
     right = found.judge.correct(found.test, swept).astype(int).T.tolist()
     return {
         "queries": [prompt.query.input for prompt in found.test],
-        "zero_shot": right[0],
+        "baseline": right[0],
         "task_vector": right[1:],  # [L][N]
         "icl": found.judge.correct(found.test, found.icl).astype(int).tolist(),
         "dev_layer": found.layer,

@@ -63,7 +63,7 @@ NAME = "function_vectors"
 SIZES = (1, 3, 10, 30)  # of head sets
 SHARED = 10  # heads of each task that are compared between tasks
 FEW_PAIRS = 30  # fewer pairs than this outside of the test queries: prompts are drawn from all
-CONTROLS = ("zero_shot", "random_heads", "random", "other_tasks")
+CONTROLS = ("baseline", "random_heads", "random", "other_tasks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -396,7 +396,7 @@ def score_vector(
     own = measured.theta[:, layers["task_vector_shuffled"]]
     theta = _columns(test_shuffled, {"task_vector_shuffled": own}, layers, "replace")
     correct = {
-        "zero_shot": added[""],
+        "baseline": added[""],
         "icl": measured.judge.correct(measured.test, measured.icl),
         "shuffled_icl": into[""],
         **_named(added),

@@ -110,7 +110,7 @@ def measure_task(study: Study, task: Task) -> dict[str, Any]:
         "icl_able": _icl_able(study, judge),
         "queries": [prompt.query.input for prompt in test],
         "correct": {
-            "zero_shot": right(zero_shot),
+            "baseline": right(zero_shot),
             "icl": right(found.untouched),
             "other_icl": right(other_icl.tokens[:, 0]),
             **{kind: right(getattr(found, kind)) for kind in KINDS},  # [L][N]
@@ -150,10 +150,10 @@ def crossings(curves: Mapping[str, Any]) -> dict[str, int | None]:
       `other_state`: the first layer at which less than half of the gain is left.
       None where there is no gain, or no such layer.
     """
-    gain = curves["icl"] - curves["zero_shot"]
+    gain = curves["icl"] - curves["baseline"]
     if gain <= 0:
         return {"no_attention": None, "other_state": None}
-    half = curves["zero_shot"] + gain / 2
+    half = curves["baseline"] + gain / 2
     enough = [value >= half - 1e-9 for value in curves["no_attention"]]
     lost = [value < half - 1e-9 for value in curves["other_state"]]
     keeps = len(enough) - next(
@@ -172,12 +172,12 @@ def summary(tasks: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     for task in tasks:
         correct = task["correct"]
         by_layer = {f"{kind} {at}": correct[kind][at] for kind in KINDS for at in range(layers)}
-        flat = {name: correct[name] for name in ("zero_shot", "icl", "other_icl")}
+        flat = {name: correct[name] for name in ("baseline", "icl", "other_icl")}
         outcomes.append(Outcomes(task["queries"], {**flat, **by_layer}))
     columns = list(outcomes[0].correct)
     found = {name: value._asdict() for name, value in means(outcomes, columns, seed).items()}
     columns_of = {kind: [found[f"{kind} {at}"] for at in range(layers)] for kind in KINDS}
-    single = {name: found[name] for name in ("zero_shot", "icl", "other_icl")}
+    single = {name: found[name] for name in ("baseline", "icl", "other_icl")}
     curves = {
         **{kind: [one["accuracy"] for one in values] for kind, values in columns_of.items()},
         **{name: value["accuracy"] for name, value in single.items()},

@@ -51,7 +51,7 @@ from taskvec_jax.vectors.sweep import read_texts
 NAME = "positions"
 DEV_PROMPTS = 20  # every layer of every condition is a forward pass of them
 WINDOW = 0.3  # of the layers
-UNTOUCHED = {"zero_shot": "zero_shot", "shuffled": "shuffled_icl"}  # target -> column
+UNTOUCHED = {"zero_shot": "baseline", "shuffled": "shuffled_icl"}  # target -> column
 
 
 class Condition(NamedTuple):
@@ -138,9 +138,7 @@ def measure_task(study: Study, task: Task) -> dict[str, Any]:
         curves[name], chosen[name] = found.tolist(), best_layer(found)
         at_best = sources[1].patch(condition, [windows[chosen[name]]])
         untouched, correct[name] = judge.correct(test, at_best).T
-        correct[{"zero_shot": "zero_shot", "shuffled": "shuffled_icl"}[condition.target]] = (
-            untouched
-        )
+        correct[UNTOUCHED[condition.target]] = untouched
     icl = study.model.tokenizer.encode_all([prompt.icl() for prompt in test])
     said = read_texts(study.model, [[ids] for ids in icl], study.settings.batch_size)[1]
     correct["icl"] = judge.correct(test, said.tokens[:, 0])

@@ -11,7 +11,7 @@ from experiments.page.section import Section, Table, mean_score, number, score, 
 
 NAME = "function_vectors"
 COLUMNS = {  # of the tables
-    "zero_shot": "zero-shot",
+    "baseline": "zero-shot",
     "icl": "ICL",
     "task_vector": "theta",
     "function_vector": "added",
@@ -33,7 +33,7 @@ def section(result: dict[str, Any]) -> Section:
     words = [
         "A function vector added to the residual stream scores"
         f" {_interval(mean, 'function_vector')} over {len(tasks)} tasks, theta"
-        f" {_interval(mean, 'task_vector')}, zero-shot {_interval(mean, 'zero_shot')}, in context"
+        f" {_interval(mean, 'task_vector')}, zero-shot {_interval(mean, 'baseline')}, in context"
         f" {_interval(mean, 'icl')}; {_against(against)}.",
         "Above zero-shot, the same number of random heads of the same layers, a random vector and"
         f" the other tasks' mean function vector, by an exact paired test (Holm over tasks):"

@@ -27,7 +27,7 @@ def section(result: dict[str, Any]) -> Section:
     )
     crossed = shown["crossings"]
     words = [
-        f"Over {which}: zero-shot {_interval(shown['zero_shot'])}, in context"
+        f"Over {which}: zero-shot {_interval(shown['baseline'])}, in context"
         f" {_interval(shown['icl'])}, with another task's demonstrations"
         f" {_interval(shown['other_icl'])}.",
         "The query needs the demonstrations"
@@ -51,7 +51,7 @@ def section(result: dict[str, Any]) -> Section:
         [
             text(name),
             text("yes" if task["icl_able"] else "no", "" if task["icl_able"] else "quiet"),
-            number(float(np.mean(task["correct"]["zero_shot"]))),
+            number(float(np.mean(task["correct"]["baseline"]))),
             number(float(np.mean(task["correct"]["icl"]))),
             number(float(np.mean(task["correct"]["other_icl"]))),
             number(task["crossings"]["no_attention"], 0),
@@ -106,7 +106,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         low, high = ([value[end] for value in shown[kind]] for end in ("low_these", "high_these"))
         axis.plot(layers, heights, "o-", markersize=3, color=colour, label=title)
         axis.fill_between(layers, low, high, alpha=0.15, color=colour, linewidth=0)
-    for name, label in (("icl", "ICL"), ("zero_shot", "zero-shot")):
+    for name, label in (("icl", "ICL"), ("baseline", "zero-shot")):
         axis.axhline(shown[name]["accuracy"], ls="--", lw=0.9, color=figures.ink())
         axis.annotate(label, (0, shown[name]["accuracy"]), fontsize=7, va="bottom")
     axis.set(xlabel="layer l", ylabel="accuracy on test", ylim=(-0.02, 1.02))

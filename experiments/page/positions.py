@@ -15,7 +15,7 @@ def section(result: dict[str, Any]) -> Section:
     """Every condition at its best layer, and one position against all outputs."""
     tasks, mean = result["tasks"], result["mean"]
     conditions = list(next(iter(tasks.values()))["dev_accuracy_by_layer"])
-    columns = ["zero_shot", "shuffled_icl", "icl", *conditions]
+    columns = ["baseline", "shuffled_icl", "icl", *conditions]
     paired = result["one_against_outputs"]
 
     def value(name: str) -> str:
@@ -23,7 +23,7 @@ def section(result: dict[str, Any]) -> Section:
         return f"{found['accuracy']:.2f} ({found['low_these']:.2f} to {found['high_these']:.2f})"
 
     words = [
-        f"Into the query alone ({value('zero_shot')}): the arrow {value('arrow, zero-shot')}. Into"
+        f"Into the query alone ({value('baseline')}): the arrow {value('arrow, zero-shot')}. Into"
         f" shuffled demonstrations ({value('shuffled_icl')}; in context {value('icl')}): the arrow"
         f" {value('arrow, shuffled')}, all arrows {value('arrows, shuffled')}, all outputs"
         f" {value('outputs, shuffled')}, all outputs over {result['window']} layers"

@@ -38,12 +38,13 @@ def mean_outputs_of_tokens(model: Model, texts: Sequence[Sequence[int]]) -> np.n
     Raises:
       TaskVecError: texts that the model cannot read.
     """
-    total, count = np.float64(0.0), 0
+    c = model.config
+    total, count = np.zeros((c.num_layers, c.num_heads, c.head_dim)), 0
     for start in range(0, len(texts), AT_ONCE):
         some = texts[start : start + AT_ONCE]
         read = model.read(some, site="head", positions="all")  # [n, T, L, H, K]
         for text, outputs in zip(some, read, strict=True):
-            total = total + outputs[: len(text)].astype(np.float64).sum(axis=0)
+            total += outputs[: len(text)].astype(np.float64).sum(axis=0)
             count += len(text)
     return (total / count).astype(np.float32)
 
@@ -73,8 +74,8 @@ def prefix_matching(model: Model, seed: int = 0) -> np.ndarray:
     again = [len(bos) + count + i for i in range(count)]
     pattern = model.read(texts, site="pattern", positions=again)  # [N, P, L, H, T]
     after = [len(bos) + i + 1 for i in range(count)]
-    scores = [pattern[:, i, :, :, at] for i, at in enumerate(after)]
-    return np.mean(scores, axis=(0, 1), dtype=np.float64)
+    scores = np.stack([pattern[:, i, :, :, at] for i, at in enumerate(after)])  # [P, N, L, H]
+    return scores.astype(np.float64).mean(axis=(0, 1))
 
 
 def ablate_heads(

@@ -8,7 +8,7 @@ effect.
 
 The definition is a loop of L x H full forward passes. They differ at the last token only, and from
 the patched layer on, so here they are copies of that token in one row (see copies.py). Counted in
-floating-point operations (`flops.py`) the default model's 270 heads cost 1/59 of the loop for a
+floating-point operations (`flops.py`) the default model's 270 heads cost 1/60 of the loop for a
 prompt of 60 tokens.
 
 Shapes: N prompts, B rows, T tokens, L layers, H heads, K head size, D width.
@@ -76,12 +76,12 @@ def map_heads(
     """
     config = model.config
     check_texts(config, texts)
-    answers = check_ids(config, np.asarray(answers), "answer's token id").astype(np.int32)
+    wanted = check_ids(config, np.asarray(answers), "answer's token id").astype(np.int32)
     shape = (config.num_layers, config.num_heads, config.head_dim)
     outputs = np.asarray(outputs, np.float32)
-    if answers.shape != (len(texts),) or outputs.shape != shape:
+    if wanted.shape != (len(texts),) or outputs.shape != shape:
         raise TaskVecError(
-            f"answers have shape {answers.shape} and outputs {outputs.shape}; allowed:"
+            f"answers have shape {wanted.shape} and outputs {outputs.shape}; allowed:"
             f" ({len(texts)},), a token id for each prompt, and {shape}, layers x heads x the size"
             " of a head"
         )
@@ -97,7 +97,7 @@ def map_heads(
         filled = fill_up(chunk, size)
         length = row_length(max(lengths[i] for i in chunk))
         tokens, last = pad_rows([texts[i] for i in filled], length)
-        inputs = put_rows(model.mesh, (tokens, last, answers[filled]))
+        inputs = put_rows(model.mesh, (tokens, last, wanted[filled]))
         return patch_heads(config, model.params, *inputs, outputs, schedule)
 
     def keep(chunk: list[int], found: np.ndarray) -> None:

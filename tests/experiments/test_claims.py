@@ -25,7 +25,7 @@ MADE = {
     "where": "a test",
     "model": "smollm2-135m-instruct",
     "their_model": "SmolLM2",
-    "quantity": "zero_shot",
+    "quantity": "baseline",
     "value": 0.0,
     "n": 1000,
     "tasks": [TASK],

@@ -110,7 +110,7 @@ def test_every_column_is_scored_on_the_same_prompts_at_a_layer_of_its_own(result
         assert {len(values) for values in columns.values()} == {3}
         for name, values in columns.items():
             assert task["scores"][name]["accuracy"] == pytest.approx(np.mean(values))
-            untouched = name in ("zero_shot", "icl", "shuffled_icl")
+            untouched = name in ("baseline", "icl", "shuffled_icl")
             assert (task["scores"][name]["layer"] is None) == untouched
         assert {*task["accuracy_by_layer"]} == {"added", "replaced", "shuffled"}
         assert {len(curve) for curve in task["accuracy_by_layer"].values()} == {2}
@@ -155,7 +155,7 @@ def test_necessity_scores_every_layer_on_the_same_prompts(cut, study):
         assert len(task["queries"]) == 3
         for kind in ("no_attention", "other_state", "both"):
             assert np.shape(task["correct"][kind]) == (2, 3)
-        for column in ("zero_shot", "icl", "other_icl"):
+        for column in ("baseline", "icl", "other_icl"):
             assert np.shape(task["correct"][column]) == (3,)
         # After the last layer there is nothing left to attend with, and only the state counts.
         assert task["correct"]["no_attention"][-1] == task["correct"]["icl"]
@@ -172,7 +172,7 @@ def test_necessity_scores_every_layer_on_the_same_prompts(cut, study):
 
 def test_curves_cross_half_of_the_gain_where_they_stay_above_or_fall_below():
     curves = {
-        "zero_shot": 0.1,
+        "baseline": 0.1,
         "icl": 0.9,
         "no_attention": [0.1, 0.6, 0.4, 0.5, 0.9],  # half is .5
         "other_state": [0.9, 0.5, 0.4, 0.6, 0.1],
@@ -221,9 +221,9 @@ def test_positions_score_every_condition_and_windows_at_a_layer_of_its_own(study
     names = {condition.name for condition in positions.CONDITIONS}
     for name, task in found["tasks"].items():
         assert set(task["dev_accuracy_by_layer"]) == names
-        assert set(task["outcomes"]["correct"]) == {*names, "zero_shot", "shuffled_icl", "icl"}
+        assert set(task["outcomes"]["correct"]) == {*names, "baseline", "shuffled_icl", "icl"}
         of_heads = result["tasks"][name]["outcomes"]["correct"]
-        for column in ("zero_shot", "icl"):
+        for column in ("baseline", "icl"):
             assert task["outcomes"]["correct"][column] == of_heads[column]
     shown = positions_page.section(found)
     assert set(positions_page.draw_figures(found)) == set(shown.captions)
@@ -236,7 +236,7 @@ def test_several_vectors_score_every_number_of_demonstrations_and_the_mixes(stud
     for name in NAMES:
         correct = found["tasks"][name]["outcomes"]["correct"]
         of_heads = result["tasks"][name]["outcomes"]["correct"]
-        assert (correct["base 0"], correct["base 3"]) == (of_heads["zero_shot"], of_heads["icl"])
+        assert (correct["base 0"], correct["base 3"]) == (of_heads["baseline"], of_heads["icl"])
         assert ("many 0" in correct, "many 3" in correct) == (False, True)
     shown = several_page.section(found)
     assert set(several_page.draw_figures(found)) == set(shown.captions)

@@ -62,11 +62,11 @@ def looped(model: Model, texts, answers, outputs) -> tuple[np.ndarray, np.ndarra
     return probs(None, 0), np.moveaxis(np.array(patched), -1, 0)
 
 
-def drawn(model: Model) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
+def drawn(model: Model) -> tuple[list[list[int]], list[int], np.ndarray]:
     """Texts of many lengths, answers, and outputs of heads."""
     c, rng = model.config, np.random.RandomState(5)
     texts = [rng.randint(0, c.vocab_size, n).tolist() for n in (9, 1, 14, 6)]
-    answers = rng.randint(0, c.vocab_size, 4)
+    answers = rng.randint(0, c.vocab_size, 4).tolist()
     outputs = rng.standard_normal((c.num_layers, c.num_heads, c.head_dim))
     return texts, answers, outputs.astype(np.float32)
 
