@@ -46,6 +46,7 @@ from taskvec_jax.evaluation.statistics import Outcomes, beats_all, compare, deci
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, render_query, sample
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.vectors.copies import Schedule
 from taskvec_jax.vectors.flops import head_loop_flops, head_map_flops
 from taskvec_jax.vectors.function_vectors import (
     Head,
@@ -56,7 +57,7 @@ from taskvec_jax.vectors.function_vectors import (
     written_by,
 )
 from taskvec_jax.vectors.head_map import map_heads
-from taskvec_jax.vectors.programs import schedule_of
+from taskvec_jax.vectors.programs import wavefront_schedule
 from taskvec_jax.vectors.sweep import inject_vectors
 
 NAME = "function_vectors"
@@ -268,13 +269,20 @@ class Target:
     prompts: list[Prompt]
     texts: list[list[int]]
 
-    def right(self, vectors: np.ndarray, layers: Sequence[int], operation: str) -> np.ndarray:
+    def right(
+        self,
+        vectors: np.ndarray,
+        layers: Sequence[int],
+        operation: str,
+        schedule: Schedule | None = None,
+    ) -> np.ndarray:
         """Whether each answer is right: bool [N, 1 + C], the untouched one's first.
 
         Args:
           vectors: [C, D], the same for all prompts, or [N, C, D].
-          layers: C of them, in rising order.
+          layers: C of them.
           operation: "add" or "replace".
+          schedule: see `inject_rows`; for few vectors None, one program whatever their layers.
         """
         model = self.study.model
         given = np.broadcast_to(vectors, (len(self.texts), *vectors.shape[-2:]))
@@ -284,7 +292,7 @@ class Target:
             given,
             np.asarray(layers),
             self.study.settings.batch_size,
-            schedule_of(layers, model.config.num_layers),
+            schedule,
             operation=operation,
         ).tokens
         return self.judge.correct(self.prompts, tokens)
@@ -296,8 +304,10 @@ class Target:
         every call is the same compiled program.
         """
         layers = range(self.study.model.config.num_layers)
-        every = [self.right(np.tile(v, (len(layers), 1)), layers, operation) for v in vectors]
-        return np.stack([right[:, 1:].mean(axis=0) for right in every])
+        schedule = wavefront_schedule(len(layers))
+        every = [np.tile(vector, (len(layers), 1)) for vector in vectors]
+        right = [self.right(one, layers, operation, schedule)[:, 1:] for one in every]
+        return np.stack([one.mean(axis=0) for one in right])
 
 
 def targets(study: Study, task: Task, split: str) -> tuple[Target, Target]:
@@ -424,14 +434,16 @@ def _dev_theta(study: Study, task: Task) -> np.ndarray:
 
 def _own_curve(target: Target, theta: np.ndarray) -> np.ndarray:
     """Accuracy by layer when each prompt's own theta [N, L, D] is written, [L]."""
-    return target.right(theta, range(theta.shape[1]), "replace")[:, 1:].mean(axis=0)
+    schedule = wavefront_schedule(theta.shape[1])
+    right = target.right(theta, range(theta.shape[1]), "replace", schedule)
+    return right[:, 1:].mean(axis=0)
 
 
 def _columns(
     target: Target, vectors: Mapping[str, np.ndarray], layers: Mapping[str, int], operation: str
 ) -> dict[str, np.ndarray]:
     """Right answers [N] of each vector, [D] or [N, D], at its layer; "" is the untouched text."""
-    names = sorted(vectors, key=lambda name: layers[name])
+    names = list(vectors)
     shape = (len(target.texts), vectors[names[0]].shape[-1])
     stacked = np.stack([np.broadcast_to(vectors[name], shape) for name in names], axis=1)
     right = target.right(stacked, [layers[name] for name in names], operation)

@@ -27,7 +27,7 @@ from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_
 from taskvec_jax.transformer.layers import attention_context, plain_layout
 from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.copies import take_layer
-from taskvec_jax.vectors.programs import schedule_of, top
+from taskvec_jax.vectors.programs import NUM_GROUPS, schedule_of, top
 from taskvec_jax.vectors.rows import pad_rows
 from taskvec_jax.vectors.sweep import inject_vectors, row_length
 
@@ -132,7 +132,9 @@ def patch_last(
     Raises:
       TaskVecError: as of `inject_vectors`.
     """
-    schedule = schedule_of(layers, model.config.num_layers)
+    # Few copies may as well be alive from the first layer on: one program whatever their layers.
+    few = len(layers) < NUM_GROUPS
+    schedule = None if few else schedule_of(layers, model.config.num_layers)
     vectors = states[:, list(layers)]
     return inject_vectors(model, texts, vectors, np.array(layers), batch_size, schedule).tokens
 
