@@ -70,6 +70,11 @@ def test_generation_on_many_devices_gives_the_tokens_of_one(cases):
     assert cases["generated"] == {"llama grouped": 0}
 
 
+def test_heads_and_positions_on_many_devices_have_the_effects_of_one(cases):
+    for name, value in cases["interventions"].items():
+        assert value <= (0 if name.endswith("tokens") else 1e-5), (name, value)
+
+
 def test_int8_on_many_devices_gives_the_numbers_of_one(cases):
     assert all(moved <= 1e-5 for moved in cases["int8"].values()), cases["int8"]
     for way in ("restored", "converted"):

@@ -16,8 +16,9 @@ from tiny_checkpoint import SMALL, run, save_tiny
 
 from experiments import cross_models
 from experiments.bijections import SOURCES
+from experiments.commands.registry import IN_PAPER
 from experiments.page.section import Cell, Table, text
-from experiments.report import NAMES, build, show_table
+from experiments.report import build, show_table
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.origin import path_key
 
@@ -40,7 +41,7 @@ def paper(tmp_path_factory, tiny_path) -> Path:
 
 
 def test_the_paper_writes_every_result_figure_and_the_page(paper, tiny_path):
-    for name in NAMES:
+    for name in (experiment.name for experiment in IN_PAPER):
         result = json.loads(
             (paper / f"{name}.json").read_text(),
             parse_constant=pytest.fail,
@@ -246,7 +247,7 @@ def test_foreign_task_data_own_tasks_and_several_models_run_everything(
         (found,) = (tmp_path / "out").glob(f"{path_key(model)}_float32_num_prompts2_*")
         return found
 
-    for name in NAMES:
+    for name in (experiment.name for experiment in IN_PAPER):
         for model in (tiny_path, other):
             found = json.loads((directory_of(model) / f"{name}.json").read_text())
             assert {"linguistic_colours", "knowledge_shades", "own_same"} <= set(
