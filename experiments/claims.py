@@ -36,7 +36,9 @@ from experiments.published.claims import FILE, OURS, TEMPLATE, Claim, claims_abo
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.intervals import means
-from taskvec_jax.evaluation.protocol import Settings, best_layer, measure
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.measuring import measure
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.statistics import Interval, Outcomes, wilson
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.sweep import sweep_layers
@@ -202,12 +204,12 @@ def measure_task(model: Any, task: Task, settings: Settings) -> dict[str, Any]:
     found = measure(model, task, settings)
     queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in found.test])
     swept = sweep_layers(model, queries, found.theta, settings.batch_size).tokens
-    right = found.judge.correct(found.test, swept).astype(int).T.tolist()
+    right = found.scorer.by_first_token(found.test, swept).astype(int).T.tolist()
     return {
         "queries": [prompt.query.input for prompt in found.test],
         "baseline": right[0],
         "task_vector": right[1:],  # [L][N]
-        "icl": found.judge.correct(found.test, found.icl).astype(int).tolist(),
+        "icl": found.scorer.by_first_token(found.test, found.icl.tokens).astype(int).tolist(),
         "dev_layer": found.layer,
     }
 

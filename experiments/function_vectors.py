@@ -30,20 +30,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from taskvec_jax.evaluation.judging import Judge, accuracy
 
 from experiments.commands.options import option
 from experiments.commands.runner import main
 from experiments.run.study import Study, task_sha256
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.control_prompts import shuffle_labels
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
+from taskvec_jax.evaluation.control_prompts import wrong_labels
 from taskvec_jax.evaluation.geometry import cosine_distances
 from taskvec_jax.evaluation.intervals import means
-from taskvec_jax.evaluation.protocol import best_layer, draw_prompts, random_like
-from taskvec_jax.evaluation.reading import read_theta
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.random_vectors import random_like
+from taskvec_jax.evaluation.reading import draw_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
-from taskvec_jax.evaluation.statistics import Outcomes, beats_all, compare, decide
-from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit, render_query, sample
+from taskvec_jax.evaluation.statistics import Outcomes, accuracy, beats_all, compare, decide
+from taskvec_jax.prompting.prompts import Prompt, sample
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.copies import Schedule
@@ -179,12 +180,14 @@ def task_outputs(study: Study, task: Task, options: Options) -> np.ndarray:
 
 def read_outputs(study: Study, task: Task, options: Options) -> np.ndarray:
     """What `task_outputs` keeps."""
-    prompts, _, _ = head_prompts(fit(task, study.model.tokenizer), study.settings, options)
+    prompts, _, _ = head_prompts(
+        scorer_of(study.model, task, study.settings), study.settings, options
+    )
     return mean_outputs(study.model, [prompt.icl() for prompt in prompts])
 
 
 def head_prompts(
-    fitted: FittedTask, settings: Settings, options: Options
+    scorer: Scorer, settings: Settings, options: Options
 ) -> tuple[list[Prompt], list[Prompt], bool]:
     """In-context prompts for means, prompts with shuffled labels, and whether some of their pairs
     are asked for in test prompts.
@@ -192,6 +195,7 @@ def head_prompts(
     Raises:
       TaskVecError: the task has fewer pairs than one prompt needs.
     """
+    fitted = scorer.fitted
     asked = {prompt.query.input for prompt in draw_prompts(fitted, settings, "test")}
     left = tuple(pair for pair in fitted.pairs if pair.input not in asked)
     need = settings.num_demonstrations + 1 + settings.num_dummy_queries
@@ -211,17 +215,19 @@ def head_prompts(
 
     trials = drawn("trials", options.head_trials)
     name = fitted.task.name
-    shuffled = [shuffle_labels(p, settings.seed, name, "head", i) for i, p in enumerate(trials)]
+    shuffled = [
+        wrong_labels(scorer, p, settings.seed, name, "head", i) for i, p in enumerate(trials)
+    ]
     return drawn("mean", options.head_mean_prompts), shuffled, shared
 
 
 def find_heads(study: Study, task: Task, options: Options) -> dict[str, Any]:
     """The average indirect effect of every head, and the prompts that it is measured on."""
     model, settings = study.model, study.settings
-    fitted = fit(task, model.tokenizer)
-    prompts, trials, shared = head_prompts(fitted, settings, options)
+    scorer = scorer_of(model, task, settings)
+    prompts, trials, shared = head_prompts(scorer, settings, options)
     outputs = task_outputs(study, task, options)
-    answers = [first_token(study, prompt) for prompt in trials]
+    answers = [scorer.first_token(prompt.query) for prompt in trials]
     texts = [prompt.icl() for prompt in trials]
     ids = model.tokenizer.encode_all(texts)
     found = map_heads(model, ids, answers, outputs, settings.batch_size)
@@ -242,19 +248,6 @@ def find_heads(study: Study, task: Task, options: Options) -> dict[str, Any]:
     }
 
 
-def first_token(study: Study, prompt: Prompt) -> int:
-    """The first token of the query's output, as it would be written after the arrow.
-
-    Raises:
-      TaskVecError: the output changes the tokens before it.
-    """
-    query = prompt.query
-    tokens = study.model.tokenizer.continuation(render_query(query.input), query.output)
-    if not tokens:
-        raise TaskVecError(f"{query.input!r}: its answer {query.output!r} adds no token to it")
-    return tokens[0]
-
-
 @dataclasses.dataclass(frozen=True)
 class Target:
     """Prompts of a split that vectors are written into, zero-shot or with shuffled labels.
@@ -265,7 +258,7 @@ class Target:
     """
 
     study: Study
-    judge: Judge
+    scorer: Scorer
     prompts: list[Prompt]
     texts: list[list[int]]
 
@@ -295,7 +288,7 @@ class Target:
             schedule,
             operation=operation,
         ).tokens
-        return self.judge.correct(self.prompts, tokens)
+        return self.scorer.by_first_token(self.prompts, tokens)
 
     def curves(self, vectors: np.ndarray, operation: str) -> np.ndarray:
         """Accuracy of each of C vectors [C, D] after every layer: [C, L].
@@ -312,14 +305,14 @@ class Target:
 
 def targets(study: Study, task: Task, split: str) -> tuple[Target, Target]:
     """The prompts of a split zero-shot, and in context with shuffled labels."""
-    judge = Judge(study.model, fit(task, study.model.tokenizer))
-    prompts = draw_prompts(judge.fitted, study.settings, split)
+    scorer = scorer_of(study.model, task, study.settings)
+    prompts = draw_prompts(scorer.fitted, study.settings, split)
     seed = (study.settings.seed, task.name, split)
-    shuffled = [shuffle_labels(prompt, *seed, i) for i, prompt in enumerate(prompts)]
+    shuffled = [wrong_labels(scorer, prompt, *seed, i) for i, prompt in enumerate(prompts)]
     encode = study.model.tokenizer.encode_all
     return (
-        Target(study, judge, prompts, encode([p.zero_shot() for p in prompts])),
-        Target(study, judge, prompts, encode([p.icl() for p in shuffled])),
+        Target(study, scorer, prompts, encode([p.zero_shot() for p in prompts])),
+        Target(study, scorer, prompts, encode([p.icl() for p in shuffled])),
     )
 
 
@@ -407,7 +400,7 @@ def score_vector(
     theta = _columns(test_shuffled, {"task_vector_shuffled": own}, layers, "replace")
     correct = {
         "baseline": added[""],
-        "icl": measured.judge.correct(measured.test, measured.icl),
+        "icl": measured.scorer.by_first_token(measured.test, measured.icl.tokens),
         "shuffled_icl": into[""],
         **_named(added),
         **_named(replaced),
@@ -428,7 +421,9 @@ def score_vector(
 
 def _dev_theta(study: Study, task: Task) -> np.ndarray:
     """Theta of each dev prompt, [N, L, D]."""
-    prompts = draw_prompts(fit(task, study.model.tokenizer), study.settings, "dev")
+    prompts = draw_prompts(
+        scorer_of(study.model, task, study.settings).fitted, study.settings, "dev"
+    )
     return read_theta(study.model, prompts, study.settings.batch_size)
 
 

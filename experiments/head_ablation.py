@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from taskvec_jax.evaluation.judging import Judge
 
 from experiments import function_vectors
 from experiments.commands.runner import main
@@ -31,10 +30,11 @@ from experiments.run import study as studies
 from experiments.run.fingerprint import fingerprint
 from experiments.run.study import Study, task_sha256
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import scorer_of
 from taskvec_jax.evaluation.intervals import means
-from taskvec_jax.evaluation.protocol import draw_prompts
+from taskvec_jax.evaluation.reading import draw_prompts
 from taskvec_jax.evaluation.statistics import Outcomes, compare
-from taskvec_jax.prompting.prompts import fit, sample
+from taskvec_jax.prompting.prompts import sample
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.function_vectors import Head, heads_beside, rank_heads
 from taskvec_jax.vectors.head_ablation import (
@@ -127,7 +127,7 @@ def read_outputs(study: Study) -> np.ndarray:
     for task in study.available:
         try:
             prompts = sample(
-                fit(task, study.model.tokenizer),
+                scorer_of(study.model, task, study.settings).fitted,
                 seed=study.settings.seed,
                 split="heads/ablated",
                 count=MEAN_PROMPTS,
@@ -161,8 +161,8 @@ def head_sets(
 def measure_task(study: Study, task: Task) -> dict[str, Any]:
     """Right answers of a task without each set of heads, and which heads two sets share."""
     model, settings = study.model, study.settings
-    judge = Judge(model, fit(task, model.tokenizer))
-    test = draw_prompts(judge.fitted, settings, "test")
+    scorer = scorer_of(model, task, study.settings)
+    test = draw_prompts(scorer.fitted, settings, "test")
     effects = np.array(function_vectors.task_heads(study, task, HEADS)["aie"])
     scores = induction_scores(study)
     names, sets = ["icl"], [_mask([], effects.shape)]
@@ -172,7 +172,7 @@ def measure_task(study: Study, task: Task) -> dict[str, Any]:
             sets.append(_mask(heads, effects.shape))
     texts = model.tokenizer.encode_all([prompt.icl() for prompt in test])
     tokens = ablate_heads(model, texts, np.stack(sets), ablated_outputs(study), settings.batch_size)
-    right = judge.correct(test, tokens)
+    right = scorer.by_first_token(test, tokens)
     common = [
         len(set(rank_heads(effects)[:size]) & set(rank_heads(scores)[:size]))
         for size in set_sizes(effects.size)

@@ -26,17 +26,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from taskvec_jax.evaluation.judging import Judge
 
 from experiments.commands.runner import main
 from experiments.run.study import Study, task_sha256
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.control_prompts import other_prompts
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
 from taskvec_jax.evaluation.intervals import means
-from taskvec_jax.evaluation.protocol import draw_prompts
+from taskvec_jax.evaluation.lending import prompts_of_others
+from taskvec_jax.evaluation.reading import draw_prompts
 from taskvec_jax.evaluation.statistics import Outcomes, icl_able
 from taskvec_jax.prompting.places import find_places
-from taskvec_jax.prompting.prompts import Prompt, fit
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.necessity import KINDS, cut_task
 from taskvec_jax.vectors.sweep import read_texts
@@ -86,9 +86,9 @@ def measure_task(study: Study, task: Task) -> dict[str, Any]:
       TaskVecError: there is no other task to take demonstrations from.
     """
     model, settings = study.model, study.settings
-    judge = Judge(model, fit(task, model.tokenizer))
-    test = draw_prompts(judge.fitted, settings, "test")
-    lent = other_prompts(model, task, study.available, settings)
+    scorer = scorer_of(model, task, study.settings)
+    test = draw_prompts(scorer.fitted, settings, "test")
+    lent = prompts_of_others(model, task, study.available, settings)
     if not lent:
         raise TaskVecError(
             f"{task.name}: there is no other task whose demonstrations could stand before its"
@@ -104,10 +104,10 @@ def measure_task(study: Study, task: Task) -> dict[str, Any]:
     zero_shot = read_texts(model, [[ids] for ids in zero], settings.batch_size)[1].tokens[:, 0]
 
     def right(tokens: np.ndarray) -> list[Any]:
-        return judge.correct(test, tokens).astype(int).T.tolist()
+        return scorer.by_first_token(test, tokens).astype(int).T.tolist()
 
     return {
-        "icl_able": _icl_able(study, judge),
+        "icl_able": _icl_able(study, scorer),
         "queries": [prompt.query.input for prompt in test],
         "correct": {
             "baseline": right(zero_shot),
@@ -125,15 +125,15 @@ def with_demonstrations(prompt: Prompt, other: Prompt) -> str:
     return dataclasses.replace(prompt, demonstrations=shown).icl()
 
 
-def _icl_able(study: Study, judge: Judge) -> bool:
+def _icl_able(study: Study, scorer: Scorer) -> bool:
     """Whether in-context learning does the task, on its dev prompts."""
-    dev = draw_prompts(judge.fitted, study.settings, "dev")
+    dev = draw_prompts(scorer.fitted, study.settings, "dev")
     encode = study.model.tokenizer.encode_all
     answers = [
         read_texts(study.model, [[ids] for ids in encode(texts)], study.settings.batch_size)[1]
         for texts in ([p.icl() for p in dev], [p.zero_shot() for p in dev])
     ]
-    icl, zero_shot = (judge.correct(dev, found.tokens[:, 0]) for found in answers)
+    icl, zero_shot = (scorer.by_first_token(dev, found.tokens[:, 0]) for found in answers)
     return bool(icl_able(icl, zero_shot))
 
 

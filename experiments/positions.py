@@ -26,19 +26,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from taskvec_jax.evaluation.judging import Judge, accuracy
 
 from experiments.commands.runner import main
 from experiments.dose import TASKS
 from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.control_prompts import shuffle_labels
+from taskvec_jax.evaluation.answers import Scorer, scorer_of
+from taskvec_jax.evaluation.control_prompts import wrong_labels
 from taskvec_jax.evaluation.intervals import means
-from taskvec_jax.evaluation.protocol import best_layer, draw_prompts
-from taskvec_jax.evaluation.statistics import Outcomes, compare
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.statistics import Outcomes, accuracy, compare
 from taskvec_jax.prompting.places import Places, find_places
-from taskvec_jax.prompting.prompts import Prompt, fit
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.position_patching import (
     Window,
@@ -122,26 +123,28 @@ def window_width(num_layers: int) -> int:
 
 def measure_task(study: Study, task: Task) -> dict[str, Any]:
     """Every condition of a task: all layers on dev, the best on test."""
-    judge = Judge(study.model, fit(task, study.model.tokenizer))
-    dev, test = (draw_prompts(judge.fitted, study.settings, split) for split in ("dev", "test"))
+    scorer = scorer_of(study.model, task, study.settings)
+    dev, test = (draw_prompts(scorer.fitted, study.settings, split) for split in ("dev", "test"))
     dev = dev[:DEV_PROMPTS]
     layers = study.model.config.num_layers
-    sources = [Sources(study, split, (study.settings.seed, task.name)) for split in (dev, test)]
+    sources = [
+        Sources(study, scorer, split, (study.settings.seed, task.name)) for split in (dev, test)
+    ]
     curves: dict[str, list[float]] = {}
     correct: dict[str, np.ndarray] = {}
     chosen: dict[str, int] = {}
     for condition in CONDITIONS:
         width = 1 if condition.wide == "layer" else window_width(layers)
         windows = layer_windows(layers, width)
-        found = judge.correct(dev, sources[0].patch(condition, windows))[:, 1:].mean(axis=0)
+        found = scorer.by_first_token(dev, sources[0].patch(condition, windows))[:, 1:].mean(axis=0)
         name = condition.name
         curves[name], chosen[name] = found.tolist(), best_layer(found)
         at_best = sources[1].patch(condition, [windows[chosen[name]]])
-        untouched, correct[name] = judge.correct(test, at_best).T
+        untouched, correct[name] = scorer.by_first_token(test, at_best).T
         correct[UNTOUCHED[condition.target]] = untouched
     icl = study.model.tokenizer.encode_all([prompt.icl() for prompt in test])
     said = read_texts(study.model, [[ids] for ids in icl], study.settings.batch_size)[1]
-    correct["icl"] = judge.correct(test, said.tokens[:, 0])
+    correct["icl"] = scorer.by_first_token(test, said.tokens[:, 0])
     return {
         "dev_accuracy_by_layer": curves,
         "scores": {
@@ -159,7 +162,9 @@ class Sources:
     """States of in-context prompts that end in their first dummy query, and the prompts of the
     test query that they are written into."""
 
-    def __init__(self, study: Study, prompts: Sequence[Prompt], seed: tuple[object, ...]) -> None:
+    def __init__(
+        self, study: Study, scorer: Scorer, prompts: Sequence[Prompt], seed: tuple[object, ...]
+    ) -> None:
         self.study = study
         tokenizer = study.model.tokenizer
         read = [dataclasses.replace(p, query=p.dummy_queries[0]) for p in prompts]
@@ -174,7 +179,9 @@ class Sources:
         self.states = study.model.read(texts, positions=np.array(where))  # [N, P, L, D]
         targets = {
             "zero_shot": [dataclasses.replace(p, demonstrations=()) for p in prompts],
-            "shuffled": [shuffle_labels(p, *seed, "positions", i) for i, p in enumerate(prompts)],
+            "shuffled": [
+                wrong_labels(scorer, p, *seed, "positions", i) for i, p in enumerate(prompts)
+            ],
         }
         self.texts = {
             name: tokenizer.encode_all([p.icl() for p in some]) for name, some in targets.items()

@@ -22,19 +22,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from taskvec_jax.evaluation.judging import Judge, accuracy
 
 from experiments.bijections import SOURCES, directions
 from experiments.commands.runner import main
 from experiments.dose import TASKS
 from experiments.run import study as studies
 from experiments.run.study import Study
+from taskvec_jax.evaluation.answers import scorer_of
 from taskvec_jax.evaluation.intervals import means
-from taskvec_jax.evaluation.protocol import best_layer, draw_prompts, read_test_theta
-from taskvec_jax.evaluation.reading import read_theta
-from taskvec_jax.evaluation.statistics import Outcomes, compare
+from taskvec_jax.evaluation.layers import best_layer
+from taskvec_jax.evaluation.measuring import read_test_theta
+from taskvec_jax.evaluation.reading import draw_prompts, read_theta
+from taskvec_jax.evaluation.statistics import Outcomes, accuracy, compare
 from taskvec_jax.prompting.places import find_places
-from taskvec_jax.prompting.prompts import Prompt, fit
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Task
 from taskvec_jax.vectors.position_patching import (
     Window,
@@ -93,8 +94,8 @@ def column(way: str, count: int) -> str:
 def measure_task(study: Study, task: Task) -> dict[str, Any]:
     """Every number of demonstrations, each way at its own layer."""
     model, settings = study.model, study.settings
-    judge = Judge(model, fit(task, model.tokenizer))
-    dev, test = (draw_prompts(judge.fitted, settings, split) for split in ("dev", "test"))
+    scorer = scorer_of(model, task, study.settings)
+    dev, test = (draw_prompts(scorer.fitted, settings, split) for split in ("dev", "test"))
     dev = dev[:DEV_PROMPTS]
     theta = {"dev": read_theta(model, dev, settings.batch_size)}
     theta["test"] = read_test_theta(model, task, settings)
@@ -105,10 +106,10 @@ def measure_task(study: Study, task: Task) -> dict[str, Any]:
         for way in WAYS if count else ("one",):
             found = written(study, dev, theta["dev"], count, way, every)
             name = column(way, count)
-            layers[name] = best_layer(judge.correct(dev, found)[:, 1:].mean(axis=0))
+            layers[name] = best_layer(scorer.by_first_token(dev, found)[:, 1:].mean(axis=0))
             window = every[layers[name]]
             tokens = written(study, test, theta["test"], count, way, [window])
-            correct[column("base", count)], correct[name] = judge.correct(test, tokens).T
+            correct[column("base", count)], correct[name] = scorer.by_first_token(test, tokens).T
     return {
         "scores": {
             name: {**vars(accuracy(values)), "layer": layers.get(name)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompting.prompts import PREFIX, SEPARATOR, Prompt, render_query
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.prompting.tokenizer import Tokenizer
 
 Span = tuple[int, int]  # first character, and the one after the last
@@ -44,12 +44,13 @@ def token_at(spans: Sequence[Span], character: int) -> int:
 def find_places(tokenizer: Tokenizer, prompt: Prompt) -> Places:
     """The places of a prompt with its own query (`Prompt.icl`)."""
     spans = [span for _, _, span in tokenizer.pieces(prompt.icl())]
-    arrows, outputs, start = [], [], 0
+    template = prompt.template
+    arrows, outputs, start = [], [], len(template.header)
     for pair in prompt.demonstrations:
-        arrow = start + len(render_query(pair.input)) - 1
+        arrow = start + len(template.ask(pair.input)) - 1
         arrows.append(token_at(spans, arrow))
         outputs.append(token_at(spans, arrow + len(pair.output)))
-        start = arrow + len(pair.output) + 1 + len(SEPARATOR)
+        start += len(template.show(pair.input, pair.output)) + len(template.separator)
     query = next(i for i, (_, stop) in enumerate(spans) if stop > start)
-    prefix = [i for i in range(query, len(spans)) if spans[i][1] <= start + len(PREFIX)]
+    prefix = [i for i in range(query, len(spans)) if spans[i][1] <= start + len(template.before)]
     return Places(arrows, outputs, query, [*prefix, len(spans) - 1])

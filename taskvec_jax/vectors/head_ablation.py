@@ -20,8 +20,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.checks import check_logits, check_texts
 from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
-from taskvec_jax.transformer.layers import attention_context, plain_layout
 from taskvec_jax.vectors.batching import fill_up, run_in_chunks
 from taskvec_jax.vectors.copies import take_layer
 from taskvec_jax.vectors.programs import top
@@ -143,8 +143,9 @@ def ablated_answers(
 ) -> tuple[jax.Array, jax.Array]:
     """Next tokens int32 [B, S] and their logits, set after set; arguments as of `ablate_heads`."""
     block = FAMILY_MODULES[config.family].Block(config)
-    context = attention_context(config, plain_layout(tokens.shape[1]))
-    embedded = Decoder(config).apply(params, tokens, method="embed")
+    layout = text_layout(config, tokens.shape[1], last + 1)
+    contexts = attention_context(config, layout)
+    embedded = Decoder(config).apply(params, tokens, layout.positions, method="embed")
 
     def answers(chosen: jax.Array) -> tuple[jax.Array, jax.Array]:  # bool [L, H]
         def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
@@ -154,7 +155,7 @@ def ablated_answers(
                 mean = outputs[index].astype(value.dtype)  # [H, K]
                 return jnp.where(chosen[index][:, None], mean, value)
 
-            here = context._replace(visit=visit)
+            here = contexts.of_layer(index, visit)
             return block.apply({"params": take_layer(params, index)}, x, here), None
 
         x, _ = jax.lax.scan(step, embedded, jnp.arange(config.num_layers))

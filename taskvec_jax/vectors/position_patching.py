@@ -23,8 +23,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.checks import check_answers, check_logits, check_texts
 from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
-from taskvec_jax.transformer.layers import attention_context, plain_layout
 from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.copies import take_layer
 from taskvec_jax.vectors.programs import NUM_GROUPS, schedule_of, top
@@ -159,17 +159,18 @@ def patched_answers(
       windows: int [W, 2].
     """
     block = FAMILY_MODULES[config.family].Block(config)
-    context = attention_context(config, plain_layout(tokens.shape[1]))
+    layout = text_layout(config, tokens.shape[1], last + 1)
+    contexts = attention_context(config, layout)
     row = jnp.arange(tokens.shape[0])[:, None]
 
     def run_block(x: jax.Array, index: jax.Array) -> jax.Array:
-        return block.apply({"params": take_layer(params, index)}, x, context)
+        return block.apply({"params": take_layer(params, index)}, x, contexts.of_layer(index))
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = run_block(x, index)
         return x, x
 
-    embedded = Decoder(config).apply(params, tokens, method="embed")
+    embedded = Decoder(config).apply(params, tokens, layout.positions, method="embed")
     x, plain = jax.lax.scan(step, embedded, jnp.arange(config.num_layers))  # plain [L, B, T, D]
 
     def write(x: jax.Array, index: jax.Array) -> jax.Array:

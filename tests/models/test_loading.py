@@ -8,9 +8,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import hf
 import numpy as np
 import pytest
-from test_hf_parity import save_tiny
 
 from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
@@ -21,8 +21,7 @@ from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 
 @pytest.fixture
 def hf_directory(tmp_path: Path) -> Path:
-    save_tiny("llama-grouped-untied", tmp_path / "hf")
-    return tmp_path / "hf"
+    return hf.save(hf.random_model(hf.llama()), tmp_path / "hf")
 
 
 def edit(path: Path, **changes) -> None:

@@ -14,10 +14,11 @@ from conftest import LLAMA, PYTHIA, TINY, model_of
 
 from experiments.bench import work
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation.control_prompts import shuffle_labels
-from taskvec_jax.evaluation.protocol import Settings, draw_prompts
+from taskvec_jax.evaluation.answers import scorer_of
+from taskvec_jax.evaluation.control_prompts import wrong_labels
+from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
-from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.edits import replace
 from taskvec_jax.vectors import flops, head_map
@@ -151,10 +152,11 @@ def test_on_the_default_model_the_map_is_torchs_loop_with_hooks_in_a_thirtieth_o
 
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
-    fitted = fit(TASKS["linguistic_antonyms"], default_model.tokenizer)
-    prompts = draw_prompts(fitted, Settings(num_prompts=25), "test")
+    settings = Settings(num_prompts=25)
+    scorer = scorer_of(default_model, TASKS["linguistic_antonyms"], settings)
+    prompts = draw_prompts(scorer.fitted, settings, "test")
     outputs = mean_outputs(default_model, [prompt.icl() for prompt in prompts])
-    shuffled = [shuffle_labels(prompt, i).icl() for i, prompt in enumerate(prompts)]
+    shuffled = [wrong_labels(scorer, prompt, i).icl() for i, prompt in enumerate(prompts)]
     texts = default_model.tokenizer.encode_all(shuffled)
     answers = [default_model.tokenizer.encode(p.query.output)[0] for p in prompts]
     loop = TorchLoop(default_model, logits_to_keep=0)

@@ -12,8 +12,8 @@ from conftest import LLAMA, PYTHIA, model_of
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
+from taskvec_jax.transformer.context import attention_context, plain_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder
-from taskvec_jax.transformer.layers import attention_context, plain_layout
 from taskvec_jax.vectors import necessity
 from taskvec_jax.vectors.copies import take_layer
 from taskvec_jax.vectors.necessity import cut_task
@@ -47,7 +47,7 @@ def one_by_one(model: Model) -> jax.stages.Wrapped:
 
     @jax.jit
     def run(tokens, last, begin, layer, blocks, replaces, states):
-        context = attention_context(c, plain_layout(LENGTH))
+        context = attention_context(c, plain_layout(LENGTH)).plain
         place = jnp.arange(LENGTH)
         query, shown = place >= begin, (place < begin) & (place > 0)
         x = Decoder(c).apply(model.params, tokens, method="embed")
