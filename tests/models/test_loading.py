@@ -21,7 +21,15 @@ from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 
 @pytest.fixture
 def hf_directory(tmp_path: Path) -> Path:
-    return hf.save(hf.random_model(hf.llama()), tmp_path / "hf")
+    config = hf.llama(
+        hidden_size=48,
+        intermediate_size=53,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=8,
+    )
+    return hf.save(hf.random_model(config), tmp_path / "hf")
 
 
 def edit(path: Path, **changes) -> None:
