@@ -79,7 +79,7 @@ Stage = Callable[[Model, Part, int], Outcome]
 
 def prepare(model: Model, task: Task, settings: Settings) -> Part:
     """Draws and tokenizes one task's prompts."""
-    fitted = fit(task, model.tokenizer)
+    fitted = fit(task, model.tokenizer, settings.template)
     dev, test = (draw_prompts(fitted, settings, split) for split in ("dev", "test"))
     encode = model.tokenizer.encode_all
     texts = [encode(p.dummies()) for p in dev] + [encode([*p.dummies(), p.icl()]) for p in test]
