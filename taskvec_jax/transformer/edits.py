@@ -245,7 +245,8 @@ def _as_some(value: Any) -> tuple[Any, ...] | None:
     if isinstance(value, Edit | Override):
         return (value,)
     made: Any = getattr(value, "edits", None)
-    return tuple(made()) if callable(made) else None
+    found: Any = made() if callable(made) else None
+    return None if found is None else tuple(found)
 
 
 def of_override(override: Override) -> Edit:

@@ -28,6 +28,7 @@ def hf_directory(tmp_path: Path) -> Path:
         num_attention_heads=6,
         num_key_value_heads=3,
         head_dim=8,
+        vocab_size=131,
     )
     return hf.save(hf.random_model(config), tmp_path / "hf")
 
