@@ -44,7 +44,14 @@ from taskvec_jax.evaluation.answers import accepted
 from taskvec_jax.evaluation.controls import vocabulary_of
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import Vocabulary, best_constant, scoring_rule
-from taskvec_jax.prompting.prompts import FEW_PAIRS, NOT_ONE, FittedTask, fit, why_left_out
+from taskvec_jax.prompting.prompts import (
+    FEW_PAIRS,
+    NOT_ONE,
+    FittedTask,
+    fit,
+    is_single,
+    why_left_out,
+)
 from taskvec_jax.prompting.templates import PAPER, Template
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Pair, Task
@@ -52,11 +59,11 @@ from taskvec_jax.tasks.regularity import commonest_change
 from taskvec_jax.tasks.task_file import check_own_tasks
 
 MANY_TOKENS = (
-    'answers of several tokens are kept by a task that says "match": "prefix" (a JSON task file:'
-    ' {"category": "own", "name": ..., "match": "prefix", "pairs": {...}}), which judges their'
-    " first token"
+    "answers of several tokens are kept with --filter=none, and are then generated and compared"
+    " whole"
 )
-SAID = ("model", "revision", "template", "separator", "header")  # flags that the command repeats
+# Flags that the command repeats.
+SAID = ("model", "revision", "filter", "template", "separator", "header")
 
 
 def main() -> None:
@@ -129,16 +136,17 @@ def sifted(
 ) -> tuple[list[Pair], dict[str, list[Pair]]]:
     """The pairs that are kept, and why the others are not -> these, as written in a prompt."""
     try:
-        fitted = fit(task, tokenizer, template)
+        fitted = fit(task, tokenizer, template, FLAGS.filter)
         space, inner = fitted.leading_space, not template.answer_space
     except TaskVecError:
         space, inner = bool(template.answer_space), False
+    single = is_single(task, FLAGS.filter)
     kept, faults = [], collections.defaultdict(list)
     for pair in task.pairs:
         before = " " if space and inner else ""
         gap = template.answer_space or before
         pair = Pair(before + pair.input, gap + pair.output, pair.accepted)
-        if reason := why_left_out(pair, tokenizer, task.match == "exact", template):
+        if reason := why_left_out(pair, tokenizer, single, template):
             faults[reason].append(pair)
         else:
             kept.append(pair)
@@ -170,7 +178,7 @@ def listing(tasks: Sequence[Task], tokenizer: Tokenizer, template: Template = PA
     vocabulary = vocabulary_of(tokenizer)
     for task in tasks:
         try:
-            fitted = fit(task, tokenizer, template)
+            fitted = fit(task, tokenizer, template, FLAGS.filter)
         except TaskVecError as error:
             notes.append(f"not usable: {error}")
             fitted = None
@@ -260,6 +268,7 @@ def print_pairs(task: Task, tokenizer: Tokenizer, template: Template) -> None:
 if __name__ == "__main__":
     command.define_model_flags()
     command.define_task_flags()
+    command.define_filter_flag()
     command.define_template_flags()
     flags.DEFINE_string("show", None, "Name of a task whose pairs are printed.")
     command.run(main, ("task_file",))

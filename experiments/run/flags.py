@@ -85,13 +85,7 @@ def define_prompt_flags() -> None:
         "When an answer is right, which also chooses layers. full: a whole answer. paper: the first"
         " token, as the paper scores it, and queries drawn as the paper does.",
     )
-    flags.DEFINE_enum(
-        "filter",
-        defaults.filter,
-        list(WORDS["filter"]),
-        "Which pairs are kept. single_token: those whose answer is one token, outside knowledge."
-        " none: longer answers too.",
-    )
+    define_filter_flag()
     define_template_flags()
     flags.DEFINE_integer(
         "batch_size",
@@ -106,6 +100,17 @@ def define_prompt_flags() -> None:
     )
     flags.DEFINE_list("tasks", None, "Names of tasks, separated by commas; all when left out.")
     define_task_flags()
+
+
+def define_filter_flag() -> None:
+    """Defines --filter."""
+    flags.DEFINE_enum(
+        "filter",
+        Settings().filter,
+        list(WORDS["filter"]),
+        "Which pairs are kept. single_token: those whose answer is one token, outside knowledge."
+        " none: longer answers too.",
+    )
 
 
 def define_template_flags() -> None:
