@@ -116,8 +116,7 @@ def read_texts(
 
     def keep(chunk: list[int], read: tuple[Any, ...]) -> None:
         residuals[chunk] = read[0][: len(chunk)]
-        tokens, logits, graded = (*read[1:], None)[:3]
-        _fill(answers, chunk, Answers(tokens, logits, None, graded))
+        _fill(answers, chunk, Answers(read[1], read[2], None, read[3]))
 
     run_in_chunks("reading", model, lengths, batch_size, call, keep)
     check_finite(residuals, answers.logits)
@@ -185,11 +184,9 @@ def inject_vectors(
             row[: lengths[i]] = queries[i]
         last = np.array([lengths[i] - 1 for i in filled], np.int32)
         of_rows = None if asked is None else asked[filled]
-        *inputs, of_rows, of_grading = put_rows(
-            model.mesh,
-            (tokens, last, vectors[filled], layers[filled], of_rows, _of_rows(grading, filled)),
-        )
-        return inject_rows(config, model.params, *inputs, schedule, of_rows, of_grading)
+        inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
+        asked_of = put_rows(model.mesh, (of_rows, _of_rows(grading, filled)))
+        return inject_rows(config, model.params, *inputs, schedule, *asked_of)
 
     def keep(chunk: list[int], injected: tuple[Any, ...]) -> None:
         _fill(answers, chunk, Answers(*injected))
