@@ -42,17 +42,19 @@ def test_the_default_run_compiles_at_most_12_programs(default_model, monkeypatch
     def graded(shape):
         return Graded(*(np.zeros(shape, t) for t in (np.float32, np.int32, np.float32)))
 
-    def read_rows(config, params, laid_out, wanted=None):
-        shapes.add(("read", laid_out.tokens.shape, laid_out.ends.shape, wanted is None))
+    def read_rows(config, params, laid_out, grading=None):
+        shapes.add(("read", laid_out.tokens.shape, laid_out.ends.shape, grading is None))
         rows, reads = laid_out.ends.shape
         blank = np.zeros((rows, reads), np.int32)
         residuals = np.ones((rows, reads, c.num_layers, c.width), np.float32)
-        return residuals, blank, blank, wanted and graded(blank.shape)
+        return residuals, blank, blank, grading and graded(blank.shape)
 
-    def inject_rows(config, params, tokens, last, vectors, layers, schedule, wanted=None):
-        shapes.add(("inject", tokens.shape, vectors.shape, schedule, wanted is None))
+    def inject_rows(
+        config, params, tokens, last, vectors, layers, schedule, wanted=None, grading=None
+    ):
+        shapes.add(("inject", tokens.shape, vectors.shape, schedule, grading is None))
         blank = np.zeros((len(tokens), 1 + vectors.shape[1]), np.int32)
-        return blank, blank, wanted and graded(blank.shape)
+        return blank, blank, None, grading and graded(blank.shape)
 
     monkeypatch.setattr(sweep, "read_rows", read_rows)
     monkeypatch.setattr(sweep, "inject_rows", inject_rows)
