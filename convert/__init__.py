@@ -18,7 +18,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
 
 from . import tokenizers
-from .families import GGUF_FAMILIES, HF_FAMILIES, llama, meta, names, rules, tree
+from .families import GGUF_FAMILIES, HF_FAMILIES, llama, meta, names, rules, text_part, tree
 from .families.family import Family
 from .families.rules import Source
 from .families.tree import Place, Share
@@ -87,10 +87,12 @@ def open_model(path: Path, dtype: str | None) -> Opened:
         config = family.config_from_gguf(source.meta, source, str(path), dtype or "float32")
         tokenizer = gguf_tokenizer.from_gguf(source.meta, str(path))
     elif (path / "config.json").is_file():
-        family, raw = _read_hf(path)
+        family, raw, wrapped = _read_hf(path)
         table = family.hf
         source = open_weights(path, _named_weights(raw))
         files = source.files
+        if wrapped:
+            source = text_part.text_source(source)
         stored = [name for name in source.shapes() if not family.ignored.search(name)]
         beside.refuse_quantized_tensors(stored, str(path))
         config = family.config_from_hf(raw, str(path / "config.json"), dtype or "float32")
@@ -160,7 +162,7 @@ def read_config(path: Path) -> DecoderConfig:
       TaskVecError: the path holds no model, or an unsupported one.
     """
     if (path / "config.json").is_file():
-        family, raw = _read_hf(path)
+        family, raw, _ = _read_hf(path)
         _named_weights(raw)
         return family.config_from_hf(raw, str(path / "config.json"), "float32")
     return open_model(path, "float32").config
@@ -180,8 +182,10 @@ def _family(known: dict[str, Family], kind: Any, what: str) -> Family:
     return known[kind]
 
 
-def _read_hf(path: Path) -> tuple[Family, dict[str, Any]]:
-    """The family and the raw config.json of a Hugging Face directory.
+def _read_hf(path: Path) -> tuple[Family, dict[str, Any], bool]:
+    """The family and the raw config.json of a Hugging Face directory, and whether it holds more.
+
+    More is a part for images, beside the text part that is read; the config is then that of text.
 
     Raises:
       TaskVecError: an architecture that is not supported, perhaps one whose code lies in its own
@@ -191,15 +195,18 @@ def _read_hf(path: Path) -> tuple[Family, dict[str, Any]]:
     beside.refuse_adapter(path)
     raw = read_json(where)
     kind = raw.get("model_type")
-    if raw.get("auto_map") and kind not in HF_FAMILIES:
+    if raw.get("auto_map") and kind not in (*HF_FAMILIES, *text_part.WRAPPERS):
         raise TaskVecError(
             f"{where}: model_type is {str(kind)[:80]!r}, which brings code of its own (auto_map)"
             " that may compute anything and is not run here; allowed without such code:"
             f" {', '.join(HF_FAMILIES)}"
         )
-    family = _family(HF_FAMILIES, kind, f"{where}: model_type")
+    text = text_part.text_config(raw, str(where))
+    family = _family(HF_FAMILIES, text.get("model_type"), f"{where}: model_type")
     beside.refuse_quantized_config(raw, str(where))
-    return family, raw
+    if "transformers_weights" in raw:
+        text["transformers_weights"] = raw["transformers_weights"]
+    return family, text, kind in text_part.WRAPPERS
 
 
 def _named_weights(raw: dict[str, Any]) -> str | None:

@@ -33,6 +33,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import scorer_of
 from taskvec_jax.evaluation.reading import draw_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.prompting.places import token_at
 from taskvec_jax.prompting.templates import PAPER, Template
 from taskvec_jax.prompting.tokenizer import PAD, Tokenizer
 from taskvec_jax.tasks import Task
@@ -141,8 +142,7 @@ def find_place(tokenizer: Tokenizer, text: str, place: str, template: Template =
         "last answer": answer_end - 1,
     }
     at = characters[place]
-    spans = [span for _, _, span in tokenizer.pieces(text)]
-    return next(i for i, (first, stop) in enumerate(spans) if first <= at < stop)
+    return token_at([span for _, _, span in tokenizer.pieces(text)], at)
 
 
 def map_positions(

@@ -30,7 +30,7 @@ import jinja2
 from absl import flags
 from markupsafe import Markup
 
-from experiments.commands.registry import IN_PAPER
+from experiments.commands.registry import ON_PAGE
 from experiments.page.section import Cell, Section, Table
 from experiments.published import published
 from experiments.run import flags as command
@@ -41,7 +41,7 @@ from experiments.run.writing import write_whole
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.registry import DEFAULT_MODEL
 
-NAMES = tuple(experiment.name for experiment in IN_PAPER)
+NAMES = tuple(experiment.name for experiment in ON_PAGE)
 CROSS = "cross_models"
 TEMPLATE = Path(__file__).parent / "page" / "report.html.j2"
 LONG_TEXT = 40

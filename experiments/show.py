@@ -114,7 +114,8 @@ def show_text(model: Model, title: str, text: str, site: str) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     for column in ("position", "id", "chars", "token", "text", ""):
         number = column in ("position", "id", "chars")
-        table.add_column(column, justify="right" if number else "left", no_wrap=not column)
+        side = "right" if number else "left"
+        table.add_column(column, justify=side, no_wrap=not column, overflow="fold")
     for position, (token_id, token, (start, end)) in enumerate(pieces):
         last = position == len(pieces) - 1
         mark = site if last else ""

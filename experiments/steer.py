@@ -137,11 +137,12 @@ def _position(text: str) -> int | str:
 
 
 def _numbers(name: str, kind: type[int] | type[float]) -> list[Any]:
+    words: list[str] = FLAGS[name].value or []
     try:
-        return [kind(word) for word in FLAGS[name].value or ()]
+        return [kind(word) for word in words]
     except ValueError:
         raise TaskVecError(
-            f"--{name}={','.join(FLAGS[name].value)}; allowed: numbers with commas between"
+            f"--{name}={','.join(words)}; allowed: numbers with commas between"
         ) from None
 
 

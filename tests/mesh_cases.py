@@ -46,7 +46,14 @@ from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, flatten, unflatten
 from taskvec_jax.transformer.quantization import quantize
 from taskvec_jax.vectors import examples as examples_of
-from taskvec_jax.vectors import learning, sweep
+from taskvec_jax.vectors import (
+    head_ablation,
+    head_map,
+    learning,
+    necessity,
+    position_patching,
+    sweep,
+)
 
 SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"  # every family on every layout
 LAYOUTS = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
@@ -68,6 +75,21 @@ CONFIGS: dict[str, DecoderConfig] = {
         PYTHIA, **_EVEN, num_kv_heads=8, family="gptj", attention_bias=False, unembed_bias=True
     ),
 }
+if SLOW:
+    CONFIGS |= {
+        "qwen2": dataclasses.replace(CONFIGS["llama grouped"], family="qwen2"),
+        "olmo2": dataclasses.replace(CONFIGS["llama"], family="olmo2"),  # norms over all heads
+        "gemma3": dataclasses.replace(
+            CONFIGS["llama grouped"],
+            family="gemma3",
+            sliding_window=4,
+            window_layers=(True, False),
+            window_rope_base=500.0,
+        ),
+        "gpt2": dataclasses.replace(
+            CONFIGS["pythia"], family="gpt2", rope_dim=0, learned_positions=True
+        ),
+    }
 # The layouts that each is tried on; usually few, because a program is compiled for each.
 MESHES = {
     "llama": LAYOUTS if SLOW else (),
@@ -76,6 +98,7 @@ MESHES = {
     "llama uneven": (MeshShape(1, 8),) if SLOW else (),
     "pythia": LAYOUTS if SLOW else (MeshShape(4, 2),),
     "gptj": LAYOUTS if SLOW else (),
+    **dict.fromkeys(("qwen2", "olmo2", "gemma3", "gpt2"), LAYOUTS),
 }
 COMPILED = (  # the programs whose collectives are counted
     ("llama", MeshShape(1, 8)),
@@ -310,9 +333,40 @@ def generated() -> dict[str, float]:
     return out
 
 
+def interventions() -> dict[str, float]:
+    """The map of heads, their ablation, the task cut from the query, and states at positions: how
+    far a mesh is from one device."""
+    config = CONFIGS["llama grouped"]
+    params, rng = random_params(config), np.random.RandomState(6)
+    texts = [rng.randint(0, config.vocab_size, TOKENS).tolist() for _ in range(ROWS)]
+    outputs = rng.standard_normal((2, config.num_heads, config.head_dim)).astype(np.float32)
+    states = rng.standard_normal((ROWS, 2, config.width)).astype(np.float32)
+    sets = np.ones((1, 2, config.num_heads), bool)
+    found = []
+    for mesh in (None, sharding.make_mesh(MeshShape(2, 4))):
+        placed = place(config, params, mesh)
+        model = Model("m", Decoder(config), placed, None, config, "", mesh)  # type: ignore
+        heads = head_map.map_heads(model, texts, [3] * ROWS, outputs, ROWS)
+        cut = necessity.cut_task(model, texts, [5] * ROWS, states, ROWS)
+        at = [states[:2]] * ROWS  # of two positions, two layers each
+        patched = position_patching.patch_windows(
+            model, texts, [[2, 6]] * ROWS, at, [(0, 1), (0, 2)], ROWS
+        )
+        found.append(
+            {
+                "heads": heads.patched,
+                "cut tokens": np.concatenate([cut.no_attention, cut.other_state, cut.both]),
+                "patched tokens": patched,
+                "ablated tokens": head_ablation.ablate_heads(model, texts, sets, outputs, ROWS),
+            }
+        )
+    return difference(found[1], found[0])
+
+
 if __name__ == "__main__":
     parts = {
         "generated": generated,
+        "interventions": interventions,
         "agreement": agreement,
         "int8": int8,
         "collectives": layer_collectives,

@@ -118,24 +118,36 @@ def config_from_gguf(
     window = keys.get("attention.sliding_window", int, 4096) or None  # 0: none
     known |= windows(windowed if window else [], window, where)
     known |= gguf_rotary(keys, tensors, known["head_dim"])
-    # Files do not say what queries are scaled by. As in llama.cpp, the 27B model alone has
-    # width / heads where the others have the size of a head.
-    per_head = known["head_dim"]
-    if known["num_layers"] == 46:
-        per_head = known["width"] // known["num_heads"]
+    scale = gguf_scale(known, 46)
     config = DecoderConfig(
         family="gemma2",
         **known,
         attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
-        attention_scale=per_head**-0.5,
+        attention_scale=scale,
         attention_softcap=keys.single("attn_logit_softcapping", 50.0) or None,
         logit_softcap=keys.single("final_logit_softcapping", 30.0) or None,
         embed_scale=known["width"] ** 0.5,
         gelu="tanh",
         dtype=dtype,
     )
-    gguf_always(keys, per_head**-0.5, llama.LAYOUTS)
+    gguf_always(keys, scale, llama.LAYOUTS)
     return config
+
+
+def gguf_scale(known: Mapping[str, Any], largest: int) -> float:
+    """What queries times keys are multiplied by, which GGUF files of Gemma do not say.
+
+    As in llama.cpp (src/llama-model.cpp), the 27B model alone has width / heads where the others
+    have the size of a head.
+
+    Args:
+      known: what `gguf_sizes` found.
+      largest: layers of the 27B model.
+    """
+    per_head = known["head_dim"]
+    if known["num_layers"] == largest:
+        per_head = known["width"] // known["num_heads"]
+    return per_head**-0.5
 
 
 FAMILY = Family(

@@ -9,7 +9,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gemma2 import scalar_of
+from .gemma2 import gguf_scale, scalar_of
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
 from .hf_keys import GELUS, HFKeys
 from .llama_like import (
@@ -120,22 +120,18 @@ def config_from_gguf(
         known["window_rope_base"] = window_base
     elif window:  # in every layer
         known |= {"rope_base": window_base, "rope_scaling": None}
-    # Files do not say what queries are scaled by. As in llama.cpp, the 27B model alone has
-    # width / heads where the others have the size of a head.
-    per_head = known["head_dim"]
-    if known["num_layers"] == 62:
-        per_head = known["width"] // known["num_heads"]
+    scale = gguf_scale(known, 62)
     config = DecoderConfig(
         family="gemma3",
         **known,
         attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
-        attention_scale=per_head**-0.5,
+        attention_scale=scale,
         logit_softcap=keys.single("final_logit_softcapping", 0.0) or None,
         embed_scale=known["width"] ** 0.5,
         gelu="tanh",
         dtype=dtype,
     )
-    gguf_always(keys, per_head**-0.5, llama.LAYOUTS)
+    gguf_always(keys, scale, llama.LAYOUTS)
     return config
 
 

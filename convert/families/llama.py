@@ -11,7 +11,8 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
-from .hf_keys import HFKeys, Rope, context_length, length_to_hf, rope_to_hf
+from .hf_keys import HFKeys
+from .hf_rope import Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import (
     gguf_heads_bias,
     gguf_heads_out,

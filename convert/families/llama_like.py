@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
-from .hf_keys import HFKeys, Rope, context_length, layer_types, length_to_hf, rope_to_hf
+from .hf_keys import HFKeys, layer_types
+from .hf_rope import Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import less_one, plus_one, same, unsame
 from .rules import Rule
 
@@ -150,6 +151,29 @@ def windows(windowed: Sequence[bool], window: int | None, where: str) -> dict[st
     return {
         "sliding_window": window,
         "window_layers": () if all(windowed) else tuple(windowed),
+    }
+
+
+def upper_windows(keys: HFKeys, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Qwen's windows: in the layers from `max_window_layers` on, if `use_sliding_window` says so.
+
+    Args:
+      known: what `sizes` found.
+    """
+    is_windowed = keys.get("use_sliding_window", bool, False)
+    window = window_size(keys, 4096) if is_windowed else None
+    keys.get("sliding_window", int, 0, null=True)  # without use_sliding_window it does not count
+    first = keys.get("max_window_layers", int, 28)
+    upper = [window is not None and i >= first for i in range(known["num_layers"])]
+    return windows(keys.window_layers(upper), window, keys.where)
+
+
+def upper_windows_to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """The inverse of `upper_windows`."""
+    return {
+        "use_sliding_window": config.sliding_window is not None,
+        "sliding_window": config.sliding_window or 4096,
+        "layer_types": layer_types(config),
     }
 
 

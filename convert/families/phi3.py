@@ -11,7 +11,8 @@ from taskvec_jax.transformer.config import DecoderConfig, RopeScaling
 from . import llama
 from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling, gguf_sizes
-from .hf_keys import HFKeys, Rope, context_length, length_to_hf, rope_to_hf
+from .hf_keys import HFKeys
+from .hf_rope import Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import fused_heads, fused_mlp, unfused_heads, unfused_mlp
 from .llama_like import LAYER, Defaults, gguf_rules, sizes, to_hf, window_size, without
 from .rules import Rule, Source

@@ -13,7 +13,8 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling
-from .hf_keys import GELUS, HFKeys, Rope, context_length, length_to_hf, rope_to_hf
+from .hf_keys import GELUS, HFKeys
+from .hf_rope import Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import heads_in, same, transposed, unheads_in, unsame, untransposed
 from .rules import Rule, Source
 

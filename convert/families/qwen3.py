@@ -10,8 +10,17 @@ from taskvec_jax.transformer.config import DecoderConfig
 from . import llama
 from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
-from .hf_keys import HFKeys, layer_types
-from .llama_like import Defaults, gguf_rules, norm, rotary, sizes, to_hf, window_size, windows
+from .hf_keys import HFKeys
+from .llama_like import (
+    Defaults,
+    gguf_rules,
+    norm,
+    rotary,
+    sizes,
+    to_hf,
+    upper_windows,
+    upper_windows_to_hf,
+)
 from .rules import Source
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
@@ -38,21 +47,13 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     """
     keys = HFKeys(raw, where)
     known = sizes(keys, Defaults(kv_heads=32, head_dim=128, max_length=32_768, eps=1e-6))
-    is_windowed = keys.get("use_sliding_window", bool, False)
-    window = window_size(keys, 4096) if is_windowed else None
-    first = keys.get("max_window_layers", int, 28)
-    layers = range(known["num_layers"])
-    windowed = keys.window_layers([window is not None and i >= first for i in layers])
-    known |= windows(windowed, window, where)
+    known |= upper_windows(keys, known)
     config = DecoderConfig(
         family="qwen3",
         **{**known, **rotary(keys, known)},
         attention_bias=keys.get("attention_bias", bool, False),
         dtype=dtype,
     )
-    keys.get(
-        "sliding_window", int, 0, null=True
-    )  # without use_sliding_window it counts for nothing
     keys.require("hidden_act", "silu", ("silu", "swish"))
     keys.finish("qwen3", MODEL_TYPES["qwen3"])
     return config
@@ -67,9 +68,7 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     return {
         **to_hf(config, "qwen3", "Qwen3ForCausalLM"),
         "hidden_act": "silu",
-        "use_sliding_window": config.sliding_window is not None,
-        "sliding_window": config.sliding_window or 4096,
-        "layer_types": layer_types(config),
+        **upper_windows_to_hf(config),
         "attention_bias": config.attention_bias,
     }
 

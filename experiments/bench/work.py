@@ -1,34 +1,12 @@
-"""Floating-point operations that an experiment needs: what must be computed, padding left out.
-
-A multiply and an add count as two. Norms, softmax and rotary positions are left out: they are
-below one percent.
-"""
+"""Floating-point operations that reading and injecting need, as flops.py counts them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import leaf_shapes
+from taskvec_jax.vectors.flops import answer_flops, attention_flops, layer_flops, text_flops
 from taskvec_jax.vectors.rows import shared_prefix
-
-
-def layer_flops(config: DecoderConfig) -> int:
-    """Of the projections and the MLP, for one token in one layer."""
-    shapes = leaf_shapes(config)
-    kernels = [s for p, s in shapes.items() if p.startswith("layers/") and p.endswith("kernel")]
-    return sum(2 * math.prod(shape[1:]) for shape in kernels)
-
-
-def attention_flops(config: DecoderConfig, seen: int) -> int:
-    """Of scores and mixing, for queries that see `seen` keys in all, in one layer."""
-    return 4 * seen * config.num_heads * config.head_dim
-
-
-def answer_flops(config: DecoderConfig) -> int:
-    """Of one unembedding."""
-    return 2 * config.width * config.vocab_size
 
 
 def reading_flops(config: DecoderConfig, texts: Sequence[Sequence[int]], answers: int) -> int:
@@ -48,8 +26,6 @@ def reading_flops(config: DecoderConfig, texts: Sequence[Sequence[int]], answers
 def injection_flops(config: DecoderConfig, length: int, layers: Sequence[int]) -> int:
     """Of a zero-shot query of `length` tokens, and one copy of its last token for each layer in
     `layers`, run from the layer after it was written; with an answer for every copy."""
-    seen = length * (length + 1) // 2
-    query = config.num_layers * (length * layer_flops(config) + attention_flops(config, seen))
     steps = sum(config.num_layers - 1 - layer for layer in layers)
     copies = steps * (layer_flops(config) + attention_flops(config, length))
-    return query + copies + (1 + len(layers)) * answer_flops(config)
+    return text_flops(config, length) + copies + (1 + len(layers)) * answer_flops(config)

@@ -95,6 +95,14 @@ def span(value: Mapping[str, Any] | None, digits: int = 2) -> str:
     return f"{centre:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
 
 
+def mean_score(value: Mapping[str, Any] | None) -> Cell:
+    """A mean over tasks with its interval for these tasks; a dash for None."""
+    if value is None:
+        return number(None)
+    span = f"{value['low_these']:.2f}–{value['high_these']:.2f}, for these tasks"
+    return Cell(f"{value['accuracy']:.2f}", float(value["accuracy"]), "", span)
+
+
 def lines(table: Table) -> list[str]:
     """A table as lines of aligned text: the first column to the left, the others to the right."""
     grid = [

@@ -25,11 +25,12 @@ def published_name(model: str) -> str | None:
     Only the last part of a path counts, and only the same letters and digits match: `pythia-6.9b`
     is the paper's model, `pythia-6.9b-deduped` is another.
     """
-    wanted = _bare(Path(model).name)
-    return next((name for name in published()["main"] if _bare(name) == wanted), None)
+    wanted = bare(Path(model).name)
+    return next((name for name in published()["main"] if bare(name) == wanted), None)
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
+    """The letters and digits of a name, in lower case."""
     return re.sub("[^a-z0-9]", "", name.lower())
 
 

@@ -36,7 +36,7 @@ def check_injection(model: Model, batch_size: int) -> float:
     residuals, _ = read_texts(model, [[query]], batch_size)
     # Graded scores are asked for because the run's own sweeps do: the same program serves both.
     grading = Wanted(np.zeros((1, WANTED_STEP), np.int32), np.zeros(1, np.int32))
-    answers = sweep_layers(model, [query], residuals[:, 0], batch_size, None, grading)
+    answers = sweep_layers(model, [query], residuals[:, 0], batch_size, grading)
     tokens, logits = answers.tokens[0], answers.logits[0]
     allowed = IDENTITY_TOLERANCE[model.config.dtype] * max(1.0, abs(float(logits[0])))
     differences = np.abs(logits[1:] - logits[0])

@@ -1,4 +1,4 @@
-"""Thetas of other tasks, lent to a task as controls.
+"""What other tasks lend to a task: their thetas and their prompts.
 
 Shapes: N prompts, L layers, D width.
 """
@@ -17,6 +17,7 @@ from taskvec_jax.evaluation.measuring import Measured, sweep_dev
 from taskvec_jax.evaluation.reading import draw_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
+from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks.related import are_related
 from taskvec_jax.tasks.task import Task
 
@@ -49,6 +50,29 @@ def mean_theta_of(model: Model, task: Task, settings: Settings) -> np.ndarray:
     few = dataclasses.replace(settings, num_prompts=min(LENT_PROMPTS, settings.num_prompts))
     prompts = draw_prompts(scorer_of(model, task, settings).fitted, few, "lent")
     return read_theta(model, prompts, settings.batch_size).mean(axis=0)
+
+
+def prompts_of_others(
+    model: Model, task: Task, others: Sequence[Task], settings: Settings
+) -> list[Prompt]:
+    """Prompts of other tasks, taken in turn: prompt i is of task i modulo their number.
+
+    Tasks that this tokenizer or these settings rule out are passed over.
+    """
+    one = dataclasses.replace(settings, num_prompts=1)
+    fitted = []
+    for other in others:
+        if other.name != task.name:
+            try:
+                fits = scorer_of(model, other, settings).fitted
+                draw_prompts(fits, one, "lent")
+            except TaskVecError:
+                continue
+            fitted.append(fits)
+    return [
+        draw_prompts(fitted[i % len(fitted)], one, "lent", i)[0]
+        for i in range(settings.num_prompts if fitted else 0)
+    ]
 
 
 def lent_thetas(

@@ -1,9 +1,12 @@
 """Results as flat records, so that `pandas.DataFrame(result.records())` is a table.
 
-    result = load_result("results/.../main_results.json")
-    result.records()                          one for each task: its numbers, in one level
-    result.records("test_accuracy_by_layer")  one for each task and layer
-    result.lists()                            what can be asked for in this way
+>>> result = Result(experiment="x", tasks={"a": {"icl": {"accuracy": 1.0}, "by_layer": [0.5, 0.0]}})
+>>> result.records()  # one for each task: its numbers, in one level
+[{'experiment': 'x', 'task': 'a', 'icl.accuracy': 1.0}]
+>>> result.lists()
+['by_layer']
+>>> result.records("by_layer")[1]
+{'experiment': 'x', 'task': 'a', 'layer': 1, 'value': 0.0}
 
 Nested names are joined with a dot: `task_vector.accuracy`, `controls.random.low`.
 """

@@ -13,7 +13,9 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.transformer.checks import check_ids
 from taskvec_jax.vectors.batching import Loaded
+from taskvec_jax.vectors.graded import Wanted
 from taskvec_jax.vectors.sweep import sweep_layers
 
 MOST_ROWS = 64  # of a compiled call
@@ -26,7 +28,8 @@ class Sweep:
     Attributes:
       tokens: int32 [N, L], the most likely next token with the vector written after layer l.
       untouched: int32 [N], the same with nothing written.
-      logprob: float32 [N, L], log-probability of the answers, in nats; None without answers.
+      logprob: float32 [N, L], log-probability of the likeliest of a query's answers, in nats; None
+        without answers.
       untouched_logprob: float32 [N]; None without answers.
     """
 
@@ -76,14 +79,27 @@ def sweep(
         )
     theta = np.broadcast_to(theta, (len(rows), *shape))
     size = min(MOST_ROWS, 1 << (len(rows) - 1).bit_length())
-    found = sweep_layers(model, rows, theta, size, wanted)
-    said = found.logprob
+    grading = None if wanted is None else _graded_by(model, wanted)
+    found = sweep_layers(model, rows, theta, size, grading)
+    said = None if found.graded is None else found.graded.logprob
     return Sweep(
         found.tokens[:, 1:],
         found.tokens[:, 0],
         None if said is None else said[:, 1:],
         None if said is None else said[:, 0],
     )
+
+
+def _graded_by(model: Loaded, answers: Sequence[Sequence[int]]) -> Wanted:
+    """Answers of different numbers as arrays; nothing is contrasted with them.
+
+    Raises:
+      TaskVecError: an id out of range.
+    """
+    rows = [check_ids(model.config, ids, "wanted token id").tolist() for ids in answers]
+    most = max(map(len, rows))
+    right = [[*ids, *[ids[0]] * (most - len(ids))] for ids in rows]
+    return Wanted(np.array(right, np.int32), np.array([ids[0] for ids in rows], np.int32))
 
 
 def first_tokens(

@@ -1,8 +1,12 @@
 """What one does with a model in a notebook: read, edit, generate, sweep.
 
-    model = load_model("smollm2-135m-instruct")
-    theta = model.read("hot->cold\\nup->down\\nbig->")  # [1, L, D]
-    model.top("fast->", edits=replace(theta[:, 17], layer=17, position=-1))
+>>> texts = ["example:d->", "example:h->"]
+>>> model.read(texts).shape, model.read(texts, site="head", layers=[1, 4]).shape
+((2, 6, 128), (2, 2, 4, 32))
+>>> [(token, round(share, 2)) for token, share in model.top("example:d->", 2)[0]]
+[('e', 0.87), ('10', 0.13)]
+>>> model.sweep(texts, model.read("example:t->")[0], answers=["e", "i"]).logprob.shape
+(2, 6)
 
 A text is a string, which is tokenized with the model's own BOS, or a list of token ids, which is
 taken as it is; a single text is as welcome as a list of them. Texts are grouped into batches of
@@ -243,8 +247,7 @@ class Verbs:
     def _own(self, edits: Any) -> Any:
         """Edits as they are; refuses a `TaskVector` that was read from another model."""
         for one in edits if isinstance(edits, list | tuple) else (edits,):
-            if hasattr(one, "check_model"):
-                one.check_model(self)
+            getattr(one, "check_model", lambda model: None)(self)
         return edits
 
     @staticmethod

@@ -1,8 +1,12 @@
-"""Templates: how a pair is written, and where in the text theta is read and written.
+r"""Templates: how a pair is written, and where in the text theta is read and written.
 
-    Template()                                   example:{x}->{y}, one a line: the paper's
-    Template("Q: {x}\\nA: {y}", separator="\\n\\n", header="Give the opposite.\\n\\n")
-    Template.of("chatml")                        turns of a chat, each pair a question and an answer
+>>> Template().zero_shot("hot")  # the paper's
+'example:hot->'
+>>> template = Template("Q: {x}\nA: {y}", separator="\n\n", header="Give the opposite.\n\n")
+>>> template.zero_shot("hot"), template.cue, template.answer_space
+('Give the opposite.\n\nQ: hot\nA:', '\nA:', ' ')
+>>> Template.of("chatml").zero_shot("hot")  # a turn of a chat
+'<|im_start|>user\nhot<|im_end|>\n<|im_start|>assistant\n'
 
 A prompt is the header, the demonstrations with the separator between them, and the query: a pair up
 to its answer. Theta is read at the last token of demonstrations + a dummy query, and written at the

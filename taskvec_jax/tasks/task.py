@@ -95,7 +95,9 @@ class Task:
     def from_pairs(cls, name: str, pairs: Any, category: str = OWN, **rules: Any) -> Task:
         """A task of one's own.
 
-            Task.from_pairs("capitals", [("France", "Paris"), ("Bolivia", "Sucre", "La Paz")])
+        >>> pairs = [("France", "Paris"), ("Bolivia", "Sucre", "La Paz")]
+        >>> Task.from_pairs("capitals", pairs).pairs[1]
+        Pair(input='Bolivia', output='Sucre', accepted=('La Paz',))
 
         Args:
           name: inside its category.

@@ -244,8 +244,9 @@ def _as_some(value: Any) -> tuple[Any, ...] | None:
     """What one `Edit`, `Override` or holder of edits stands for; None of anything else."""
     if isinstance(value, Edit | Override):
         return (value,)
-    made = getattr(value, "edits", None)
-    return tuple(made()) if callable(made) else None
+    made: Any = getattr(value, "edits", None)
+    found: Any = made() if callable(made) else None
+    return None if found is None else tuple(found)
 
 
 def of_override(override: Override) -> Edit:

@@ -5,8 +5,6 @@ Parameters and the inputs of projections may be half precision; norms, attention
 float32 (float64 if the parameters are).
 """
 
-# Long because: every block is made of these parts, none of which is longer than a screen.
-
 from __future__ import annotations
 
 import functools

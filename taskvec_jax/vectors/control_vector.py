@@ -6,7 +6,8 @@ means was read from llama.cpp (common.cpp `common_control_vector_load_one`, llam
 direction.N at row N - 1 and refuses N = 0; `apply` gives row il - 1 to layer il; each model's graph
 adds it to the stream after block il, counted from 0, just before that block's `l_out`. So N is our
 layer, the output of block N, and the output of block 0 cannot be written. repeng numbers alike: its
-direction.N was read from hidden state N + 1, the output of block N.
+direction.N was read from hidden state N + 1, the output of block N. A slow test holds it against
+llama.cpp itself.
 
 Both ADD, at every position of the text and of what is generated.
 """

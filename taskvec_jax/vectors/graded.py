@@ -47,3 +47,19 @@ def grade(logits: jax.Array, highest: jax.Array, wanted: Wanted) -> Graded:
     other = jnp.take_along_axis(logits, contrast[..., None], axis=-1)[..., 0]
     rank = (logits > mine[..., None]).sum(axis=-1, dtype=jnp.int32)
     return Graded(mine - highest - total, rank, mine - other)
+
+
+def log_probability(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Log of the probability that the next token is any of the wanted ones.
+
+    Args:
+      logits: [B, C, V].
+      wanted: int [B, A], -1 where a row has fewer.
+
+    Returns:
+      [B, C], in nats.
+    """
+    wanted = wanted[:, None]  # [B, 1, A]
+    picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
+    right = jnp.where(wanted < 0, -jnp.inf, picked)
+    return jax.nn.logsumexp(right, axis=-1) - jax.nn.logsumexp(logits, axis=-1)

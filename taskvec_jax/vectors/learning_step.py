@@ -15,7 +15,8 @@ import optax
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
 from taskvec_jax.vectors.examples import Examples
-from taskvec_jax.vectors.programs import copy_states, log_probability, top
+from taskvec_jax.vectors.graded import log_probability
+from taskvec_jax.vectors.programs import copy_states, top
 
 Schedule = tuple[tuple[int, int], ...]  # see `programs.copy_states`
 

@@ -10,15 +10,8 @@ Both run rows that are trees: a trunk, and branches that continue it without see
                                      +-- branch 3 --*
                                                     * residual stream read here, every layer
 
-`inject_rows` writes many vectors over the last token of one zero-shot query. Copies of that token
-are branches of one token each; a copy joins the row shortly before its layer is done:
-
-    tokens     example : Plum     ->         ->      ->      ->     ...
-    branch     0       0 0        1          2       3       4
-               +---- trunk ---+-- untouched
-                              +-- copy 0, replaced by vector 0 after its layer
-                              +-- copy 1, replaced by vector 1 after its layer
-                              +-- ...
+`inject_rows` writes many vectors over the last token of one zero-shot query, each into a copy of
+that token (drawn in copies.py).
 
 The untouched query and the copies attend to the trunk and to themselves only, so one forward pass
 gives the answers of all of them.
@@ -30,64 +23,33 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.context import (
-    PADDING,
-    TRUNK,
-    ContextByLayer,
-    Layout,
-    attention_context,
-)
+from taskvec_jax.transformer.context import Layout, attention_context
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
+from taskvec_jax.vectors.copies import Schedule, Step, run_copies, take_layer
 from taskvec_jax.vectors.graded import Graded, Wanted, grade
 from taskvec_jax.vectors.rows import Rows
 
 NUM_GROUPS = 5  # of layers, in the wavefront
 EVEN = 8
-HALF = (jnp.bfloat16, jnp.float16)
-Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
-
-
-def _layer(params: Params, index: jax.Array) -> Params:
-    """The parameters of one layer, taken from the stack inside a loop over layers."""
-
-    def take(leaf: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-
-    def take_bits(leaf: jax.Array) -> jax.Array:
-        # XLA's CPU compiler widens 16-bit floats before it slices them: the whole stack, at every
-        # call, for a tenth of the time. As whole numbers they are left alone; and the barrier
-        # keeps it from making whole numbers of the whole stack before the loop.
-        leaf, here = jax.lax.optimization_barrier((leaf, index))
-        bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
-        return jax.lax.bitcast_convert_type(bits, leaf.dtype)
-
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.tree.map(
-        lambda leaf: take_bits(leaf) if on_cpu and leaf.dtype in HALF else take(leaf, index),
-        params["params"]["layers"],
-    )
 
 
 def _answer(
     config: DecoderConfig,
     params: Params,
     x: jax.Array,
-    wanted: jax.Array | None,
     grading: Wanted | None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None, Graded | None]:
-    """Most likely token and its logit, [B, n], for states [B, n, D]; the log-probability of the
-    wanted tokens and the graded scores, where they are asked for."""
+) -> tuple[jax.Array, jax.Array, Graded | None]:
+    """Most likely token, its logit and, where asked for, graded scores, [B, n], for states
+    [B, n, D]."""
     logits = Decoder(config).apply(params, x, method="unembed")
     tokens, highest = top(logits)
-    logprob = None if wanted is None else log_probability(logits, jnp.asarray(wanted))
-    return tokens, highest, logprob, grading and grade(logits, highest, grading)
+    return tokens, highest, grading and grade(logits, highest, grading)
 
 
 def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,15 +89,14 @@ def read_rows(
         return jnp.take_along_axis(x, ends, axis=1)
 
     def step(x: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = block.apply({"params": _layer(params, index)}, x, contexts.of_layer(index))
+        x = block.apply({"params": take_layer(params, index)}, x, contexts.of_layer(index))
         return x, at_ends(x)
 
     x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
-    tokens, logits, _, graded = _answer(config, params, at_ends(x), None, grading)
-    return jnp.moveaxis(residuals, 0, 2), tokens, logits, graded
+    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x), grading))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "schedule"))
+@functools.partial(jax.jit, static_argnames=("config", "schedule", "operation"))
 def inject_rows(
     config: DecoderConfig,
     params: Params,
@@ -143,40 +104,23 @@ def inject_rows(
     last: jax.Array,
     vectors: jax.Array,
     layers: jax.Array,
-    schedule: tuple[tuple[int, int], ...],
-    wanted: jax.Array | None = None,
+    schedule: Schedule,
     grading: Wanted | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None, Graded | None]:
+    operation: str = "replace",
+) -> tuple[jax.Array, jax.Array, Graded | None]:
     """Answers when vectors are written over the last token, each after its own layer.
 
     Args:
-      tokens, last, vectors, layers, schedule: as of `copy_states`.
-      wanted: int [B, A], tokens of which any is right, -1 where a row has fewer; None: not asked.
+      tokens, last, vectors, layers, schedule, operation: as of `copy_states`.
       grading: tokens for the graded scores; None: not asked.
 
     Returns:
-      answers int32 [B, 1 + C] and their logits; the first is the untouched query's. With `wanted`
-      also the log-probability that the next token is one of the wanted, float [B, 1 + C], and with
-      `grading` graded scores; else None.
+      answers int32 [B, 1 + C], their logits and graded scores; the first is the untouched query's.
     """
-    states = copy_states(config, params, tokens, last, vectors, layers, schedule)
-    return _answer(config, params, states, wanted, grading)
-
-
-def log_probability(logits: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Log of the probability that the next token is any of the wanted ones.
-
-    Args:
-      logits: [B, C, V].
-      wanted: int [B, A], -1 where a row has fewer.
-
-    Returns:
-      [B, C], in nats.
-    """
-    wanted = wanted[:, None]  # [B, 1, A]
-    picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
-    right = jnp.where(wanted < 0, -jnp.inf, picked)
-    return jax.nn.logsumexp(right, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    states = copy_states(
+        config, params, tokens, last, vectors, layers, schedule, operation=operation
+    )
+    return _answer(config, params, states, grading)
 
 
 def copy_states(
@@ -186,8 +130,9 @@ def copy_states(
     last: jax.Array,
     vectors: jax.Array,
     layers: jax.Array,
-    schedule: tuple[tuple[int, int], ...],
+    schedule: Schedule,
     wrap: Callable[[Step], Step] = lambda step: step,
+    operation: str = "replace",
 ) -> jax.Array:
     """The residual stream after the last block when vectors are written over the last token.
 
@@ -200,56 +145,36 @@ def copy_states(
       schedule: (layers done, copies alive) at the end of each group of layers: copy c must not be
         written before the group in which it is first alive.
       wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
+      operation: "replace", or "add": the vector is added to what stands there.
 
     Returns:
       [B, 1 + C, D]; the first is the untouched query's. NaN where `last` is out of range, and for
       a copy whose layer is out of range or comes before the copy joins: it would never be written.
     """
-    rows, length = tokens.shape
     writable = _writable(
-        last, layers, length, vectors.shape[2] if vectors.ndim == 4 else 1, schedule
+        last, layers, tokens.shape[1], vectors.shape[2] if vectors.ndim == 4 else 1, schedule
     )
     if vectors.ndim == 3:
         vectors = vectors[:, :, None]
-    size = vectors.shape[2]  # P
-    vectors = vectors.reshape(rows, vectors.shape[1] * size, config.width)
-    layers = jnp.repeat(layers, size, axis=1)
-    first = last[:, None] - (size - 1)  # [B, 1]
-    block = FAMILY_MODULES[config.family].Block(config)
-    place = jnp.arange(length, dtype=jnp.int32)[None]
-    token = Decoder(config).apply(params, tokens, place, method="embed")
-    plain_branch = jnp.where(place < first, TRUNK, jnp.where(place <= last[:, None], 1, PADDING))
-    x, start = token, 0
-    for stop, copies_alive in schedule:
-        alive = copies_alive * size
-        joining = length + alive - x.shape[1]
-        x = jnp.pad(x, ((0, 0), (0, joining), (0, 0)))
-        copy = jnp.repeat(jnp.arange(copies_alive, dtype=jnp.int32), size)
-        within = jnp.tile(jnp.arange(size, dtype=jnp.int32), copies_alive)
-        layout = Layout(
-            jnp.concatenate(
-                [
-                    jnp.broadcast_to(place, (rows, length)),
-                    first + within,
-                ],
-                axis=1,
-            ),
-            jnp.concatenate([plain_branch, jnp.broadcast_to(copy + 2, (rows, alive))], axis=1),
-        )
-        contexts = attention_context(config, layout)
 
-        def step(
-            x: jax.Array, index: jax.Array, contexts: ContextByLayer = contexts, alive: int = alive
-        ) -> tuple[jax.Array, None]:
-            x = block.apply({"params": _layer(params, index)}, x, contexts.of_layer(index))
-            born = (layers[:, :alive] == index)[..., None]
-            copies = jnp.where(born, vectors[:, :alive].astype(x.dtype), x[:, length:])
-            return jnp.concatenate([x[:, :length], copies], axis=1), None
+    def write(site: str, copies: jax.Array, index: jax.Array) -> jax.Array:
+        if site != "resid":
+            return copies
+        alive = copies.shape[1]
+        due = (layers[:, :alive] == index)[:, :, None, None]
+        given = vectors[:, :alive].astype(copies.dtype)
+        return jnp.where(due, copies + given if operation == "add" else given, copies)
 
-        x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
-        start = stop
-    plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    states = jnp.concatenate([plain, x[:, length + size - 1 :: size]], axis=1)
+    states = run_copies(
+        config,
+        params,
+        tokens,
+        last,
+        change=write,
+        schedule=schedule,
+        size=vectors.shape[2],
+        wrap=wrap,
+    )
     return jnp.where(writable[..., None], states, jnp.nan)
 
 
@@ -258,7 +183,7 @@ def _writable(
     layers: jax.Array,
     length: int,
     size: int,
-    schedule: tuple[tuple[int, int], ...],
+    schedule: Schedule,
 ) -> jax.Array:
     """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
     first_layers = np.zeros(layers.shape[1], np.int32)

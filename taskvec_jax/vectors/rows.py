@@ -84,3 +84,11 @@ def lay_out_rows(rows: Sequence[Sequence[Sequence[int]]], length: int, reads: in
             branches[i, start:stop] = branch
             start = stop
     return Rows(tokens, positions, branches, ends)
+
+
+def pad_rows(texts: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids int32 [B, T], right-padded to `length`, and the index of each last token, [B]."""
+    tokens = np.full((len(texts), length), PAD, np.int32)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = text
+    return tokens, np.array([len(text) - 1 for text in texts], np.int32)

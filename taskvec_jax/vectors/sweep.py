@@ -24,21 +24,18 @@ import numpy as np
 
 from taskvec_jax.distributed.sharding import put_rows
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.prompting.tokenizer import PAD
 from taskvec_jax.transformer.checks import (
     check_answers,
     check_finite,
-    check_ids,
     check_logits,
     check_range,
     check_texts,
     check_vectors,
 )
-from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.batching import Loaded, fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
-from taskvec_jax.vectors.rows import lay_out_rows, tree_length
+from taskvec_jax.vectors.rows import lay_out_rows, pad_rows, tree_length
 
 
 class Answers(NamedTuple):
@@ -47,25 +44,19 @@ class Answers(NamedTuple):
     Attributes:
       tokens: int32, the most likely next token (ties to the lowest id).
       logits: float32, its logit.
-      graded: graded scores of the same shape; None where no wanted tokens were given.
-      logprob: float32, log-probability of the wanted tokens, in nats; None: none were asked for.
+      graded: graded scores of the same shape; None where none were asked for.
     """
 
     tokens: np.ndarray
     logits: np.ndarray
-    logprob: np.ndarray | None = None
     graded: Graded | None = None
 
 
-def _room(shape: tuple[int, ...], *, logprob: bool = False, graded: bool = False) -> Answers:
+def _room(shape: tuple[int, ...], *, graded: bool) -> Answers:
     """Answers to be filled in."""
-    of_graded = Graded(*(np.empty(shape, t) for t in (np.float32, np.int32, np.float32)))
-    return Answers(
-        np.empty(shape, np.int32),
-        np.empty(shape, np.float32),
-        np.empty(shape, np.float32) if logprob else None,
-        of_graded if graded else None,
-    )
+    scores = Graded(*(np.empty(shape, t) for t in (np.float32, np.int32, np.float32)))
+    tokens, logits = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    return Answers(tokens, logits, scores if graded else None)
 
 
 def _fill(room: Answers, chunk: list[int], found: Answers) -> None:
@@ -107,8 +98,7 @@ def read_texts(
     answers = _room((len(rows), reads), graded=grading is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
-        longest = max(lengths[i] for i in chunk)
-        length = round_up(longest, TREE_STEP if longest <= LONG_TREE else LONG_TREE_STEP)
+        length = row_length(max(lengths[i] for i in chunk))
         filled = fill_up(chunk, size)
         laid_out = lay_out_rows([rows[i] for i in filled], length, reads)
         inputs = put_rows(model.mesh, (laid_out, _of_rows(grading, filled)))
@@ -116,7 +106,7 @@ def read_texts(
 
     def keep(chunk: list[int], read: tuple[Any, ...]) -> None:
         residuals[chunk] = read[0][: len(chunk)]
-        _fill(answers, chunk, Answers(read[1], read[2], None, read[3]))
+        _fill(answers, chunk, Answers(*read[1:]))
 
     run_in_chunks("reading", model, lengths, batch_size, call, keep)
     check_finite(residuals, answers.logits)
@@ -130,8 +120,9 @@ def inject_vectors(
     layers: np.ndarray,
     batch_size: int,
     schedule: tuple[tuple[int, int], ...] | None = None,
-    wanted: Sequence[Sequence[int]] | None = None,
     grading: Wanted | None = None,
+    *,
+    operation: str = "replace",
 ) -> Answers:
     """Writes vectors over the last token of zero-shot queries, many for each query.
 
@@ -141,9 +132,8 @@ def inject_vectors(
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
       batch_size: rows a program call works on.
       schedule: see `inject_rows`; all copies alive from the first layer when None.
-      wanted: for each query the ids of one token or several; `Answers.logprob` is then the log of
-        the probability that the next token is any of them.
       grading: tokens for the graded scores, [N, G] and [N].
+      operation: "replace", or "add": each vector is added to what stands there.
 
     Returns:
       Answers [N, 1 + C]; the first column is the untouched query's.
@@ -162,6 +152,8 @@ def inject_vectors(
             f"vectors have shape {shape}; allowed: ({rows}, copies, {config.width}), or"
             f" ({rows}, copies, positions, {config.width})"
         )
+    if operation not in ("replace", "add"):
+        raise TaskVecError(f"operation is {operation!r}; allowed: 'replace', 'add'")
     layers = np.asarray(layers)
     if not np.issubdtype(layers.dtype, np.integer):
         raise TaskVecError(f"layers are of type {layers.dtype}; they must be whole numbers")
@@ -173,20 +165,15 @@ def inject_vectors(
     schedule = schedule or ((config.num_layers, vectors.shape[1]),)
     lengths = [len(query) for query in queries]
     shape = (rows, 1 + vectors.shape[1])
-    asked = None if wanted is None else _as_rows(config, wanted, rows)
-    answers = _room(shape, logprob=asked is not None, graded=grading is not None)
+    answers = _room(shape, graded=grading is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
         filled = fill_up(chunk, size)
-        tokens = np.full((size, length), PAD, np.int32)
-        for row, i in zip(tokens, filled, strict=True):
-            row[: lengths[i]] = queries[i]
-        last = np.array([lengths[i] - 1 for i in filled], np.int32)
-        of_rows = None if asked is None else asked[filled]
+        tokens, last = pad_rows([queries[i] for i in filled], length)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
-        asked_of = put_rows(model.mesh, (of_rows, _of_rows(grading, filled)))
-        return inject_rows(config, model.params, *inputs, schedule, *asked_of)
+        of_rows = put_rows(model.mesh, _of_rows(grading, filled))
+        return inject_rows(config, model.params, *inputs, schedule, of_rows, operation)
 
     def keep(chunk: list[int], injected: tuple[Any, ...]) -> None:
         _fill(answers, chunk, Answers(*injected))
@@ -197,22 +184,6 @@ def inject_vectors(
     check_answers(answers.logits[:, 1:], layers)
     check_logits(answers.logits[:, 0])
     return answers
-
-
-def _as_rows(config: DecoderConfig, wanted: Sequence[Sequence[int]], rows: int) -> np.ndarray:
-    """Wanted tokens as int32 [N, A], filled up with -1.
-
-    Raises:
-      TaskVecError: not one or more for each of `rows` queries, or an id out of range.
-    """
-    if len(wanted) != rows or not all(len(ids) for ids in wanted):
-        raise TaskVecError(
-            f"wanted tokens of {len(wanted)} queries; allowed: one or more for each of {rows}"
-        )
-    padded = np.full((rows, max(map(len, wanted))), -1, np.int32)
-    for row, ids in zip(padded, wanted, strict=True):
-        row[: len(ids)] = check_ids(config, ids, "wanted token id")
-    return padded
 
 
 def check_positions(shortest: int, positions: int) -> None:
@@ -233,7 +204,6 @@ def sweep_layers(
     queries: Sequence[Sequence[int]],
     theta: np.ndarray,
     batch_size: int,
-    wanted: Sequence[Sequence[int]] | None = None,
     grading: Wanted | None = None,
 ) -> Answers:
     """Theta [N, L, D] injected after every layer: Answers [N, 1 + L], first the untouched one.
@@ -242,7 +212,7 @@ def sweep_layers(
     """
     layers = np.arange(model.config.num_layers)
     schedule = wavefront_schedule(len(layers))
-    return inject_vectors(model, queries, theta, layers, batch_size, schedule, wanted, grading)
+    return inject_vectors(model, queries, theta, layers, batch_size, schedule, grading)
 
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a
@@ -250,3 +220,8 @@ def sweep_layers(
 # zero-shot queries have 4.
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 64, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
+
+
+def row_length(tokens: int) -> int:
+    """What a tree, or a whole prompt, of so many tokens is padded to."""
+    return round_up(tokens, TREE_STEP if tokens <= LONG_TREE else LONG_TREE_STEP)

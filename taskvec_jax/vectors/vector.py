@@ -1,9 +1,15 @@
 """A vector one can keep: what it is, where it is written, and where it came from.
 
-    vector = extract_vector(model, TASKS["linguistic_antonyms"], layer=17)
-    model.generate("example: fast->", edits=vector)
-    vector.save("antonyms.safetensors")
-    TaskVector.load("antonyms.safetensors", model)
+>>> from taskvec_jax import Task, extract_vector
+>>> task = Task.from_pairs("next", [(a, chr(ord(a) + 1)) for a in "abcdefghij"])
+>>> vector = extract_vector(model, task, layer=2, settings=settings)
+>>> vector
+TaskVector(replace resid after layer 2, position -1; width 128, norm ...)
+  mean theta of own_next over 4 prompts, of pythia-icl-small
+>>> model.generate("example:h->", max_new_tokens=1, edits=vector)
+['i']
+>>> TaskVector.load(vector.save(folder / "next.safetensors"), model).layer
+2
 
 Shapes: D width (K, the size of a head, at the site "head"), n layers of one vector.
 """
@@ -37,8 +43,8 @@ class TaskVector(Placed):
 
     Attributes, besides those of `Placed`:
       origin: where it came from.
-      zero_shot: as array, the mean state at its place in queries without demonstrations; None: not
-        known. What `as_addition` takes away.
+      zero_shot: as array, the mean state at its place without demonstrations, which `as_addition`
+        takes away; None: not known.
 
     Raises:
       TaskVecError: as of `Placed`, or a zero_shot of another shape.
@@ -108,8 +114,8 @@ class TaskVector(Placed):
     def __mul__(self, factor: Any) -> TaskVector:
         if not isinstance(factor, numbers.Real | np.floating | np.integer):
             return NotImplemented
-        by = float(factor)
-        return combined((self,), lambda rows: rows[0] * by, f"{by:g} * ({self.origin.made})")
+        made = f"{float(factor):g} * ({self.origin.made})"
+        return combined((self,), lambda rows: rows[0] * float(factor), made)
 
     __rmul__ = __mul__
 
@@ -157,13 +163,12 @@ class TaskVector(Placed):
                 f"this vector is of width {self.width} after {self.layers_told}; allowed on"
                 f" {model.name}: width {width}, layers 0 to {model.config.num_layers - 1}"
             )
-        here, told = Origin.of(model), self.origin.made
-        if self.origin.weights_sha256 != here.weights_sha256:
-            told = f"{told}, read from {self.origin.model or 'an unknown model'}"
-        names = ("task", "prompts", "settings", "versions")
-        kept = {name: getattr(self.origin, name) for name in names}
-        origin = dataclasses.replace(here, made=told, **kept)
-        return dataclasses.replace(self, origin=origin)
+        mine, here = self.origin, Origin.of(model)
+        told = mine.made
+        if mine.weights_sha256 != here.weights_sha256:
+            told = f"{told}, read from {mine.model or 'an unknown model'}"
+        kept = {name: getattr(mine, name) for name in ("task", "prompts", "settings", "versions")}
+        return dataclasses.replace(self, origin=dataclasses.replace(here, made=told, **kept))
 
     def save(self, path: str | Path) -> Path:
         """Writes a safetensors file with everything it knows as metadata (see vector_file.py).
@@ -174,9 +179,8 @@ class TaskVector(Placed):
         tensors = {vector_file.TENSOR: self.array}
         if self.zero_shot is not None:
             tensors["zero_shot"] = self.zero_shot
-        about: dict[str, Any] = {name: getattr(self, name) for name in PLACE}
-        about["origin"] = dataclasses.asdict(self.origin)
-        vector_file.save(Path(path), tensors, about)
+        about = {name: getattr(self, name) for name in PLACE}
+        vector_file.save(Path(path), tensors, about | {"origin": dataclasses.asdict(self.origin)})
         return Path(path)
 
     @staticmethod
@@ -204,10 +208,11 @@ class TaskVector(Placed):
             origin=origin,
             zero_shot=tensors.get("zero_shot"),
         )
-        if model is not None and any_model:
+        if model is None:
+            return vector
+        if any_model:
             return vector.on(model)
-        if model is not None:
-            vector.check_model(model)
+        vector.check_model(model)
         return vector
 
     def export(self, path: str | Path, format: str = "gguf", *, as_addition: bool = False) -> Path:
@@ -239,8 +244,8 @@ class TaskVector(Placed):
                 " and gives other answers"
             )
         added = self.as_addition()
-        was = "" if alike else f"; NOT the same operation: the vector {doing} at {self.position}"
         origin = added.origin
+        was = "" if alike else f"; NOT the same operation: the vector {doing} at {self.position}"
         control_vector.save(
             Path(path),
             added.rows(),
@@ -276,10 +281,7 @@ def combined(
         if first.origin.weights_sha256 != other.origin.weights_sha256:
             differing.append(f"model {first.origin.model} and {other.origin.model}")
         if differing:
-            raise TaskVecError(
-                f"the vectors do not go together: {'; '.join(differing)}; give them one place"
-                " with dataclasses.replace, or take one layer with vector.at(LAYER)"
-            )
+            raise TaskVecError(f"the vectors do not go together: {'; '.join(differing)}")
     means = [one.zero_shot for one in vectors if one.zero_shot is not None]
     tasks = dict.fromkeys(one.origin.task for one in vectors if one.origin.task)
     prompts = dict.fromkeys(prompt for one in vectors for prompt in one.origin.prompts)

@@ -58,7 +58,7 @@ def cases() -> dict[str, Any]:
 
 
 def test_a_layout_of_8_devices_gives_the_numbers_of_one(cases):
-    assert len(cases["agreement"]) == (6 if SLOW else 3)
+    assert len(cases["agreement"]) == (10 if SLOW else 3)
     for config, layouts in cases["agreement"].items():
         for layout, differences in layouts.items():
             for name, value in differences.items():
@@ -68,6 +68,11 @@ def test_a_layout_of_8_devices_gives_the_numbers_of_one(cases):
 
 def test_generation_on_many_devices_gives_the_tokens_of_one(cases):
     assert cases["generated"] == {"llama grouped": 0}
+
+
+def test_heads_and_positions_on_many_devices_have_the_effects_of_one(cases):
+    for name, value in cases["interventions"].items():
+        assert value <= (0 if name.endswith("tokens") else 1e-5), (name, value)
 
 
 def test_int8_on_many_devices_gives_the_numbers_of_one(cases):

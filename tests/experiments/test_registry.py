@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from experiments.commands.registry import EXPERIMENTS, IN_PAPER, Experiment
+from experiments.commands.registry import EXPERIMENTS, IN_PAPER, ON_PAGE, Experiment
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -24,6 +24,11 @@ def test_a_registered_experiment_runs_from_python_and_is_shown(name):
 
 def test_the_paper_begins_with_the_main_results():
     assert IN_PAPER[0].name == "main_results"
+
+
+def test_what_the_paper_runs_is_on_the_page_and_so_are_slower_experiments():
+    assert set(IN_PAPER) < set(ON_PAGE)
+    assert EXPERIMENTS["function_vectors"] in ON_PAGE
 
 
 def test_an_experiment_without_a_page_is_shown_by_its_numbers(monkeypatch):

@@ -80,7 +80,7 @@ CHANGES: dict[str, dict[str, Any]] = {
             "filter": "none",
         }.items()
     },
-    "template": {"settings": Settings(template="{x} = {y}")},
+    "template": {"settings": Settings(template=Template("{x} = {y}"))},
     "separator": {"settings": Settings(template=Template(separator=";"))},
     "header": {"settings": Settings(template=Template(header="Do."))},
 }

@@ -8,9 +8,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import hf
 import numpy as np
 import pytest
-from test_hf_parity import save_tiny
 
 from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
@@ -21,8 +21,16 @@ from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, WheelFile
 
 @pytest.fixture
 def hf_directory(tmp_path: Path) -> Path:
-    save_tiny("llama-grouped-untied", tmp_path / "hf")
-    return tmp_path / "hf"
+    config = hf.llama(
+        hidden_size=48,
+        intermediate_size=53,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=8,
+        vocab_size=131,
+    )
+    return hf.save(hf.random_model(config), tmp_path / "hf")
 
 
 def edit(path: Path, **changes) -> None:

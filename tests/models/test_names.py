@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -115,13 +116,22 @@ PUBLISHED = {  # parameters, from the models' own pages
 OURS = {SMALL_MODEL: 1_230_080}  # no publisher but us
 
 
-@pytest.mark.parametrize("name", NAMED_MODELS)
+@pytest.mark.parametrize("name", PUBLISHED | OURS)
 def test_every_name_has_the_published_parameter_count(name: str) -> None:
-    known, config = PUBLISHED | OURS, NAMED_MODELS[name].config
-    for end in ("-deduped", "-instruct", "-base", "-it"):
-        name = name if name in known else name.removesuffix(end)
-    expected = known[name]
-    assert parameter_count(config) == expected
+    assert parameter_count(NAMED_MODELS[name].config) == (PUBLISHED | OURS)[name]
+
+
+def test_other_trainings_of_a_model_have_its_shapes() -> None:
+    for name, model in NAMED_MODELS.items():
+        if name in PUBLISHED | OURS:
+            continue
+        base = name
+        for end in ("-deduped", "-instruct", "-base", "-it"):
+            base = base.removesuffix(end)
+        assert base in PUBLISHED, name
+        known, own = NAMED_MODELS[base].config, model.config
+        same = {"max_length": known.max_length, "norm_eps": known.norm_eps}
+        assert dataclasses.replace(own, **same) == known
 
 
 # Those that take long to build are left to the slow tests.

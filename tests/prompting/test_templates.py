@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from taskvec_jax.prompting.prompts import Prompt, fit
 from taskvec_jax.prompting.templates import NAMED, PAPER, Template
 from taskvec_jax.tasks import TASKS, Pair, Task
 
+NUMBER: Any = 3
 QA = Template("Q: {x}\nA: {y}.", separator="\n--\n", header="Opposites.\n")
 SHOWN = (Pair("hot", " cold"), Pair("up", " down"))
 CHATML = (
@@ -121,7 +123,8 @@ def test_a_command_line_writes_line_breaks_as_two_characters():
     assert Template.of(r"Q: {x}\nA: {y}", separator=r"\n\n", header=r"Do.\n") == Template(
         "Q: {x}\nA: {y}", "\n\n", "Do.\n"
     )
-    assert Settings(template=r"{x}\t{y}").template.cue == "\t"
+    given: Any = r"{x}\t{y}"
+    assert Settings(template=given).template.cue == "\t"
 
 
 @pytest.mark.parametrize(
@@ -133,8 +136,8 @@ def test_a_command_line_writes_line_breaks_as_two_characters():
         (lambda: Template("{x} is {x}, {y}"), "once each"),
         (lambda: Template("{x}:{y}", separator=""), "separator is empty"),
         (lambda: Template.of("chatmll"), "allowed: a pair.*chatml"),
-        (lambda: Template("{x}:{y}", header=3), "header is 3"),
-        (lambda: Settings(template=3), "template is 3"),
+        (lambda: Template("{x}:{y}", header=NUMBER), "header is 3"),
+        (lambda: Settings(template=NUMBER), "template is 3"),
     ],
 )
 def test_what_is_no_template_is_refused(make, message):
@@ -145,7 +148,7 @@ def test_what_is_no_template_is_refused(make, message):
 def test_prompts_of_another_template_than_the_settings_say_are_refused(tokenizer):
     fitted = fit(TASKS["linguistic_antonyms"], tokenizer)
     with pytest.raises(TaskVecError, match=r"fitted to the template paper.*settings say qa"):
-        draw_prompts(fitted, Settings(template="qa"), "dev")
+        draw_prompts(fitted, Settings(template=Template.of("qa")), "dev")
 
 
 def test_a_cue_that_merges_with_the_query_is_said_of_each_pair(tokenizer):

@@ -307,6 +307,10 @@ def test_parameter_tree_has_the_documented_names_and_shapes(name):
         ({"num_kv_heads": 4}, "does not divide"),
         ({"rope_dim": 13}, "must be even"),
         ({"num_layers": 0}, "num_layers is 0"),
+        ({"attention_softcap": 0.0}, "attention_softcap is 0.0; it must be above 0"),
+        ({"window_layers": (True,), "sliding_window": 4}, "a bool for each of 5 layers"),
+        ({"window_rope_base": 5.0}, "window_rope_base needs window_layers"),
+        ({"learned_positions": True}, "or 0 with learned positions"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
     ],
 )

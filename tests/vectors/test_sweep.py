@@ -14,6 +14,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
+from taskvec_jax.transformer.edits import add
 from taskvec_jax.vectors import sweep, task_vectors
 from taskvec_jax.vectors.batching import round_up
 from taskvec_jax.vectors.programs import copy_states, top, wavefront_schedule
@@ -201,6 +202,25 @@ def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():
 @pytest.fixture(scope="module")
 def one(tokenizer: Tokenizer) -> Model:
     return model_of(TINY["llama-grouped-tied"], tokenizer)
+
+
+def test_added_vectors_give_what_an_edit_that_adds_gives(one):
+    queries, theta = queries_and_theta(one)
+    layers = range(one.config.num_layers)
+    schedule = wavefront_schedule(len(layers))
+    answers = sweep.inject_vectors(
+        one, queries, theta, np.array(layers), 5, schedule, operation="add"
+    )
+    for layer in layers:
+        logits = one.logits(queries, edits=add(theta[:, layer], layer=layer, position=-1))
+        np.testing.assert_array_equal(answers.tokens[:, 1 + layer], logits.argmax(-1))
+        np.testing.assert_allclose(
+            answers.logits[:, 1 + layer], logits.max(-1), rtol=1e-5, atol=1e-5
+        )
+    replaced = sweep.sweep_layers(one, queries, theta, batch_size=5)
+    assert (answers.logits != replaced.logits)[:, 1:].any()
+    with pytest.raises(TaskVecError, match="operation is 'scale'; allowed: 'replace', 'add'"):
+        sweep.inject_vectors(one, queries, theta, np.array(layers), 5, operation="scale")
 
 
 def copied(model: Model, last: int, layers: list[int], schedule) -> np.ndarray:

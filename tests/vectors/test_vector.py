@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import gguf
 import jax
@@ -12,7 +13,7 @@ import pytest
 from conftest import LLAMA, model_of
 
 from experiments.small_pythia.mixture import TRAINING_TASKS, build_tokenizer
-from taskvec_jax import Settings, TaskVector, ablate, add, extract_vector, replace
+from taskvec_jax import Settings, TaskVector, Template, ablate, add, extract_vector, replace
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.measuring import choose_layer, read_test_theta
 from taskvec_jax.models.model import Model
@@ -104,8 +105,11 @@ def test_vectors_add_scale_and_average_as_their_arrays_do():
     assert "v1" in mean.origin.made
     assert "v2" in mean.origin.made
     # The state it takes the place of is where it was, however much the vector is scaled.
-    np.testing.assert_allclose((5 * a).zero_shot, a.zero_shot)
-    np.testing.assert_allclose((a + b).zero_shot, (a.zero_shot + b.zero_shot) / 2, rtol=1e-6)
+    means = [one.zero_shot for one in (a, b, 5 * a, a + b)]
+    assert all(mean is not None for mean in means)
+    of_a, of_b, scaled, added = map(np.asarray, means)
+    np.testing.assert_array_equal(scaled, of_a)
+    np.testing.assert_allclose(added, (of_a + of_b) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_adding_at_the_mean_zero_shot_state_is_replacing_there(model):
@@ -160,7 +164,7 @@ def test_another_model_is_refused_with_both_names_unless_it_is_asked_for(model, 
     with pytest.raises(TaskVecError, match="width 40, layers 0 to 0"):
         loaded.on(narrow)
     with pytest.raises(TaskVecError, match="do not go together: model random and other"):
-        loaded + moved
+        _ = loaded + moved
 
 
 def test_an_exported_vector_is_what_the_gguf_package_reads(of_all, tmp_path):
@@ -206,7 +210,7 @@ def test_what_a_control_vector_cannot_say_is_refused(vector, more, message, tmp_
     ("make", "message"),
     [
         (lambda: TaskVector(np.zeros((2, D)), 1), r"array has shape \(2, 42\)"),
-        (lambda: TaskVector(np.zeros(D), [1, 0]), "in rising order"),
+        (lambda: TaskVector(np.zeros(D), (1, 0)), "in rising order"),
         (lambda: TaskVector(np.full(D, np.nan), 1), "not finite"),
         (lambda: TaskVector(np.zeros(D), 1, operation="swap"), "operation is 'swap'"),
         (lambda: TaskVector(np.zeros(D), 1, site="mlp"), "site is 'mlp'"),
@@ -224,6 +228,7 @@ def test_what_is_no_vector_is_refused(make, message):
 
 
 def test_what_no_vector_can_be_made_from_is_refused(model):
+    source: Any
     for source, layer, message in (
         ([], 1, "source is empty"),
         (TEXTS, None, "layer is None"),
@@ -252,3 +257,16 @@ def test_files_that_hold_no_vector_are_refused(tmp_path):
     )
     with pytest.raises(TaskVecError, match="metadata is damaged"):
         TaskVector.load(tmp_path / "torn.safetensors")
+
+
+def test_theta_of_a_template_is_read_at_the_end_of_its_cue(model):
+    template = Template("{x},{y}", header="example:")
+    settings = dataclasses.replace(SETTINGS, template=template)
+    vector = extract_vector(model, TASK, layer=3, settings=settings)
+    for text in vector.origin.prompts:
+        assert text.startswith("example:")
+        assert text.endswith(",")
+        assert "->" not in text
+    want = model.read(vector.origin.prompts)[:, 3].mean(axis=0)
+    np.testing.assert_allclose(vector.array, want, rtol=1e-5, atol=1e-5)
+    assert vector.origin.settings["template"]["pair"] == "{x},{y}"

@@ -1,0 +1,72 @@
+"""How `experiments.positions` is shown: its words, tables and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from experiments.page.section import Section, Table, mean_score, number, score, text
+
+NAME = "positions"
+
+
+def section(result: dict[str, Any]) -> Section:
+    """Every condition at its best layer, and one position against all outputs."""
+    tasks, mean = result["tasks"], result["mean"]
+    conditions = list(next(iter(tasks.values()))["dev_accuracy_by_layer"])
+    columns = ["baseline", "shuffled_icl", "icl", *conditions]
+    paired = result["one_against_outputs"]
+
+    def value(name: str) -> str:
+        found = mean[name]
+        return f"{found['accuracy']:.2f} ({found['low_these']:.2f} to {found['high_these']:.2f})"
+
+    words = [
+        f"Into the query alone ({value('baseline')}): the arrow {value('arrow, zero-shot')}. Into"
+        f" shuffled demonstrations ({value('shuffled_icl')}; in context {value('icl')}): the arrow"
+        f" {value('arrow, shuffled')}, all arrows {value('arrows, shuffled')}, all outputs"
+        f" {value('outputs, shuffled')}, all outputs over {result['window']} layers"
+        f" {value('outputs, window, shuffled')} ({len(tasks)} tasks, each condition at the layer"
+        " that dev gave it).",
+        f"The arrow against all outputs, into shuffled demonstrations: {paired['difference']:+.2f}"
+        f" (exact paired p = {paired['p']:.2g}, {paired['num_queries']} distinct queries).",
+    ]
+    rows = [
+        [text(name), *(score(task["scores"][column]) for column in columns)]
+        for name, task in tasks.items()
+    ]
+    rows.append([text("mean"), *(mean_score(mean[column]) for column in columns)])
+    layers = [
+        [text(name), *(number(task["scores"][column]["layer"], 0) for column in conditions)]
+        for name, task in tasks.items()
+    ]
+    return Section(
+        "One position or many?",
+        [*words, *result["notes"]],
+        [
+            Table("Accuracy on test: what is written, into which prompt", ["task", *columns], rows),
+            Table("The layer of each, the first one of a window", ["task", *conditions], layers),
+        ],
+        {NAME: "Dev accuracy by layer (the first one of a window), mean over tasks."},
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Curves by layer, a panel for each prompt that is written into."""
+    from experiments.page import figures
+
+    tasks = list(result["tasks"].values())
+    conditions = list(tasks[0]["dev_accuracy_by_layer"])
+    figure, panels = figures.canvas(11, 3.8, 1, 2, sharey=True)
+    for axis, target in zip(panels, ("zero-shot", "shuffled"), strict=True):
+        shown = [name for name in conditions if name.endswith(target)]
+        for colour, name in zip(figures.COLOURS, shown, strict=False):
+            curve = np.mean([task["dev_accuracy_by_layer"][name] for task in tasks], axis=0)
+            label = name.removesuffix(f", {target}")
+            axis.plot(curve, "o-", markersize=3, color=colour, label=label)
+        axis.set(xlabel="layer", ylim=(-0.02, 1.02))
+        axis.set_title(f"into {target} prompts")
+        axis.legend()
+    panels[0].set_ylabel("accuracy on dev")
+    return {NAME: figure}

@@ -1,0 +1,86 @@
+"""How `experiments.several_vectors` is shown: its words, tables and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.page.section import Section, Table, mean_score, score, text
+
+NAME = "several_vectors"
+WAYS = {"base": "as it is", "one": "theta at the last arrow", "many": "theta at every arrow"}
+
+
+def section(result: dict[str, Any]) -> Section:
+    """Base, one and many by number of demonstrations."""
+    columns = [
+        f"{way} {count}"
+        for count in result["counts"]
+        for way in WAYS
+        if count or way != "many"  # without demonstrations there is one arrow
+    ]
+    groups = {"tasks": result["mean"], "two-way mixes": result["mean_of_mixes"]}
+    groups = {name: group for name, group in groups.items() if group}
+    words = []
+    for name, group in groups.items():
+        most = result["counts"][-1]
+        parts = [
+            f"{count} demonstrations {paired['difference']:+.2f} (p = {paired['p']:.2g})"
+            for count, paired in group["many_against_one"].items()
+        ]
+        values = ", ".join(
+            f"{WAYS[way]} {group['columns'][f'{way} {most}']['accuracy']:.2f}"
+            f" ({group['columns'][f'{way} {most}']['low_these']:.2f} to"
+            f" {group['columns'][f'{way} {most}']['high_these']:.2f})"
+            for way in WAYS
+            if f"{way} {most}" in group["columns"]
+        )
+        words.append(
+            f"Mean over {name}, prompts of {most} demonstrations: {values}."
+            + (
+                " Every arrow against the last one, exact paired test: " + "; ".join(parts) + "."
+                if parts
+                else ""
+            )
+        )
+    rows = [
+        [text(name), *(score(task["scores"].get(column)) for column in columns)]
+        for name, task in result["tasks"].items()
+    ]
+    for name, group in groups.items():
+        cells = [mean_score(group["columns"].get(column)) for column in columns]
+        rows.append([text(f"mean of {name}"), *cells])
+    return Section(
+        "One vector, or one at every arrow?",
+        [*words, *result["notes"]],
+        [
+            Table(
+                "Accuracy on test by the prompt's demonstrations; each way at its own layer",
+                ["task", *columns],
+                rows,
+            )
+        ],
+        {NAME: "Mean accuracy by the prompt's demonstrations, with 95 % intervals."},
+    )
+
+
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """A panel for tasks, and one for mixes."""
+    from experiments.page import figures
+
+    groups = {"tasks": result["mean"], "two-way mixes": result["mean_of_mixes"]}
+    groups = {name: group for name, group in groups.items() if group}
+    figure, panels = figures.canvas(4.6 * len(groups) + 1, 3.4, 1, len(groups), sharey=True)
+    for axis, (name, group) in zip(panels, groups.items(), strict=True):
+        for colour, (way, label) in zip(figures.COLOURS, WAYS.items(), strict=False):
+            counts = [c for c in result["counts"] if f"{way} {c}" in group["columns"]]
+            shown = [group["columns"][f"{way} {count}"] for count in counts]
+            heights = [value["accuracy"] for value in shown]
+            low, high = ([value[end] for value in shown] for end in ("low_these", "high_these"))
+            axis.plot(counts, heights, "o-", markersize=4, color=colour, label=label)
+            axis.fill_between(counts, low, high, alpha=0.15, color=colour, linewidth=0)
+        axis.set(xlabel="demonstrations", ylim=(-0.02, 1.02))
+        axis.set_xticks(result["counts"])
+        axis.set_title(name)
+    panels[0].set_ylabel("accuracy on test")
+    panels[0].legend()
+    return {NAME: figure}

@@ -1,0 +1,153 @@
+"""Copies of a text's last tokens beside the text itself, each changed in a way of its own.
+
+Interventions at the last tokens of one text share everything before those tokens, so one row runs
+all of them: the text, and one branch for each copy (see `layers.Layout`).
+
+    tokens     example : Plum     ->         ->      ->      ->     ...
+    branch     0       0 0        1          2       3       4
+               +---- trunk ---+-- untouched
+                              +-- copy 0, changed from its layer on
+                              +-- copy 1, changed from its layer on
+                              +-- ...
+
+Until its layer a copy is what it was copied from, so it joins the row shortly before: copies join
+in groups as the layers go by (a wavefront), with the state of the untouched tokens.
+
+Shapes: B rows, T tokens, C copies, n copies alive, P tokens of a copy, S = T + n P tokens of a row,
+L layers, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.context import (
+    PADDING,
+    TRUNK,
+    ContextByLayer,
+    Layout,
+    attention_context,
+)
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
+from taskvec_jax.transformer.edits import SITES
+
+HALF = (jnp.bfloat16, jnp.float16)
+Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
+Schedule = tuple[tuple[int, int], ...]  # (layers done, copies alive) at the end of each group
+# (site, values of the copies alive [B, n, P, ...], layer) -> the values to go on with
+Change = Callable[[str, jax.Array, jax.Array], jax.Array]
+# (layer, n) -> bool [B or 1, n], the copies that may not see the text before them in this layer
+Hidden = Callable[[jax.Array, int], jax.Array]
+
+
+def take_layer(params: Params, index: jax.Array) -> Params:
+    """The parameters of one layer, taken from the stack inside a loop over layers."""
+
+    def take(leaf: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+
+    def take_bits(leaf: jax.Array) -> jax.Array:
+        # XLA's CPU compiler widens 16-bit floats before it slices them: the whole stack, at every
+        # call, for a tenth of the time. As whole numbers they are left alone; and the barrier
+        # keeps it from making whole numbers of the whole stack before the loop.
+        leaf, here = jax.lax.optimization_barrier((leaf, index))
+        bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
+        return jax.lax.bitcast_convert_type(bits, leaf.dtype)
+
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.tree.map(
+        lambda leaf: take_bits(leaf) if on_cpu and leaf.dtype in HALF else take(leaf, index),
+        params["params"]["layers"],
+    )
+
+
+def run_copies(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    last: jax.Array,
+    *,
+    change: Change,
+    schedule: Schedule,
+    size: int = 1,
+    begins: jax.Array | None = None,
+    hidden: Hidden | None = None,
+    wrap: Callable[[Step], Step] = lambda step: step,
+) -> jax.Array:
+    """The residual stream after the last block at the last token of a text and of its copies.
+
+    Args:
+      tokens: int [B, T], texts, right-padded.
+      last: int [B], index of the last token of each text.
+      change: called for the sites "head", "attn_out", "mlp_out" and "resid" of every layer (see
+        `layers.Visit`); what it returns unchanged costs nothing.
+      schedule: copy c must not be changed before the group in which it is first alive.
+      size: P, how many of the last tokens are copied.
+      begins: int [B], the first token that is copied, where some texts copy fewer than P; the
+        tokens of their copies before it are padding. None: P tokens before the end.
+      hidden: which copies may not attend to the tokens before them, in a layer. The first token of
+        a text stays visible: it attends to itself alone, so it carries nothing of the text after
+        it, and models use it as a place to attend to when there is nothing to attend to. None:
+        every copy attends to all of them.
+      wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
+
+    Returns:
+      [B, 1 + C, D]; the first is the untouched text's.
+    """
+    rows, length = tokens.shape
+    block = FAMILY_MODULES[config.family].Block(config)
+    place = jnp.arange(length, dtype=jnp.int32)[None]
+    copied = last[:, None] - (size - 1) + jnp.arange(size, dtype=jnp.int32)  # [B, P]
+    first = copied[:, 0] if begins is None else begins
+    real = copied >= first[:, None]
+    before = place < first[:, None]  # [B, T]
+    own = jnp.where(before, TRUNK, jnp.where(place <= last[:, None], 1, PADDING))
+    x = Decoder(config).apply(params, tokens, place, method="embed")
+    start = 0
+    for stop, alive in schedule:
+        joining = alive - (x.shape[1] - length) // size
+        fresh = jnp.take_along_axis(x, jnp.maximum(copied, 0)[..., None], axis=1)  # [B, P, D]
+        x = jnp.concatenate([x, jnp.tile(fresh, (1, joining, 1))], axis=1)
+        branch = jnp.arange(alive, dtype=jnp.int32)[:, None] + 2  # [n, 1]
+        branches = jnp.where(real[:, None], branch, PADDING).reshape(rows, alive * size)
+        layout = Layout(
+            jnp.concatenate(
+                [jnp.broadcast_to(place, (rows, length)), jnp.tile(copied, (1, alive))], axis=1
+            ),
+            jnp.concatenate([own, branches], axis=1),
+        )
+        contexts = attention_context(config, layout)
+
+        def step(
+            x: jax.Array, index: jax.Array, contexts: ContextByLayer = contexts, alive: int = alive
+        ) -> tuple[jax.Array, None]:
+            def visit(site: str, value: jax.Array) -> jax.Array:
+                if site not in SITES:
+                    return value
+                copies = value[:, length:].reshape(rows, alive, size, *value.shape[2:])
+                changed = change(site, copies, index)
+                if changed is copies:
+                    return value
+                changed = changed.astype(value.dtype).reshape(rows, -1, *value.shape[2:])
+                return jnp.concatenate([value[:, :length], changed], axis=1)
+
+            context = contexts.of_layer(index)
+            mask = context.mask
+            if hidden is not None:
+                unseeing = jnp.repeat(hidden(index, alive), size, axis=1)  # [B or 1, n P]
+                unseen = jnp.pad(before & (place > 0), ((0, 0), (0, alive * size)))  # [B, S]
+                seen = mask[:, length:] & ~(unseeing[:, :, None] & unseen[:, None])
+                mask = jnp.concatenate([mask[:, :length], seen], axis=1)
+            here = context._replace(mask=mask, visit=visit)
+            x = block.apply({"params": take_layer(params, index)}, x, here)
+            return visit("resid", x), None
+
+        x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
+        start = stop
+    plain = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    return jnp.concatenate([plain, x[:, length + size - 1 :: size]], axis=1)

@@ -1,0 +1,100 @@
+"""Function vectors: mean outputs of a few attention heads, summed in the residual stream.
+
+Todd et al. 2023 (arXiv 2310.15213): a head's output, averaged over in-context prompts of a task and
+sent through the output projection, is what the head writes into the residual stream at the last
+token. The sum of that over the heads of largest average indirect effect (head_map.py) is the task's
+function vector. Biases of the projection belong to no head and are left out; so is a norm that some
+families put after the projection.
+
+Shapes: N prompts, L layers, H heads, K head size, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from taskvec_jax.distributed.processes import to_host
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models.model import Model
+from taskvec_jax.tasks.sampling import draw, seeded
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params
+
+Head = tuple[int, int]  # layer, head; both 0-based
+
+
+def mean_outputs(model: Model, texts: Sequence[str] | Sequence[Sequence[int]]) -> np.ndarray:
+    """Output of every head at the last token, averaged over texts: float32 [L, H, K].
+
+    Raises:
+      TaskVecError: texts that the model cannot read, or outputs that are not finite.
+    """
+    outputs = model.read(texts, site="head")  # [N, L, H, K]
+    finite = np.isfinite(outputs).all(axis=(0, 2, 3))
+    if not finite.all():
+        raise TaskVecError(
+            f"the output of a head of layer {int(np.argmin(finite))} is not finite; the weights are"
+            " damaged, or overflow in this dtype: try --dtype=float32"
+        )
+    return outputs.astype(np.float64).mean(axis=0).astype(np.float32)
+
+
+def written_by(model: Model, outputs: np.ndarray) -> np.ndarray:
+    """What each head writes into the residual stream: outputs [L, H, K] -> float32 [L, H, D].
+
+    Raises:
+      TaskVecError: outputs of another shape.
+    """
+    c = model.config
+    shape = (c.num_layers, c.num_heads, c.head_dim)
+    if np.shape(outputs) != shape:
+        raise TaskVecError(
+            f"outputs of heads have shape {np.shape(outputs)}; allowed: {shape}, layers x heads x"
+            " the size of a head"
+        )
+    return to_host(_project(c, model.params, jnp.asarray(outputs, jnp.float32)))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _project(config: DecoderConfig, params: Params, outputs: jax.Array) -> jax.Array:
+    del config  # of the model: another one is another program
+    out = params["params"]["layers"]["attn"]["out"]
+    kernel = out["kernel"].astype(jnp.float32)  # [L, H, K, D]
+    written = jnp.einsum("lhk,lhkd->lhd", outputs, kernel, precision="highest")
+    if "kernel_scale" in out:  # of int8 kernels, one for each output
+        written *= out["kernel_scale"][:, None].astype(jnp.float32)
+    return written
+
+
+def rank_heads(effects: np.ndarray) -> list[Head]:
+    """All heads, [L, H], by falling effect; ties go to the lower layer, then the lower head."""
+    order = np.argsort(-np.asarray(effects, np.float64).reshape(-1), kind="stable")
+    return [(int(at) // effects.shape[1], int(at) % effects.shape[1]) for at in order]
+
+
+def function_vector(written: np.ndarray, heads: Sequence[Head]) -> np.ndarray:
+    """Sum over some heads of what each writes, [L, H, D] -> float32 [D]."""
+    layers, numbers = np.array(heads).T
+    return written[layers, numbers].astype(np.float64).sum(axis=0).astype(np.float32)
+
+
+def heads_beside(heads: Sequence[Head], num_heads: int, *seed: object) -> list[Head]:
+    """As many random heads of each layer as are given, others than those where there are enough.
+
+    What is special about given heads is not only the layers they stand in: the control for them
+    takes its heads from the same layers.
+    """
+    chosen: list[Head] = []
+    for layer in sorted({layer for layer, _ in heads}):
+        taken = [head for at, head in heads if at == layer]
+        free = [head for head in range(num_heads) if head not in taken]
+        rng = seeded("random heads", *seed, layer)
+        picked = draw(rng, free, min(len(taken), len(free)))
+        picked += draw(rng, taken, len(taken) - len(picked))
+        chosen += [(layer, head) for head in picked]
+    return chosen
