@@ -115,7 +115,7 @@ def run(study: Study, options: Options) -> dict[str, Any]:
                     fitted[b],
                     layer,
                     settings,
-                    third and fitted[third],
+                    fitted[third] if third else None,
                 ),
                 other={"name": b, "sha256": studies.task_sha256(tasks[b])},
                 third=third and {"name": third, "sha256": studies.task_sha256(tasks[third])},

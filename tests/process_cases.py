@@ -72,11 +72,11 @@ def halving(model: Model) -> dict[str, Any]:
     want, _ = sweep.read_texts(model, texts, 6)
     program, calls = sweep.read_rows, []
 
-    def refusing(config: Any, params: Any, rows: Rows) -> Any:
+    def refusing(config: Any, params: Any, rows: Rows, grading: Any = None) -> Any:
         calls.append(len(rows.tokens))
         if INDEX == SECOND and calls[-1] > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return program(config, params, rows)
+        return program(config, params, rows, grading)
 
     sweep.read_rows = refusing
     got, _ = sweep.read_texts(model, texts, 6)

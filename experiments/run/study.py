@@ -230,7 +230,7 @@ class Study:
 
     def data(self) -> dict[str, Any]:
         """The pairs of all tasks that were known to the run, for `--rerun`."""
-        return {task.name: rerun.task_record(task) for task in (*self.tasks, *self.available)}
+        return {task.name: rerun.task_record(task) for task in (*self.available, *self.tasks)}
 
     @functools.cached_property
     def vectors(self) -> VectorFiles:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.evaluation.answers import WANTED_STEP
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.templates import PAPER
+from taskvec_jax.vectors.graded import Wanted
 from taskvec_jax.vectors.patching import read_states
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
@@ -32,7 +34,9 @@ def check_injection(model: Model, batch_size: int) -> float:
     """
     query = model.tokenizer.encode(PAPER.zero_shot("own residual"))
     residuals, _ = read_texts(model, [[query]], batch_size)
-    answers = sweep_layers(model, [query], residuals[:, 0], batch_size)
+    # Graded scores are asked for because the run's own sweeps do: the same program serves both.
+    grading = Wanted(np.zeros((1, WANTED_STEP), np.int32), np.zeros(1, np.int32))
+    answers = sweep_layers(model, [query], residuals[:, 0], batch_size, grading)
     tokens, logits = answers.tokens[0], answers.logits[0]
     allowed = IDENTITY_TOLERANCE[model.config.dtype] * max(1.0, abs(float(logits[0])))
     differences = np.abs(logits[1:] - logits[0])

@@ -69,7 +69,7 @@ def layer_of_dev(
                 Job(
                     prompts[i].query, queries[i], (int(tokens[i, layer]),), layer, vectors[i, layer]
                 )
-                for i in np.flatnonzero(may[:, layer])
+                for i in np.flatnonzero(may[:, layer]).tolist()
             ]
             for layer in layers
         }

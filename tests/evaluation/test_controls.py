@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,8 +100,8 @@ def test_the_median_of_the_unrelated_tasks_is_beaten_and_the_nearest_is_shown():
     def other(name: str, accuracy: float, related: bool = False) -> Other:
         return Other(name, np.full((3, 2), accuracy, np.float32), 1, accuracy, related)
 
-    materials = type("M", (), {})()
-    materials.measured = type("M", (), {"test": [0, 0]})()
+    materials: Any = SimpleNamespace()
+    materials.measured = SimpleNamespace(test=[0, 0])
     materials.others = [
         other("a", 0.1),
         other("b", 0.9, True),
@@ -195,10 +197,10 @@ def test_the_best_constant_is_chosen_on_all_pairs_and_not_on_the_scored_prompts(
         *[Pair(f"{i}.", "Africa") for i in range(5)],
     )
     task = Task("knowledge", "x", pairs)
-    model = type("Model", (), {"tokenizer": tokenizer})()
+    model: Any = SimpleNamespace(tokenizer=tokenizer)
     scorer = Scorer(model, FittedTask(task, pairs, False, 11))
-    materials = type("M", (), {})()
-    materials.measured = type("M", (), {"scorer": scorer, "test": [0, 0, 0]})()
+    materials: Any = SimpleNamespace()
+    materials.measured = SimpleNamespace(scorer=scorer, test=[0, 0, 0])
     made = CONTROLS["best_constant"].make(materials)
     assert isinstance(made, Given)
     assert made.full == ["Asia"] * 3

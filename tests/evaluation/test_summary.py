@@ -42,7 +42,7 @@ def run(tasks: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_vector_that_carries_the_task_perfectly_gets_that_verdict():
-    shares = {"icl": 1.0, "task_vector": 1.0, "baseline": 0.1, "best_constant": 0.2}
+    shares: dict[str, Any] = {"icl": 1.0, "task_vector": 1.0, "baseline": 0.1, "best_constant": 0.2}
     tasks = {f"t{i}": task(i, other_task=0.05, wrong_labels=0.3, **shares) for i in range(6)}
     found = run(tasks)
     assert found["primary"]["verdict"] == CARRIES
@@ -76,7 +76,12 @@ def test_a_learner_that_ignores_labels_has_a_pairing_share_near_0():
 
 
 def test_a_vector_that_is_no_better_than_a_constant_is_not_shown_to_carry_the_task():
-    shares = {"icl": 0.9, "task_vector": 0.45, "baseline": 0.1, "best_constant": 0.45}
+    shares: dict[str, Any] = {
+        "icl": 0.9,
+        "task_vector": 0.45,
+        "baseline": 0.1,
+        "best_constant": 0.45,
+    }
     found = run({f"t{i}": task(i, other_task=0.0, wrong_labels=0.2, **shares) for i in range(6)})
     assert found["primary"]["verdict"] == NOT_SHOWN
     assert not any(v["beats"] for v in found["verdicts"].values())
@@ -97,7 +102,7 @@ def test_one_control_that_is_not_beaten_is_enough_though_another_has_the_higher_
 
 
 def test_tasks_that_icl_does_stand_apart_and_none_of_them_is_no_comparison():
-    shares = {"icl": 0.9, "task_vector": 0.8, "baseline": 0.1, "best_constant": 0.1}
+    shares: dict[str, Any] = {"icl": 0.9, "task_vector": 0.8, "baseline": 0.1, "best_constant": 0.1}
     tasks = {
         "able": task(0, other_task=0.0, **shares),
         "not": task(

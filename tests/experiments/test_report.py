@@ -88,7 +88,7 @@ def test_main_results_hold_every_control_and_the_published_numbers(paper):
 def test_a_result_file_alone_runs_the_same_again_and_two_runs_are_compared(paper, tmp_path):
     """Model, settings and pairs are in the file; every answer is the same, to the byte."""
     first = paper / "main_results.json"
-    result = run("main_results", f"--rerun={first}", f"--out={tmp_path}")
+    result = run("main_results", f"--rerun={first}", "--batch_size=4", f"--out={tmp_path}")
     assert result.returncode == 0, result.stdout + result.stderr
     one, two = (json.loads((p / "main_results.json").read_text()) for p in (paper, tmp_path))
     for key in ("tasks", "mean", "primary", "data", "run"):
