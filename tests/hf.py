@@ -310,7 +310,7 @@ MORE_CONFIGS = {
     "olmo-linear": lambda: olmo(rope_parameters=_LINEAR),
     "olmo2-bias": lambda: olmo2(attention_bias=True, num_key_value_heads=4),
     "olmo2-tied-eps": lambda: olmo2(tie_word_embeddings=True, rms_norm_eps=1e-3),
-    "olmo3": lambda: olmo3(),
+    "olmo3-plain": lambda: olmo3(),
     "olmo3-bases": lambda: olmo3(rope_parameters=_by_layer(_PLAIN, 777.0)),
     "olmo3-full": lambda: olmo3(layer_types=["full_attention"] * 4),
     "phi3": lambda: phi3(),

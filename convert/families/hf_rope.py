@@ -254,12 +254,14 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 def context_length(max_length: int, scaling: RopeScaling | None) -> int:
     """Tokens a model reads whose config says `max_length`: "dynamic" scaling is for longer texts,
     up to its factor times as long."""
-    dynamic = scaling is not None and scaling.kind == "dynamic"
-    return int(max_length * max(1.0, scaling.factor)) if dynamic else max_length
+    if scaling is None or scaling.kind != "dynamic":
+        return max_length
+    return int(max_length * max(1.0, scaling.factor))
 
 
 def length_to_hf(config: DecoderConfig) -> int:
     """The inverse of `context_length`."""
     scaling = config.rope_scaling
-    dynamic = scaling is not None and scaling.kind == "dynamic"
-    return scaling.original_max_length if dynamic else config.max_length
+    if scaling is None or scaling.kind != "dynamic":
+        return config.max_length
+    return scaling.original_max_length

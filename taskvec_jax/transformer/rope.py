@@ -144,15 +144,15 @@ def frequencies(
     powers = -jnp.arange(half, dtype=dtype) / half
     if scaling is None:
         return base**powers
-    if scaling.kind in BY_LENGTH:
-        assert lengths is not None
     if scaling.kind == "dynamic":
+        assert lengths is not None
         before = scaling.original_max_length
         longer = jnp.maximum(lengths, before)[:, None, None].astype(dtype) / before
         stretched = scaling.factor * longer - (scaling.factor - 1)
         return (base * stretched ** (rope_dim / (rope_dim - 2))) ** powers
     divisors = jnp.asarray(rope_divisors(base, rope_dim, scaling), dtype)
     if scaling.kind == "longrope":
+        assert lengths is not None
         is_long = (lengths > scaling.original_max_length)[:, None, None]
         divisors = jnp.where(is_long, jnp.asarray(scaling.long_divisors, dtype), divisors)
     return base**powers / divisors

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.qwen2 import tokenization_qwen2
 
+from convert.formats.byte_level import QWEN_2_PATTERN
 from experiments.bench.synthetic_model import add_word_tokenizer
 from taskvec_jax.models.loading import load_model
 
@@ -167,3 +169,7 @@ def test_transformers_reads_the_same_of_the_architectures_it_knows(
         tmp_path, gguf_file=path.name, dtype=torch.float32
     ).eval()
     hf.assert_same(hf.run_ours(load_model(path), TOKENS), hf.run_hf(theirs, TOKENS))
+
+
+def test_qwens_text_is_split_as_in_transformers() -> None:
+    assert QWEN_2_PATTERN == tokenization_qwen2.PRETOKENIZE_REGEX

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from convert.families import HF_FAMILIES
-from convert.verify.families import SETTINGS, compare_family, write_random_model
+from convert.verify.families import SETTINGS, compare_family
+from convert.verify.reference import write_random_model
 
 ALL = {**hf.CONFIGS, **hf.MORE_CONFIGS}
 SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
