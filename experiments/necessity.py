@@ -15,7 +15,8 @@ The demonstrations of (b) are those of the other tasks in turn; one that shows t
 left out. The first token of the prompt stays visible in (a) and (c): see vectors/necessity.py.
 
 Writes necessity.json and necessity.png/.svg under --out.
-Expected on the default model: see BUILD_NOTES.md (about a minute a task on 2 cores).
+Expected on the default model, linguistic_antonyms, 20 prompts: zero-shot .15, in context .70, (a)
+crosses half of the gain at layer 16, (b) at 17 (about a minute a task on 2 cores).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def section(result: dict[str, Any]) -> Section:
     tasks, shown = result["tasks"], _shown(result)
     able = [name for name, task in tasks.items() if task["icl_able"]]
     which = (
-        f"the {len(able)} tasks of {len(tasks)} that in-context learning does (chosen on dev)"
+        f"the {len(able)} of {len(tasks)} tasks that in-context learning does (chosen on dev)"
         if result["mean"]["icl_able"]
         else f"all {len(tasks)} tasks, none of which in-context learning does on dev"
     )
