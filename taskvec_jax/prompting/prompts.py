@@ -154,8 +154,8 @@ def _fit(task: Task, tokenizer: Tokenizer, template: Template, filter: str) -> F
         longer = "; keep longer answers with --filter=none" if NOT_ONE in left_out else ""
         raise TaskVecError(
             f"{task.name}: this tokenizer leaves none of {len(task.pairs)} pairs;"
-            f" {_reasons(left_out)}{longer}; choose other tasks or another template (--template), or"
-            f" see each pair's tokens with python -m experiments.tasks --show={task.name}"
+            f" {_reasons(left_out)}{longer}; choose other tasks or another template (--template),"
+            f" or see each pair's tokens with python -m experiments.tasks --show={task.name}"
         )
     lines = template.separator.join([template.show(kept[0].input, kept[0].output)] * 2)
     lines = template.header + lines
