@@ -20,6 +20,7 @@ ROOMS = [
     "convert",  # what reads foreign weights
     "taskvec_jax.vectors.rows",  # the engine of the sweep, which `Model.sweep` calls
     "taskvec_jax.vectors.graded",
+    "taskvec_jax.vectors.copies",
     "taskvec_jax.vectors.programs",
     "taskvec_jax.vectors.batching",
     "taskvec_jax.vectors.sweep",
