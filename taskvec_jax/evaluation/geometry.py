@@ -6,7 +6,7 @@ Shapes: M vectors, D width, K tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,9 @@ def surface_distances(texts: Sequence[str]) -> np.ndarray:
     what can be told without any model."""
     from sklearn.feature_extraction.text import CountVectorizer  # slow to import
 
-    counts = CountVectorizer(analyzer="char", ngram_range=(1, 3), lowercase=False)
-    return cosine_distances(counts.fit_transform(texts).toarray())
+    counter = CountVectorizer(analyzer="char", ngram_range=(1, 3), lowercase=False)
+    counts: Any = counter.fit_transform(texts)  # a sparse matrix
+    return cosine_distances(counts.toarray())
 
 
 class Distances(NamedTuple):

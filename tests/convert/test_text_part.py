@@ -65,7 +65,11 @@ def test_the_text_part_is_the_decoder(prefix: str, theirs: Any, tmp_path: Path) 
 
 
 def test_what_the_text_config_leaves_out_has_the_defaults_of_its_class(tmp_path: Path) -> None:
-    short = {"hidden_size": 2560, "num_hidden_layers": 34, "intermediate_size": 10_240}
+    short: dict[str, Any] = {
+        "hidden_size": 2560,
+        "num_hidden_layers": 34,
+        "intermediate_size": 10_240,
+    }
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "gemma3", "text_config": short})
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ def changed(params: Params, path: str, change: Any) -> Params:
     return {"params": unflatten_dict(leaves, sep="/")}
 
 
-@pytest.mark.parametrize("name", ["llama-rope-llama3", "neox", "gptj"])
+FAMILIES = ["llama-rope-llama3", "neox", "gptj"]
+
+
+@pytest.mark.parametrize(
+    "name", FAMILIES if os.environ.get("TASKVEC_SLOW_TESTS") == "1" else FAMILIES[1:2]
+)
 def test_the_certificate_of_every_family_is_clean_down_to_float64(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

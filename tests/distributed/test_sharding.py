@@ -273,7 +273,9 @@ def swept(out: Path) -> str:
 @pytest.mark.parametrize(
     ("count", "mesh"),
     [
-        (2, "data:2"),
+        pytest.param(
+            2, "data:2", marks=pytest.mark.skipif(not SLOW, reason="starts three processes")
+        ),
         pytest.param(
             4,
             "data:2,model:2",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import tokenizers
@@ -16,7 +17,7 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.tasks.sampling import draw, seeded
 
-NUMBERS = {"num_demonstrations": 5, "num_dummy_queries": 2}
+NUMBERS: Any = {"num_demonstrations": 5, "num_dummy_queries": 2}
 
 
 def test_a_prompt_is_rendered_as_the_paper_writes_it():
