@@ -60,7 +60,7 @@ class Claim:
     template: str = TEMPLATE
     num_demonstrations: int | None = None
     layer: int | None = None
-    verified: bool = True
+    verified: bool = False
     note: str = ""
 
     def __post_init__(self) -> None:
