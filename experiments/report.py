@@ -230,7 +230,11 @@ def show_table(table: Table, named: bool) -> Markup:
         f'<button type="button">{html.escape(column)}</button></th>'
         for column, is_words in zip(table.columns, words, strict=True)
     )
-    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in table.rows)
+    body, foot = (
+        "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+        for rows in (table.rows, table.summary)
+    )
+    foot = f"<tfoot>\n{foot}\n</tfoot>" if table.summary else ""
     title = f"<b>{html.escape(table.caption)}</b>" if named else ""
     tall = " tall" if len(table.rows) > MANY_ROWS else ""
     label = html.escape(f"filter: {table.caption}", quote=True)
@@ -238,7 +242,7 @@ def show_table(table: Table, named: bool) -> Markup:
         f'<div class="sheet"><div class="filter">{title}'
         f'<input type="search" placeholder="filter rows" aria-label="{label}"><output></output>'
         f'</div><div class="scroll{tall}" tabindex="0" role="group" aria-label="{label}">'
-        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
+        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>{foot}</table>'
         "</div></div>"
     )
 

@@ -188,12 +188,12 @@ def _scores_table(result: dict[str, Any], published_title: str, key: str) -> Tab
                 *(number(theirs.get(measure)) for measure in MEASURES),
             ]
         )
-    blank = text("")
+    blank, summary = text(""), []
     for group, title in (("icl_able", "mean, tasks ICL does"), ("all", "mean, all tasks")):
         means, others = result["mean"][group], result[f"mean_{other}"][group]
         if not means:
             continue
-        rows.append(
+        summary.append(
             [
                 text(f"{title} ({len(result['groups'][group])})"),
                 blank,
@@ -224,6 +224,7 @@ def _scores_table(result: dict[str, Any], published_title: str, key: str) -> Tab
             "paper: ICL",
         ],
         rows,
+        summary,
     )
 
 

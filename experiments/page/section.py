@@ -28,11 +28,16 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table; every row has a cell for each column."""
+    """A table; every row has a cell for each column.
+
+    Attributes:
+      summary: rows about all others, such as means; they stay below when a reader sorts or filters.
+    """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    summary: Sequence[Sequence[Cell]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,10 @@ def lines(table: Table) -> list[str]:
     """A table as lines of aligned text: the first column to the left, the others to the right."""
     grid = [
         list(table.columns),
-        *([f"{c.text} [{c.interval}]" if c.interval else c.text for c in r] for r in table.rows),
+        *(
+            [f"{c.text} [{c.interval}]" if c.interval else c.text for c in r]
+            for r in (*table.rows, *table.summary)
+        ),
     ]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     return [

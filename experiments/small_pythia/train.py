@@ -222,9 +222,9 @@ def go_on_from(out: Path, config: DecoderConfig, settings: Training, about: Any)
     fresh = training.initial_state(config, settings)
     record = out / "run.json"
     if record.exists():
-        if json.loads(record.read_text()) != about:
-            other = json.loads(record.read_text())
-            differing = sorted(key for key in {*about, *other} if about.get(key) != other.get(key))
+        other, mine = json.loads(record.read_text()), json.loads(json.dumps(about))
+        if other != mine:
+            differing = sorted(key for key in {*mine, *other} if mine.get(key) != other.get(key))
             raise TaskVecError(
                 f"{out} holds a run of other settings ({', '.join(differing)} differ); choose"
                 " another --out, or the settings it was begun with"

@@ -94,8 +94,10 @@ def _graded_by(model: Loaded, answers: Sequence[Sequence[int]]) -> Wanted:
     """Answers of different numbers as arrays; nothing is contrasted with them.
 
     Raises:
-      TaskVecError: an id out of range.
+      TaskVecError: an id out of range, or a query without an answer.
     """
+    if not all(len(ids) for ids in answers):
+        raise TaskVecError("a query has no wanted tokens; allowed: one or more for each query")
     rows = [check_ids(model.config, ids, "wanted token id").tolist() for ids in answers]
     most = max(map(len, rows))
     right = [[*ids, *[ids[0]] * (most - len(ids))] for ids in rows]

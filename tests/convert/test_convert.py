@@ -361,8 +361,8 @@ def test_a_tensor_in_two_shards_is_refused(llama_model: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type is 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "type is 'spiral'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "factor is missing"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
         ({"quantization_config": {"bits": 4}}, "the weights are quantized by an unnamed method"),
         ({"text_config": {"hidden_size": 3}}, r"reads the keys \['text_config'\]"),

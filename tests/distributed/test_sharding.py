@@ -291,7 +291,7 @@ def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, m
     result = json.loads((tmp_path / "out" / "layer_sweep.json").read_text())
     assert result["provenance"]["device"]["processes"] == count
     left = sorted(path.suffix for path in (tmp_path / "out").iterdir())
-    assert left == ["", ".json", ".jsonl", ".png", ".svg"]  # "": arrays/
+    assert left == ["", "", ".json", ".jsonl", ".png", ".svg"]  # "": arrays/ and vectors/
 
 
 @pytest.mark.skipif(not SLOW, reason="compiles training for 8 devices")

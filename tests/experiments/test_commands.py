@@ -111,6 +111,7 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out, tiny_path):
         "layer_sweep.json",
         "layer_sweep.png",
         "layer_sweep.svg",
+        "vectors",
     ]
 
 

@@ -161,7 +161,7 @@ def test_necessity_scores_every_layer_on_the_same_prompts(cut, study):
         assert task["correct"]["no_attention"][-1] == task["correct"]["icl"]
         assert task["correct"]["other_state"][-1] == task["correct"]["other_icl"]
         measured = study.measured(TASKS[name])
-        icl = measured.judge.correct(measured.test, measured.icl)
+        icl = measured.scorer.by_first_token(measured.test, measured.icl.tokens)
         assert task["correct"]["icl"] == icl.astype(int).tolist()
     assert cut["mean"]["all"]["num_tasks"] == 2
     assert len(cut["mean"]["all"]["both"]) == 2

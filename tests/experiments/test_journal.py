@@ -36,7 +36,8 @@ def test_units_of_other_settings_seeds_tasks_and_models_never_mix(tmp_path):
     base = {"model": "m", "task": "a", "settings": dataclasses.asdict(Settings())}
     whats = [base, {**base, "model": "n"}, {**base, "task": "b"}]
     for field in dataclasses.fields(Settings):
-        changed = dataclasses.replace(Settings(), **{field.name: 7})
+        words = {"template": "{x}={y}", "rule": "paper", "filter": "none"}
+        changed = dataclasses.replace(Settings(), **{field.name: words.get(field.name, 7)})
         whats.append({**base, "settings": dataclasses.asdict(changed)})
     values = [journal.unit(what, lambda i=i: i) for i, what in enumerate(whats)]
     assert values == list(range(len(whats)))

@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from experiments import layer_sweep
+from experiments.commands import seeds
 from experiments.commands.registry import EXPERIMENTS
 from experiments.commands.runner import run_alone
 from experiments.run import flags as command
@@ -31,6 +32,7 @@ def parsed(monkeypatch):
         "experiments.run.flags",
         "experiments.run.start",
         "experiments.run.results",
+        "experiments.commands.seeds",
         "convert.cli",
     ):
         monkeypatch.setattr(f"{module}.FLAGS", values)
@@ -43,6 +45,7 @@ def parsed(monkeypatch):
             lambda *args, define=define, **how: define(*args, flag_values=values, **how),
         )
     define_flags()
+    seeds.define_flag()
     return lambda *words: values(["command", *words])
 
 

@@ -311,8 +311,8 @@ def test_tables_sort_and_filter(paper, browser):
     assert browser.evaluate(COLUMN % 0) == sorted(names, reverse=True)
     browser.evaluate(click % 0)
     assert browser.evaluate(COLUMN % 0) == names
-    browser.evaluate(click % 6)  # the layer: numbers, largest first
-    layers = [int(layer) for layer in browser.evaluate(COLUMN % 6)]
+    browser.evaluate(click % 8)  # the layer: numbers, largest first
+    layers = [int(layer) for layer in browser.evaluate(COLUMN % 8)]
     assert layers == sorted(layers, reverse=True)
     type_in = """(() => { const input = document.querySelector(".filter input");
       input.value = "%s"; input.dispatchEvent(new Event("input")); })()"""

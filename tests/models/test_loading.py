@@ -51,7 +51,7 @@ def edit(path: Path, **changes) -> None:
         ({"num_hidden_layers": 4}, r"unknown model\.layers\.4\."),
         ({"intermediate_size": 54}, "has shape"),
         ({"vocab_size": 50}, "the tokenizer belongs to another model"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor is missing"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(hf_directory, changes, message):
