@@ -242,7 +242,8 @@ def show_table(table: Table, named: bool) -> Markup:
         f'<div class="sheet"><div class="filter">{title}'
         f'<input type="search" placeholder="filter rows" aria-label="{label}"><output></output>'
         f'</div><div class="scroll{tall}" tabindex="0" role="group" aria-label="{label}">'
-        f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>{foot}</table>'
+        f'<table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{body}\n</tbody>{foot}</table>"
         "</div></div>"
     )
 
