@@ -203,8 +203,9 @@ def test_no_wording_of_an_error_and_no_comment_or_docstring_changes_the_code(pat
 
 def test_a_partial_has_the_hash_of_its_function_and_two_functions_have_two():
     from experiments import dose, portability
+    from taskvec_jax.evaluation.results import Settings
 
-    partial = functools.partial(dose.score_writes, settings=None)
+    partial = functools.partial(dose.score_writes, settings=Settings())
     assert fingerprint(partial) == fingerprint(dose.score_writes)
     hashes = [dose.score_writes, dose.score_dummies, portability.carry]
     assert len({fingerprint(compute) for compute in hashes}) == 3
