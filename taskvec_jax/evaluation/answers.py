@@ -94,8 +94,18 @@ class Scorer:
         """Tokens of the longest accepted answer of a pair."""
         return max(map(len, self._continuations(pair)))
 
+    @functools.cached_property
+    def _continued(self) -> dict[Pair, list[list[int]]]:
+        """What `_continuations` found before."""
+        return {}
+
     def _continuations(self, pair: Pair) -> list[list[int]]:
         """The tokens of each accepted answer as it follows the query, the output's first."""
+        if pair not in self._continued:
+            self._continued[pair] = self._continue(pair)
+        return self._continued[pair]
+
+    def _continue(self, pair: Pair) -> list[list[int]]:
         query = self.fitted.zero_shot(pair)
         space = " " if self.fitted.leading_space else ""
         answers = (pair.output, *(space + answer for answer in pair.accepted))
