@@ -9,7 +9,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
 from .hf_keys import GELUS, HFKeys, layer_types
 from .llama_like import (
     Defaults,
@@ -97,41 +97,21 @@ def scalar_of(config: DecoderConfig) -> int:
     return round(config.attention_scale**-2)
 
 
-def config_from_gguf(
-    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
-) -> DecoderConfig:
-    """Reads the metadata of a GGUF file of the gemma2 architecture.
-
-    Args:
-      meta: metadata key -> value.
-      tensors: they tell whether the unembedding is tied, and what has a bias.
-      where: the file, for messages.
-      dtype: of the parameters.
-
-    Raises:
-      TaskVecError: a key is missing or asks for something not supported.
-    """
-    keys = GGUFKeys(meta, "gemma2", where)
-    known = gguf_sizes(keys, meta, tensors)
+def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
+    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
     period = keys.get_size("attention.sliding_window_pattern", 2)
     windowed = [(i + 1) % period != 0 for i in range(known["num_layers"])]
     window = keys.get("attention.sliding_window", int, 4096) or None  # 0: none
-    known |= windows(windowed if window else [], window, where)
-    known |= gguf_rotary(keys, tensors, known["head_dim"])
-    scale = gguf_scale(known, 46)
-    config = DecoderConfig(
-        family="gemma2",
-        **known,
-        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
-        attention_scale=scale,
-        attention_softcap=keys.single("attn_logit_softcapping", 50.0) or None,
-        logit_softcap=keys.single("final_logit_softcapping", 30.0) or None,
-        embed_scale=known["width"] ** 0.5,
-        gelu="tanh",
-        dtype=dtype,
-    )
-    gguf_always(keys, scale, llama.LAYOUTS)
-    return config
+    return {
+        **windows(windowed if window else [], window, keys.where),
+        **gguf_rotary(keys, tensors, known["head_dim"]),
+        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
+        "attention_scale": gguf_scale(known, 46),
+        "attention_softcap": keys.single("attn_logit_softcapping", 50.0) or None,
+        "logit_softcap": keys.single("final_logit_softcapping", 30.0) or None,
+        "embed_scale": known["width"] ** 0.5,
+        "gelu": "tanh",
+    }
 
 
 def gguf_scale(known: Mapping[str, Any], largest: int) -> float:
@@ -161,5 +141,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("gemma2",),
     gguf=GGUF,
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=gguf_reader("gemma2", llama.LAYOUTS, _gguf_fields),
 )

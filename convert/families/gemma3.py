@@ -10,7 +10,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 from . import llama
 from .family import Family
 from .gemma2 import gguf_scale, scalar_of
-from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
 from .hf_keys import GELUS, HFKeys
 from .llama_like import (
     Defaults,
@@ -94,45 +94,26 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def config_from_gguf(
-    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
-) -> DecoderConfig:
-    """Reads the metadata of a GGUF file of the gemma3 architecture.
-
-    Args:
-      meta: metadata key -> value.
-      tensors: they tell whether the unembedding is tied, and what has a bias.
-      where: the file, for messages.
-      dtype: of the parameters.
-
-    Raises:
-      TaskVecError: a key is missing or asks for something not supported.
-    """
-    keys = GGUFKeys(meta, "gemma3", where)
-    known = gguf_sizes(keys, meta, tensors)
+def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
+    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
     period = keys.get_size("attention.sliding_window_pattern", 6)
     windowed = [(i + 1) % period != 0 for i in range(known["num_layers"])]
     window = keys.get("attention.sliding_window", int, 0) or None  # 0: none
-    known |= windows(windowed if window else [], window, where)
+    found = windows(windowed if window else [], window, keys.where)
     window_base = keys.single("rope.freq_base_swa", WINDOW_BASE)
-    known |= gguf_rotary(keys, tensors, known["head_dim"], BASE)
-    if known["window_layers"]:
-        known["window_rope_base"] = window_base
+    found |= gguf_rotary(keys, tensors, known["head_dim"], BASE)
+    if found["window_layers"]:
+        found["window_rope_base"] = window_base
     elif window:  # in every layer
-        known |= {"rope_base": window_base, "rope_scaling": None}
-    scale = gguf_scale(known, 62)
-    config = DecoderConfig(
-        family="gemma3",
-        **known,
-        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
-        attention_scale=scale,
-        logit_softcap=keys.single("final_logit_softcapping", 0.0) or None,
-        embed_scale=known["width"] ** 0.5,
-        gelu="tanh",
-        dtype=dtype,
-    )
-    gguf_always(keys, scale, llama.LAYOUTS)
-    return config
+        found |= {"rope_base": window_base, "rope_scaling": None}
+    return {
+        **found,
+        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
+        "attention_scale": gguf_scale(known, 62),
+        "logit_softcap": keys.single("final_logit_softcapping", 0.0) or None,
+        "embed_scale": known["width"] ** 0.5,
+        "gelu": "tanh",
+    }
 
 
 FAMILY = Family(
@@ -146,5 +127,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("gemma3",),
     gguf=GGUF,
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=gguf_reader("gemma3", llama.LAYOUTS, _gguf_fields),
 )

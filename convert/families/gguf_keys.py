@@ -6,14 +6,14 @@ defines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gguf
 import numpy as np
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.transformer.config import RopeScaling
+from taskvec_jax.transformer.config import DecoderConfig, RopeScaling
 
 from .keys import KeyReader, note
 from .rules import Shapes, Source
@@ -183,6 +183,36 @@ def gguf_sizes(
         "max_length": keys.need_size("context_length"),
         "tied_unembed": gguf_tied(meta, shapes, keys.where),
     }
+
+
+def gguf_reader(
+    family: str,
+    layouts: tuple[str, ...],
+    fields: Callable[[GGUFKeys, Mapping[str, Any], Source], dict[str, Any]],
+) -> Callable[[Mapping[str, Any], Source, str, str], DecoderConfig]:
+    """`Family.config_from_gguf` of a family with RMSNorms whose name is its architecture's too.
+
+    Args:
+      layouts: of tensors; see `gguf_always`.
+      fields: (keys, what `gguf_sizes` found, the tensors, which tell what has a bias and how the
+        rotary frequencies are scaled) -> the fields of the config that this family has besides.
+
+    Returns:
+      (metadata, tensors, the file for messages, dtype of the parameters) -> the config. It raises
+      TaskVecError where a key is missing or asks for something not supported.
+    """
+
+    def config_from_gguf(
+        meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
+    ) -> DecoderConfig:
+        keys = GGUFKeys(meta, family, where)
+        known = gguf_sizes(keys, meta, tensors)
+        known |= fields(keys, known, tensors)
+        config = DecoderConfig(family=family, **known, dtype=dtype)
+        gguf_always(keys, config.attention_scale or config.head_dim**-0.5, layouts)
+        return config
+
+    return config_from_gguf
 
 
 def gguf_rotary(

@@ -11,7 +11,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
 from .hf_keys import HFKeys
 from .llama_like import Defaults, rotary, sizes, to_hf
 from .rules import Source
@@ -70,39 +70,20 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def config_from_gguf(
-    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
-) -> DecoderConfig:
-    """Reads the metadata of a GGUF file of the granite architecture.
-
-    Args:
-      meta: metadata key -> value.
-      tensors: they tell whether the unembedding is tied, and what has a bias.
-      where: the file, for messages.
-      dtype: of the parameters.
-
-    Raises:
-      TaskVecError: a key is missing or asks for something not supported.
-    """
-    keys = GGUFKeys(meta, "granite", where)
-    known = gguf_sizes(keys, meta, tensors)
+def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
+    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
     scale = keys.single("attention.scale", 0.0)  # 0: that of other models
     if np.float32(scale) == np.float32(known["head_dim"] ** -0.5):
         scale = 0.0
-    config = DecoderConfig(
-        family="granite",
-        **known,
+    return {
         **gguf_rotary(keys, tensors, known["head_dim"]),
-        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
-        mlp_bias="blk.0.ffn_gate.bias" in tensors.shapes(),
-        embed_scale=keys.single("embedding_scale", 0.0) or 1.0,  # 0: none, as in llama.cpp
-        attention_scale=scale or None,
-        residual_scale=keys.single("residual_scale", 0.0) or 1.0,
-        logit_divisor=keys.single("logit_scale", 0.0) or 1.0,
-        dtype=dtype,
-    )
-    gguf_always(keys, config.attention_scale or config.head_dim**-0.5, llama.LAYOUTS)
-    return config
+        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors.shapes(),
+        "embed_scale": keys.single("embedding_scale", 0.0) or 1.0,  # 0: none, as in llama.cpp
+        "attention_scale": scale or None,
+        "residual_scale": keys.single("residual_scale", 0.0) or 1.0,
+        "logit_divisor": keys.single("logit_scale", 0.0) or 1.0,
+    }
 
 
 FAMILY = Family(
@@ -116,5 +97,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("granite",),
     gguf=llama.GGUF,
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=gguf_reader("granite", llama.LAYOUTS, _gguf_fields),
 )

@@ -10,7 +10,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
 from .hf_keys import HFKeys
 from .hf_rope import Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import (
@@ -212,34 +212,14 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def config_from_gguf(
-    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
-) -> DecoderConfig:
-    """Reads the metadata of a GGUF file of the llama architecture.
-
-    Args:
-      meta: metadata key -> value.
-      tensors: they tell whether the unembedding is tied, what has a bias, and how the rotary
-        frequencies are scaled.
-      where: the file, for messages.
-      dtype: of the parameters.
-
-    Raises:
-      TaskVecError: a key is missing or asks for something not supported.
-    """
-    keys = GGUFKeys(meta, "llama", where)
-    known = gguf_sizes(keys, meta, tensors)
-    config = DecoderConfig(
-        family="llama",
-        **known,
+def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
+    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
+    return {
         **gguf_rotary(keys, tensors, known["head_dim"]),
-        sliding_window=keys.get("attention.sliding_window", int, 0) or None,  # 0: none
-        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
-        mlp_bias="blk.0.ffn_gate.bias" in tensors.shapes(),
-        dtype=dtype,
-    )
-    gguf_always(keys, config.head_dim**-0.5, LAYOUTS)
-    return config
+        "sliding_window": keys.get("attention.sliding_window", int, 0) or None,  # 0: none
+        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors.shapes(),
+    }
 
 
 FAMILY = Family(
@@ -253,5 +233,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("llama",),
     gguf=GGUF,
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=gguf_reader("llama", LAYOUTS, _gguf_fields),
 )

@@ -9,7 +9,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_always, gguf_rotary, gguf_sizes
+from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
 from .hf_keys import HFKeys
 from .layouts import heads_bias, unheads_bias
 from .llama_like import (
@@ -102,31 +102,12 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def config_from_gguf(
-    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
-) -> DecoderConfig:
-    """Reads the metadata of a GGUF file of the olmo2 architecture.
-
-    Args:
-      meta: metadata key -> value.
-      tensors: they tell whether the unembedding is tied, and what has a bias.
-      where: the file, for messages.
-      dtype: of the parameters.
-
-    Raises:
-      TaskVecError: a key is missing or asks for something not supported.
-    """
-    keys = GGUFKeys(meta, "olmo2", where)
-    known = gguf_sizes(keys, meta, tensors)
-    config = DecoderConfig(
-        family="olmo2",
-        **known,
+def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
+    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
+    return {
         **gguf_rotary(keys, tensors, known["head_dim"]),
-        attention_bias="blk.0.attn_q.bias" in tensors.shapes(),
-        dtype=dtype,
-    )
-    gguf_always(keys, config.head_dim**-0.5, llama.LAYOUTS)
-    return config
+        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
+    }
 
 
 FAMILY = Family(
@@ -140,5 +121,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("olmo2",),
     gguf=GGUF,
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=gguf_reader("olmo2", llama.LAYOUTS, _gguf_fields),
 )

@@ -10,7 +10,7 @@ from taskvec_jax.transformer.config import DecoderConfig, RopeScaling
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_always, gguf_rope_scaling, gguf_sizes
+from .gguf_keys import GGUFKeys, gguf_reader, gguf_rope_scaling
 from .hf_keys import HFKeys
 from .hf_rope import Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import fused_heads, fused_mlp, unfused_heads, unfused_mlp
@@ -94,34 +94,15 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def config_from_gguf(
-    meta: Mapping[str, Any], tensors: Source, where: str, dtype: str
-) -> DecoderConfig:
-    """Reads the metadata of a GGUF file of the phi3 architecture.
-
-    Args:
-      meta: metadata key -> value.
-      tensors: they tell whether the unembedding is tied, and how the rotary frequencies are scaled.
-      where: the file, for messages.
-      dtype: of the parameters.
-
-    Raises:
-      TaskVecError: a key is missing or asks for something not supported.
-    """
-    keys = GGUFKeys(meta, "phi3", where)
-    known = gguf_sizes(keys, meta, tensors)
+def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
+    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
     rope_dim = keys.get_size("rope.dimension_count", known["head_dim"])
-    config = DecoderConfig(
-        family="phi3",
-        **known,
-        rope_base=keys.single("rope.freq_base", 10_000.0),
-        rope_dim=rope_dim,
-        rope_scaling=_gguf_scaling(keys, tensors, rope_dim, known["max_length"]),
-        sliding_window=keys.get("attention.sliding_window", int, 0) or None,  # 0: none
-        dtype=dtype,
-    )
-    gguf_always(keys, config.head_dim**-0.5, llama.LAYOUTS)
-    return config
+    return {
+        "rope_base": keys.single("rope.freq_base", 10_000.0),
+        "rope_dim": rope_dim,
+        "rope_scaling": _gguf_scaling(keys, tensors, rope_dim, known["max_length"]),
+        "sliding_window": keys.get("attention.sliding_window", int, 0) or None,  # 0: none
+    }
 
 
 def _gguf_scaling(
@@ -155,5 +136,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("phi3",),
     gguf=GGUF,
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=gguf_reader("phi3", llama.LAYOUTS, _gguf_fields),
 )
