@@ -13,7 +13,9 @@ Runs on up to 10 prompts of one task of each category unless --tasks names other
 
 Writes patch_map.json and patch_map_positions, patch_map_layers (.png/.svg) under --out.
 Expected on the default model at the paper's settings: .63 read at the last demonstration's arrow,
-.53 at the dummy query's, 0 anywhere else (5 minutes on 2 shared cores).
+.53 at the dummy query's, 0 anywhere else.
+
+Time: 5 minutes (2 shared cores).
 """
 
 from __future__ import annotations
