@@ -38,7 +38,7 @@ c,"Washington,DC",Washington
 
 
 def chat_tokenizer() -> Tokenizer:
-    """One token for each letter, with a space before it and without, and for the turns of a chat."""
+    """One token for each letter, with and without a space before it, and for turns of a chat."""
     turns, arrow = ["<|im_start|>", "<|im_end|>"], ["example:", "->"]
     characters = [chr(i) for i in range(32, 127)] + ["\n"]
     spaced = [f" {c}" for c in characters if c.isalpha()]
