@@ -14,6 +14,7 @@ import pytest
 from tiny_checkpoint import save_tiny
 from zygote import QUICK, Zygote
 
+from convert import cli
 from taskvec_jax.models.registry import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -220,6 +221,13 @@ def test_bad_input_gets_one_line_and_exit_status_2(
     assert "Traceback" not in child.printed
     assert not out.exists()
     assert "loading" not in child.printed, "no mistake of these takes a model to be found"
+
+
+def test_a_flag_may_be_written_with_hyphens():
+    assert cli.underscored("--log-dir=a-b") == "--log_dir=a-b"
+    assert cli.underscored("--nolog-dir") == "--nolog_dir"
+    for word in ("--no-such=1", "-5", "a-b", "--"):
+        assert cli.underscored(word) == word
 
 
 def test_any_prompt_is_shown_without_the_ones_before_it(zygote, tmp_path):
