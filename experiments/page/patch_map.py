@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, number, text
+from experiments.page.section import Section, Table, number, score, text
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -14,7 +14,6 @@ def section(result: dict[str, Any]) -> Section:
     rows, sentences = [], []
     for name, task in result["tasks"].items():
         for patch, value in task["positions"].items():
-            best = int(np.argmax(value["accuracy"]))
             nearest = int(np.argmin(value["kl"]))
             read, write = patch.split(":")
             rows.append(
@@ -22,34 +21,34 @@ def section(result: dict[str, Any]) -> Section:
                     text(name),
                     text(read),
                     text(write),
-                    number(value["accuracy"][best]),
-                    number(best, 0),
+                    score(value["test"]),
+                    number(value["layer"], 0),
                     number(value["kl"][nearest]),
                     number(nearest, 0),
                 ]
             )
-        grid = np.array(task["layers"]["accuracy"])
-        row, column = np.unravel_index(grid.argmax(), grid.shape)
+        (row, column), test = task["layers"]["best"], task["layers"]["test"]
         sentences.append(
-            f"{name}: read after {task['layers']['read_layers'][row]}, written after {column}:"
-            f" {grid.max():.2f}"
+            f"{name}: read after {row}, written after {column}: {test['accuracy']:.2f}"
+            f" ({test['low']:.2f} to {test['high']:.2f})"
         )
     means = {
         patch: float(
-            np.mean([max(t["positions"][patch]["accuracy"]) for t in result["tasks"].values()])
+            np.mean([t["positions"][patch]["test"]["accuracy"] for t in result["tasks"].values()])
         )
         for patch in next(iter(result["tasks"].values()))["positions"]
     }
     best = max(means, key=lambda patch: means[patch])
     words = [
         f"The task travels best read at “{best.split(':')[0]}” and written at"
-        f" “{best.split(':')[1]}” ({means[best]:.2f} at each task's best layer, mean of"
-        f" {len(result['tasks'])} tasks on {result['settings']['num_prompts']} prompts); next: "
+        f" “{best.split(':')[1]}” ({means[best]:.2f}, mean of {len(result['tasks'])} tasks on"
+        f" {result['settings']['num_prompts']} test prompts, at the layer of each that is best on"
+        " dev prompts); next: "
         + ", ".join(
             f"{patch} {value:.2f}"
             for patch, value in sorted(means.items(), key=lambda item: -item[1])[1:4]
         )
-        + ". The layer is chosen on the prompts it is scored on, so these are upper ends.",
+        + ". Answers are scored by their first token.",
         f"Read and written after different layers: {'; '.join(sentences)}.",
     ]
     return Section(
@@ -57,12 +56,12 @@ def section(result: dict[str, Any]) -> Section:
         words,
         [
             Table(
-                "Best layer of each read and write place",
+                "Test accuracy of each read and write place, at the layer that is best on dev",
                 [
                     "task",
                     "read at",
                     "written at",
-                    "best accuracy",
+                    "accuracy",
                     "layer",
                     "lowest KL (nats)",
                     "layer of it",
