@@ -295,6 +295,25 @@ def test_no_pair_is_in_two_of_train_dev_and_test(tokenizer, name):
     assert split.dealt == (name == "algorithmic_next_letter")
 
 
+def test_a_control_task_asks_for_the_same_inputs_with_outputs_that_stay(tokenizer):
+    fitted = fit(TASKS["linguistic_antonyms"], tokenizer)
+    split = learned_task_vector.split_pairs(fitted, Settings())
+    control = learned_task_vector.relabel(split, fitted, seed=0)
+    dealt: dict[str, str] = {}
+    for name in ("train", "dev"):
+        before, after = getattr(split, name), getattr(control, name)
+        assert [pair.input for pair in after] == [pair.input for pair in before]
+        dealt |= {pair.input: pair.output for pair in after}
+        changed = [a.output != b.output for a, b in zip(before, after, strict=True)]
+        assert np.mean(changed) > 0.9
+    for before, after in zip(split.test, control.test, strict=True):
+        assert after.query.input == before.query.input
+        assert dealt.setdefault(after.query.input, after.query.output) == after.query.output
+    outputs = {pair.output for pair in fitted.pairs}
+    assert set(dealt.values()) <= outputs
+    assert learned_task_vector.relabel(split, fitted, seed=0) == control
+
+
 def test_too_few_pairs_to_learn_from_are_refused():
     pairs = tuple(Pair(f"a{i}", f"b{i}") for i in range(9))
     fitted = FittedTask(Task("own", "x", pairs), pairs, False, 9)
@@ -323,8 +342,10 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     found = learned_task_vector.learn_task(study, task, [0, 1], recipe, "theta", "kl", positions)
     study.journal.close()
     assert len(list((tmp_path / "arrays").glob("*.npy"))) == 1
-    for name in ("extracted", "mean_theta", "learned"):
+    for name in ("extracted", "mean_theta", "learned", "control"):
         assert [score["n"] for score in found[name]] == [4, 4]
+    gaps = np.subtract(*([s["accuracy"] for s in found[key]] for key in ("learned", "control")))
+    np.testing.assert_allclose(found["selectivity"], gaps)
     assert (np.array(found["dev_accuracy"]) >= found["dev_accuracy_of_mean"]).all()
     assert np.array(found["train_losses"]).min() > 0  # a KL
     result: dict[str, Any] = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
@@ -351,7 +372,7 @@ def test_vectors_that_start_elsewhere_than_theta_learn_too(two_layers, tmp_path,
     recipe = learning.Recipe(steps=40, batch_size=4, learning_rate=0.2, check_every=40)
     found = learned_task_vector.learn_task(study, study.tasks[0], [0, 1], recipe, init, "kl")
     study.journal.close()
-    ((initial, norms),) = started
+    (initial, norms), *_ = started
     size = np.linalg.norm(initial, axis=-1)
     np.testing.assert_allclose(size, 0 * norms if init == "zero" else norms, rtol=1e-5)
     losses = np.array(found["train_losses"])
