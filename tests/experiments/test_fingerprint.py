@@ -28,7 +28,7 @@ COMPUTING = {
     "learned_task_vector": ["learn_task"],
     "patch_map": ["map_positions", "map_layers"],
     "portability": ["carry"],
-    "task_geometry": ["describe"],
+    "task_geometry": ["describe", "read_wrong_theta"],
     "vocabulary_projection": ["project"],
 }
 UNITS = [(module, name) for module, names in COMPUTING.items() for name in names]
