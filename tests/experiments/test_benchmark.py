@@ -9,6 +9,7 @@ import pytest
 from tiny_checkpoint import run, save_tiny
 
 from experiments.bench.machine import peak_flops
+from taskvec_jax.models.registry import SMALL_MODEL
 
 FLAGS = (
     "--num_prompts=3",
@@ -92,6 +93,18 @@ def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path,
     assert peak_flops("cpu") is None
     sizes = [result["dtypes"][dtype]["weight_bytes"] for dtype in ("bfloat16", "int8")]
     assert sizes[0] > sizes[1]
+
+
+@pytest.mark.skipif(not SLOW, reason="compiles generation")
+def test_generation_is_measured_beside_transformers_and_says_the_same(tmp_path):
+    out = f"--out={tmp_path}"
+    done = run("bench.generation", f"--model={SMALL_MODEL}", "--new_tokens=4", "--turns=2", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "generation.json").read_text())
+    assert list(result["batch_sizes"]) == ["1", "16"]
+    for line in result["batch_sizes"].values():
+        assert line["agreement"] == 1.0
+        assert line["lowest"] <= line["ratio"] <= line["highest"]
 
 
 @pytest.mark.parametrize(
