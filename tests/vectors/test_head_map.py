@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
 
 import jax
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, TINY, model_of
+from slow import slow
 
 from experiments.bench import work
 from taskvec_jax.errors import TaskVecError
@@ -140,7 +140,7 @@ def test_the_count_of_operations_is_the_one_by_hand():
     assert flops.head_map_flops(c, 7) == text + copies + 31 * answer
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="minutes of torch")
+@slow  # minutes of torch
 def test_on_the_default_model_the_map_is_torchs_loop_with_hooks_in_a_thirtieth_of_its_time(
     default_model,
 ):
