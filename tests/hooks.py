@@ -25,12 +25,12 @@ FAMILIES = {
     "gemma3": "gemma3",
     "gpt2": "gpt2",
 }
-BLOCKS = ("llama", "neox", "gptj", "gemma3")  # Mistral's block is LLaMA's
+BLOCKS = ("llama", "neox", "gemma3")  # Mistral's block is LLaMA's
 if SLOW:
     MORE = ("qwen2-windows", "qwen3", "gemma", "gemma2", "olmo-clipped", "olmo2", "olmo3")
     MORE = (*MORE, "phi3-partial", "granite")
     FAMILIES |= {name: name for name in MORE}
-    BLOCKS = (*BLOCKS, "gpt2", *MORE)
+    BLOCKS = (*BLOCKS, "gptj", "gpt2", *MORE)
 Write = Callable[[str, int, torch.Tensor], torch.Tensor]  # (site, layer, value [B, T, ...])
 
 

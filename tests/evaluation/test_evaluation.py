@@ -20,8 +20,6 @@ from taskvec_jax.prompting.templates import PAPER
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
 
-OPTIMISED = True  # the default model computes here
-
 
 @pytest.mark.parametrize(
     ("correct", "n", "low", "high"),

@@ -91,6 +91,7 @@ print(json.dumps([len(shapes), sum(name.endswith("backend_compile_duration") for
 """
 
 
+@slow
 def test_nothing_compiles_beside_the_programs_of_the_sweep_and_the_look_at_the_model(
     tmp_path, tokenizer
 ):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, random_params
-from slow import SLOW, slow
+from slow import SLOW, first_is_quick, slow
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.generating import generate
@@ -54,7 +54,7 @@ def test_greedy_generation_is_transformers_token_for_token(family):
     assert len({token for ids in got for token in ids}) > PROMPTS  # not one token for ever
 
 
-@pytest.mark.parametrize("edit", ["prompt", "always"])
+@pytest.mark.parametrize("edit", first_is_quick(["prompt", "always"]))
 @pytest.mark.parametrize("family", hooks.BLOCKS)
 def test_generation_with_edits_is_transformers_with_hooks(family, edit):
     reference, model = hooks.pair(family)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, TINY, model_of
-from slow import slow
+from slow import first_is_quick, slow
 
 from experiments.bench import work
 from taskvec_jax.errors import TaskVecError
@@ -72,7 +72,7 @@ def drawn(model: Model) -> tuple[list[list[int]], list[int], np.ndarray]:
     return texts, answers, outputs.astype(np.float32)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_is_quick(MODELS))
 def test_the_map_is_the_loop_of_single_patches_on_every_family(name, tokenizer):
     model = model_of(MODELS[name], tokenizer)
     texts, answers, outputs = drawn(model)
