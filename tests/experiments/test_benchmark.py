@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
+from slow import SLOW, slow
 from tiny_checkpoint import run, save_tiny
 
 from experiments.bench.machine import peak_flops
@@ -19,7 +19,6 @@ FLAGS = (
     "--tasks=algorithmic_to_upper",
     "--dtypes=float32",
 )
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 STAGES = (
     "layer_loop,naive,prefix_cache,wavefront,shared_demonstrations,packed,torch_paper,torch_loop"
 )
@@ -68,7 +67,7 @@ def test_the_headline_has_its_figures(result):
     assert all(value > 0 for value in measured.values())
 
 
-@pytest.mark.skipif(not SLOW, reason="compiles six programs")
+@slow  # compiles six programs
 def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path, tokenizer):
     shape = save_tiny(tmp_path / "tiny", tokenizer)
     out = tmp_path / "out"

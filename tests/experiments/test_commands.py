@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slow import slow
 from tiny_checkpoint import save_tiny
 from zygote import QUICK, Zygote
 
@@ -256,7 +257,7 @@ def test_show_shows_the_task_that_is_asked_for(zygote, tmp_path, flags, shown):
     assert all(len(line.split()) >= 4 for line in rows), "a newline is a token, and breaks no row"
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="compiles without a cache")
+@slow  # compiles without a cache
 def test_a_full_disk_is_one_line_and_leaves_no_torn_file(tmp_path):
     """A limit on the size of files stands for a disk without room."""
     out = tmp_path / "out"

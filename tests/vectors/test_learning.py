@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, logits_of, model_of, random_params
+from slow import first_is_quick, slow
 
 from experiments import learned_task_vector
 from experiments.page import learned_task_vector as page
@@ -78,6 +79,7 @@ def test_losses_are_those_of_injecting_each_vector_alone(model, wanted):
         np.testing.assert_allclose(losses[:, c], want, rtol=1e-5, atol=1e-5)
 
 
+@slow
 def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model):
     """Against a plain loop over blocks that knows no copies and no branches."""
     positions, batch, layers = 3, examples(shortest=3), [0, 2, 4]
@@ -112,7 +114,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
 
 @pytest.mark.parametrize(
     ("config", "wanted", "positions"),
-    [(LLAMA, False, ()), (PYTHIA, True, (2,))],
+    first_is_quick([(LLAMA, False, ()), (PYTHIA, True, (2,))]),
     ids=["answers", "distribution at two positions"],
 )
 def test_gradients_through_the_override_match_finite_differences(config, wanted, positions):
@@ -175,6 +177,7 @@ def test_a_layer_learns_the_same_alone_and_among_others(model):
     np.testing.assert_allclose(alone.vectors[0], together.vectors[3], rtol=1e-3, atol=1e-4)
 
 
+@slow
 def test_two_positions_are_learned_together_in_one_program(model):
     batch = examples(shortest=2)
     before = learning_step.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
@@ -334,7 +337,7 @@ def tiny_study(model: Model, out: Path) -> Study:
     return Study(model, [task], [task], settings, settings, out, journal)
 
 
-@pytest.mark.parametrize("positions", [1, 2])
+@pytest.mark.parametrize("positions", first_is_quick([1, 2]))
 def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, positions):
     study = tiny_study(two_layers, tmp_path)
     task = study.tasks[0]
@@ -359,7 +362,7 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     assert list(page.draw_figures(result)) == ["learned_task_vector"]
 
 
-@pytest.mark.parametrize("init", ["zero", "random"])
+@pytest.mark.parametrize("init", first_is_quick(["zero", "random"]))
 def test_vectors_that_start_elsewhere_than_theta_learn_too(two_layers, tmp_path, monkeypatch, init):
     study = tiny_study(two_layers, tmp_path)
     started: list[tuple[np.ndarray, np.ndarray]] = []
