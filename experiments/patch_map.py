@@ -14,7 +14,9 @@ distribution from the patched one, on the first 10 test prompts. Runs on one tas
 unless --tasks names others.
 
 Writes patch_map.json and patch_map_positions, patch_map_layers (.png/.svg) under --out.
-Expected: the task travels from an arrow to the arrow and from nowhere else (5 minutes on 2 cores).
+Expected: the task travels from an arrow to the arrow and from nowhere else.
+
+Time: 5 minutes (2 shared cores).
 """
 
 from __future__ import annotations

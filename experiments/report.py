@@ -9,7 +9,8 @@ Writes report.html under --out (the directory itself for one run): a headline in
 that sort and filter, every figure in light and dark, worst examples, and for each number the
 command, versions and hashes behind it. The page holds all it needs: no script, style, font or
 image comes from anywhere else, and its content policy forbids it.
-Expected: seconds.
+
+Time: seconds.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ ROOMS = [
     "taskvec_jax.vectors.batching",
     "taskvec_jax.vectors.sweep",
     "taskvec_jax.models",
+    "taskvec_jax.programs",  # what there is to run
     "convert.cli",
     "convert.export",
     "convert.verify",

@@ -11,6 +11,7 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console, define_list, progress_bar
+from convert.help import group
 from experiments.run import rerun
 from taskvec_jax.distributed.plan import (
     GB,
@@ -39,6 +40,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 __all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
 
 
+@group("Model")
 def define_model_flags() -> None:
     """--model, --revision, --dtype, --quantization, --plan, --mesh and those of processes."""
     command.define_model_flags("float32")
@@ -53,6 +55,7 @@ def define_model_flags() -> None:
     flags.DEFINE_bool("plan", False, "Say what the model needs and where it fits, and do nothing.")
 
 
+@group("Prompts and scoring")
 def define_prompt_flags() -> None:
     """The flags of `Settings`, and the choice of tasks."""
     defaults = Settings()
@@ -87,21 +90,29 @@ def define_prompt_flags() -> None:
     )
     define_filter_flag()
     define_template_flags()
-    flags.DEFINE_integer(
-        "batch_size",
-        defaults.batch_size,
-        "Prompts that a compiled call works on; it changes no result.",
-    )
-    flags.DEFINE_float(
-        "memory_gb",
-        None,
-        "Most memory to use, in GB; that of this machine when left out. Fewer prompts a call are"
-        " taken to stay below it.",
-    )
-    flags.DEFINE_list("tasks", None, "Names of tasks, separated by commas; all when left out.")
+    with group("Memory and results"):
+        flags.DEFINE_integer(
+            "batch_size",
+            defaults.batch_size,
+            "Prompts that a compiled call works on; it changes no result.",
+        )
+        flags.DEFINE_float(
+            "memory_gb",
+            None,
+            "Most memory to use, in GB; that of this machine when left out. Fewer prompts a call"
+            " are taken to stay below it.",
+        )
+    with group("Tasks"):
+        flags.DEFINE_list(
+            "tasks",
+            None,
+            "Names of tasks, such as linguistic_antonyms or just antonyms, with commas between; all"
+            " when left out.",
+        )
     define_task_flags()
 
 
+@group("Tasks")
 def define_filter_flag() -> None:
     """Defines --filter."""
     flags.DEFINE_enum(
@@ -113,6 +124,7 @@ def define_filter_flag() -> None:
     )
 
 
+@group("Prompts and scoring")
 def define_template_flags() -> None:
     """--template, --separator and --header: how prompts are written."""
     flags.DEFINE_string(
@@ -139,6 +151,7 @@ def template_from_flags() -> Template:
     return Template.of(FLAGS.template, separator=FLAGS.separator, header=FLAGS.header)
 
 
+@group("Tasks")
 def define_task_flags() -> None:
     """Where tasks come from."""
     flags.DEFINE_string(

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from convert.progress import Overall
 from experiments.run import flags as command
 from experiments.run import identity, rerun
 from experiments.run.fingerprint import fingerprint
@@ -70,6 +71,7 @@ class Study:
       record: where the tasks come from and which were left out, for the result files.
       started: when the experiment under way began.
       advance: called with the number of prompts just finished, while a task is evaluated.
+      overall: what the experiment is a piece of, for progress bars; None: it is run alone.
     """
 
     model: Model
@@ -83,6 +85,7 @@ class Study:
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.monotonic)
     advance: Callable[[int], None] = lambda steps: None
+    overall: Overall | None = None
 
     def what(
         self,
@@ -287,7 +290,7 @@ class Study:
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
         """A progress bar over units; what it yields is called with each unit's name, before it."""
-        with command.progress_bar() as bar:
+        with command.progress_bar(self.overall) as bar:
             row = bar.add_task(title, total=total)
             begun = 0
 

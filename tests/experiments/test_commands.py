@@ -149,7 +149,7 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
     [
         ("layer_sweep", ["--model=lama-7b"], "unknown model 'lama-7b' (did you mean llama-7b?)"),
         ("layer_sweep", ["--model={tmp}"], "no model here; expected a directory with config.json"),
-        ("layer_sweep", ["--tasks=capitals"], "unknown task 'capitals'; allowed:"),
+        ("layer_sweep", ["--tasks=zebras"], "unknown task 'zebras'; allowed:"),
         ("layer_sweep", ["--num_prompts=0"], "num_prompts is 0; it must be at least 1"),
         ("layer_sweep", ["--num_prompts=many"], "num_prompts"),
         ("layer_sweep", ["--dtype=int4"], "dtype"),
@@ -162,7 +162,11 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
             ["--num_demonstrations=30", "--tasks=algorithmic_to_upper"],
             "ask for fewer demonstrations",
         ),
-        ("show", ["--task=capitals"], "unknown task 'capitals'"),
+        (
+            "show",
+            ["--task=capitals"],
+            "unknown task 'capitals' (did you mean knowledge_country_capital?)",
+        ),
         ("show", ["--layer=30"], "--layer=30 is out of range; allowed: 0 to 29"),
         ("layer_sweep", [GROWN, "--memory_gb=nan"], "--memory_gb=nan; it must be above 0"),
         ("patch_map", [GROWN, "--patches="], "--patches=[]: it is empty"),
@@ -201,7 +205,7 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
         ("show", [GROWN, "--tasks=bijection_1,bijection_2"], "one task is shown, but"),
         ("show", [GROWN, "--task=bijection_1", "--tasks=bijection_2"], "one task is shown, but"),
         ("show", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
-        ("layer_sweep", ["--tasks=antonyms"], "(did you mean linguistic_antonyms?)"),
+        ("layer_sweep", ["--tasks=antonims"], "(did you mean linguistic_antonyms?)"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_status_2(
