@@ -212,7 +212,13 @@ def main() -> None:
         for moment in moments:
             model = reporting(
                 lambda report, moment=moment: load_model(
-                    moment.model, FLAGS.dtype, report, moment.revision, mesh, FLAGS.quantization
+                    moment.model,
+                    FLAGS.dtype,
+                    report,
+                    moment.revision,
+                    mesh,
+                    FLAGS.quantization,
+                    FLAGS.matmul_precision,
                 ),
                 f"step {moment.step}",
             )
@@ -238,6 +244,7 @@ def main() -> None:
         "revision": None if FLAGS.run else FLAGS.revision,
         "dtype": FLAGS.dtype,
         "quantization": identity.quantization(FLAGS.quantization),
+        "matmul_precision": FLAGS.matmul_precision,
         "weights_sha256": hashes,
         "run": {
             "model_key": model_key(FLAGS.run or FLAGS.model),
