@@ -184,6 +184,7 @@ def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
     """
 
     def parse(argv: list[str]) -> list[str]:
+        argv = [underscored(word) for word in argv]
         for word in argv[1:]:
             name = word.lstrip("-").partition("=")[0]
             if word.startswith("-") and name in RENAMED and RENAMED[name] in FLAGS:
@@ -216,6 +217,16 @@ def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
             sys.exit(130)
 
     app.run(wrapped, flags_parser=parse)
+
+
+def underscored(word: str) -> str:
+    """`--all-families=1` as `--all_families=1`, if that is a flag; any other word as it is."""
+    dashes = word[: len(word) - len(word.lstrip("-"))]
+    name, equals, value = word.removeprefix(dashes).partition("=")
+    known = name.replace("-", "_")
+    if not dashes or not {known, known.removeprefix("no")} & set(FLAGS):
+        return word
+    return dashes + known + equals + value
 
 
 def _refuse(message: str) -> NoReturn:

@@ -217,7 +217,13 @@ def main() -> None:
             overall.begin(f"step {moment.step}")
             model = reporting(
                 lambda report, moment=moment: load_model(
-                    moment.model, FLAGS.dtype, report, moment.revision, mesh, FLAGS.quantization
+                    moment.model,
+                    FLAGS.dtype,
+                    report,
+                    moment.revision,
+                    mesh,
+                    FLAGS.quantization,
+                    FLAGS.matmul_precision,
                 ),
                 f"step {moment.step}",
             )
@@ -244,6 +250,7 @@ def main() -> None:
         "revision": None if FLAGS.run else FLAGS.revision,
         "dtype": FLAGS.dtype,
         "quantization": identity.quantization(FLAGS.quantization),
+        "matmul_precision": FLAGS.matmul_precision,
         "weights_sha256": hashes,
         "run": {
             "model_key": model_key(FLAGS.run or FLAGS.model),

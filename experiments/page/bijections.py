@@ -16,7 +16,7 @@ def section(result: dict[str, Any]) -> Section:
     """What mixing the two directions costs the prompt, and what it costs the vector."""
     rows, fails, sentences = [], [], []
     for name, ways in result["pairs"].items():
-        row = [text(name.replace("_", " / ", 1))]
+        row = [text(pair_title(name))]
         for way in ("forward", "backward", "both"):
             value = ways.get(way)
             row += [score(value and value["icl"]), score(value and value["task_vector"])]
@@ -97,38 +97,46 @@ def section(result: dict[str, Any]) -> Section:
                 rows,
             )
         ],
-        {NAME: "ICL (green) and task vector (blue): forward, backward, and both ways mixed."},
+        {
+            NAME: "Accuracy in context and with the task vector: each direction alone, and both mixed"
+            " in one prompt."
+        },
     )
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Grouped bars."""
+    """ICL and task vector as points, three rows a pair."""
     from experiments.page import figures
 
     pairs = result["pairs"]
     if not pairs:
         return {}
-    figure, panels = figures.canvas(max(7.0, 2.1 * len(pairs)), 3.6, 1, len(pairs), sharey=True)
-    for axis, (name, ways) in zip(panels, pairs.items(), strict=True):
-        for x, way in enumerate(ways):
-            for offset, measure, colour in (
-                (-0.2, "icl", "#3ca951"),
-                (0.2, "task_vector", "#4269d0"),
-            ):
-                value = ways[way][measure]
-                axis.bar(x + offset, value["accuracy"], 0.38, color=colour)
-                axis.plot(
-                    [x + offset] * 2,
-                    [value["low"], value["high"]],
-                    color=figures.ink(),
-                    lw=0.8,
-                    alpha=0.7,
-                )
-        axis.set_xticks(range(len(ways)), list(ways), rotation=30)
-        axis.set(ylim=(0, 1.02))
-        axis.set_title(name.replace("_", "/"), fontsize=9)
-    panels[0].set_ylabel("accuracy on test")
-    panels[0].bar(0, 0, color="#3ca951", label="ICL")
-    panels[0].bar(0, 0, color="#4269d0", label="task vector")
-    figure.legend(loc="outside lower center", ncols=2)
-    return {NAME: figure}
+    rows = [(name, way, ways[way]) for name, ways in pairs.items() for way in ways]
+    figure, (axes,) = figures.canvas(9, 0.22 * len(rows) + 0.7)
+    places = np.arange(len(rows))[::-1]
+    for shift, measure in ((0.15, "icl"), (-0.15, "task_vector")):
+        figures.pointed(axes, [scores[measure] for *_, scores in rows], places + shift, measure)
+    axes.set_yticks(places, [f"{pair_title(name)}: {way}" for name, way, _ in rows])
+    for i, (name, *_) in enumerate(rows[1:]):
+        if name != rows[i][0]:
+            figures.rule(axes, places[i] - 0.5, strong=True)
+    figures.shares(axes, "x")
+    axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="accuracy on test, with 95 % intervals")
+    mixed = [ways["both"] for name, ways in pairs.items() if "both" in ways and name != CONTROL]
+    title = "One vector for two directions"
+    if mixed:
+        icl, vector = (
+            np.mean([both[measure]["accuracy"] for both in mixed])
+            for measure in ("icl", "task_vector")
+        )
+        title = (
+            f"With both directions in one prompt: in context {icl:.2f}, one task vector"
+            f" {vector:.2f} (mean of {len(mixed)} pairs)"
+        )
+    key = figures.point_key(("icl", "task_vector"))
+    return {NAME: figures.finish(figure, result, title, key)}
+
+
+def pair_title(name: str) -> str:
+    """`upper / lower` of `upper_lower`."""
+    return name.replace("_", " / ", 1).replace("_", " ")

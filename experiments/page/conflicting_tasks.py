@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.page import about
 from experiments.page.section import Section, Table, number, score, text
 
 NAME = "conflicting_tasks"
+MANY_PAIRS = 12  # more are shown as two matrices
 
 
 def section(result: dict[str, Any]) -> Section:
     """What wins, the prompt or the vector."""
-    pairs, titles = result["pairs"], _titles(result)
+    pairs, titles = result["pairs"], about.titles_of(result)
     follows = [key for key, pair in pairs.items() if _follows_vector(pair)]
     stays = [
         key for key, pair in pairs.items() if pair["theta"]["a"]["low"] > pair["theta"]["b"]["high"]
@@ -114,8 +116,10 @@ def section(result: dict[str, Any]) -> Section:
             ),
         ],
         {
-            NAME: "Share of answers right for A, for B and for neither: the plain prompt of A (left"
-            " bar) and with theta of B at its last token (right bar)."
+            NAME: "Share of answers right for A, for B and for neither: the plain prompt of A (upper"
+            " bar) and with theta of B at its last token (lower bar)."
+            if len(pairs) <= MANY_PAIRS
+            else "Share of answers right for the task of the prompt and for that of the vector."
         },
     )
 
@@ -125,70 +129,76 @@ def _follows_vector(pair: dict[str, Any]) -> bool:
     return theta["b"]["low"] > max(theta["a"]["high"], plain["b"]["high"])
 
 
-def _titles(result: dict[str, Any]) -> dict[str, str]:
-    """Each task's name without its category."""
-    return {
-        name: name.removeprefix(f"{category}_").replace("_", " ")
-        for name, category in result["categories"].items()
-    }
+def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Bars for a few pairs, two matrices for many."""
+    if not result["pairs"]:
+        return {}
+    many = len(result["pairs"]) > MANY_PAIRS
+    return {NAME: (_draw_matrices if many else _draw_bars)(result)}
 
 
-def draw_figure(result: dict[str, Any]) -> Any:
-    """Stacked bars, two a pair."""
+def _title(result: dict[str, Any]) -> str:
+    pairs = list(result["pairs"].values())
+    won = sum(_follows_vector(pair) for pair in pairs)
+    return (
+        f"With theta of task B written into a prompt of task A, the vector wins in {won} of"
+        f" {len(pairs)} pairs"
+    )
+
+
+def _draw_bars(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    pairs, tasks = result["pairs"], _titles(result)
-    if len(pairs) > 12:
-        return _draw_matrix(result)
-    figure, (axes,) = figures.canvas(max(6.0, 1.7 * len(pairs) + 1.5), 4.2)
-    colours = {"a": "#b9bec6", "b": "#4269d0", "neither": "#ff725c"}
-    titles = {
-        "a": "right for A (the prompt)",
-        "b": "right for B (the vector)",
-        "neither": "neither",
-    }
-    for x, pair in enumerate(pairs.values()):
-        for offset, name in ((-0.2, "plain"), (0.2, "theta")):
-            base = 0.0
-            for kind, colour in colours.items():
-                height = pair[name][kind]["accuracy"]
-                axes.bar(x + offset, height, 0.36, bottom=base, color=colour)
-                base += height
-    for kind, colour in colours.items():
-        axes.bar(0, 0, color=colour, label=titles[kind])
-    labels = [f"{tasks[pair['a']]}\n← {tasks[pair['b']]}" for pair in pairs.values()]
-    axes.set_xticks(range(len(pairs)), labels)
-    axes.set(ylim=(0, 1.02), ylabel="share of answers")
-    axes.set_title(f"{result['model']}: prompt of A (top), theta of B (bottom)")
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
+    pairs, titles = result["pairs"], about.titles_of(result)
+    figure, (axes,) = figures.canvas(9, 0.62 * len(pairs) + 0.6)
+    kinds = {"a": "icl", "b": "task_vector", "neither": "neither"}
+    names, places = [], []
+    for i, pair in enumerate(pairs.values()):
+        for shift, prompt in ((0.0, "plain"), (0.42, "theta")):
+            start = 0.0
+            for kind, look in kinds.items():
+                width = pair[prompt][kind]["accuracy"]
+                colour = figures.LOOKS[look].colour
+                axes.barh(i + shift, width, 0.36, left=start, color=colour)
+                start += width
+            places.append(i + shift)
+        names += [f"{titles[pair['a']]}", f"+ theta of {titles[pair['b']]}"]
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of answers; upper bar the plain prompt of A, lower bar with theta of B")
+    key = [
+        figures.swatch(title, figures.LOOKS[kinds[kind]].colour)
+        for kind, title in (
+            ("a", "right for A, which the prompt shows"),
+            ("b", "right for B, whose theta is written"),
+            ("neither", "neither"),
+        )
+    ]
+    return figures.finish(figure, result, _title(result), key)
 
 
-def _draw_matrix(result: dict[str, Any]) -> Any:
+def _draw_matrices(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    names = sorted({pair[side] for pair in result["pairs"].values() for side in ("a", "b")})
-    figure, axes = figures.canvas(15, 0.36 * len(names) + 2.2, 1, 2)
+    pairs, titles = result["pairs"], about.titles_of(result)
+    rows, columns = (sorted({pair[side] for pair in pairs.values()}) for side in ("a", "b"))
+    beside = len(columns) <= 20
+    panel = 0.17 * len(rows) + 1.9
+    shape = (1, 2) if beside else (2, 1)
+    figure, axes = figures.canvas(figures.WIDTH, panel * shape[0], *shape)
     for axis, kind, title in (
-        (axes[0], "a", "answers of A, the prompt (row)"),
-        (axes[1], "b", "answers of B, the vector (column)"),
+        (axes[0], "a", "share of answers of A, the prompt (row)"),
+        (axes[1], "b", "share of answers of B, the vector (column)"),
     ):
         grid = [
             [
-                result["pairs"][f"{a}-{b}"]["theta"][kind]["accuracy"]
-                if f"{a}-{b}" in result["pairs"]
-                else None
-                for b in names
+                pairs[f"{a}-{b}"]["theta"][kind]["accuracy"] if f"{a}-{b}" in pairs else None
+                for b in columns
             ]
-            for a in names
+            for a in rows
         ]
-        shown = [_titles(result)[name] for name in names]
-        figures.heat_map(axis, grid, shown, shown, write=".1f")
-        axis.set_xticks(range(len(names)), shown, rotation=60, ha="right")
+        names = [[titles[name] for name in some] for some in (rows, columns)]
+        figures.heat_map(axis, grid, *names, label="share", upright=True)
         axis.set_title(title)
-    return figure
-
-
-def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Bars for a few pairs, two matrices for many."""
-    return {NAME: draw_figure(result)} if result["pairs"] else {}
+    return figures.finish(figure, result, _title(result))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page import about
 from experiments.page.section import Section, Table, number, text
 
 MEASURES = ("baseline", "task_vector", "icl")
@@ -13,7 +14,7 @@ MEASURES = ("baseline", "task_vector", "icl")
 
 def section(result: dict[str, Any]) -> Section:
     """Depth and averages, model by model."""
-    models = result["models"]
+    models = _named(result)
     ours = {name: model for name, model in models.items() if model["ours"]}
     theirs = [_depth(model) for model in models.values() if not model["ours"]]
     words = [
@@ -57,8 +58,8 @@ def section(result: dict[str, Any]) -> Section:
             )
         ],
         {
-            "cross_models_depth": "Mean dev accuracy by layer, layers as a share of depth; thick"
-            " lines are ours, thin ones the paper's (four of them read off its figure).",
+            "cross_models_depth": "Mean dev accuracy by layer, layers as a share of depth, by first"
+            " tokens; four of the paper's curves are read off its figure.",
             "cross_models_averages": "Averages per model over tasks where ICL beats the baseline"
             " by 0.20 or more.",
         },
@@ -75,47 +76,91 @@ def _recovered(model: dict[str, Any]) -> float | None:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Curves over depth, and bars of averages."""
+    """Curves over depth, and averages."""
+    return {
+        "cross_models_depth": _draw_depth(result),
+        "cross_models_averages": _draw_averages(result),
+    }
+
+
+def _draw_depth(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    models = result["models"]
-    depth, (axes,) = figures.canvas(8.5, 4.6)
-    for i, (name, model) in enumerate(models.items()):
-        curve = np.array([np.nan if v is None else v for v in model["curve"]], float)
-        axes.plot(
-            np.arange(1, len(curve) + 1) / len(curve),
-            curve,
-            color=figures.COLOURS[i % len(figures.COLOURS)],
-            linewidth=2.6 if model["ours"] else 1.0,
-            marker="o" if model["ours"] else None,
-            markersize=3,
-            alpha=1.0 if model["ours"] else 0.8,
-            label=name,
-        )
-    axes.set(
-        xlabel="depth (layer / number of layers)",
-        ylabel="mean dev accuracy",
-        xlim=(0, 1),
-        ylim=(0, 1.02),
+    models = _named(result)
+    figure, panels = figures.small_multiples(len(models), 4, 1.5)
+    ours = [model for model in models.values() if model["ours"]]
+    for axes, (name, model) in zip(panels, models.items(), strict=True):
+        for other in [] if model["ours"] else ours:
+            curve = _curve(other)
+            axes.plot(*curve, color=figures.quiet(), ls=":", lw=1.2, label="ours")
+        depth, curve = _curve(model)
+        figures.curve(axes, depth, curve, "task_vector", linewidth=2.4 if model["ours"] else 1.5)
+        best = int(np.nanargmax(curve))
+        axes.plot(depth[best], curve[best], "o", color=figures.LOOKS["task_vector"].colour, ms=6)
+        figures.panel_title(axes, name)
+        figures.shares(axes)
+        axes.set_xlim(0, 1.02)
+        axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+    figures.outer_labels(panels, "depth: layer / number of layers", "accuracy")
+    peaks = [_depth(model) for model in ours]
+    theirs = [_depth(model) for model in models.values() if not model["ours"]]
+    title = (
+        f"Task vectors work best at {' and '.join(f'{peak:.0%}' for peak in peaks)} of the depth"
+        f" here, at {min(theirs):.0%} to {max(theirs):.0%} in the paper's models"
     )
-    axes.set_title("Where in its depth each model takes a task vector")
-    axes.legend()
-    bars, (axes,) = figures.canvas(max(7.0, 1.15 * len(models)), 4.2)
-    colours = {"baseline": "#b9bec6", "task_vector": "#4269d0", "icl": "#3ca951"}
-    titles = {"baseline": "zero-shot", "task_vector": "task vector", "icl": "ICL"}
-    for k, (measure, colour) in enumerate(colours.items()):
-        heights = [model["averages"][measure] or 0.0 for model in models.values()]
-        places = np.arange(len(models)) + 0.27 * (k - 1)
-        axes.bar(places, heights, 0.25, color=colour, label=titles[measure])
-        for x, height in zip(places, heights, strict=True):
-            axes.text(x, height + 0.01, f"{height:.2f}", ha="center", fontsize=6)
-    labels = [
-        (name.replace(", ", "\n") if model["ours"] else name.replace(" (paper)", ""))
-        + f"\n{'' if model['ours'] else 'paper, '}{model['averages_tasks']} tasks"
-        for name, model in models.items()
+    key = [
+        *figures.key_of(("task_vector",), task_vector="mean dev curve of the model; dot: its peak"),
+        figures.line_entry("ours, to compare", color=figures.quiet(), ls=":", lw=1.2),
     ]
-    axes.set_xticks(range(len(models)), labels, fontsize=7)
-    axes.set(ylim=(0, 1.05), ylabel="mean accuracy")
-    axes.set_title("Averages over tasks where ICL gains 0.20 or more")
-    bars.legend(loc="outside lower center", ncols=3)
-    return {"cross_models_depth": depth, "cross_models_averages": bars}
+    return figures.finish(figure, result, title, key)
+
+
+def _curve(model: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and mean accuracy of every layer."""
+    curve = np.array([np.nan if v is None else v for v in model["curve"]], float)
+    return np.arange(1, len(curve) + 1) / len(curve), curve
+
+
+def _draw_averages(result: dict[str, Any]) -> Any:
+    from experiments.page import figures
+
+    models = _named(result)
+    figure, (axes,) = figures.canvas(9, 0.28 * len(models) + 0.7)
+    places = np.arange(len(models))[::-1]
+    for measure in MEASURES:
+        look = figures.LOOKS[measure]
+        heights = [model["averages"][measure] for model in models.values()]
+        values = np.array([np.nan if height is None else height for height in heights])
+        axes.plot(values, places, look.marker, color=look.colour, ms=7, label=look.title)
+    for y in places[:-1]:
+        figures.rule(axes, y - 0.5)
+    names = [f"{name}, {model['averages_tasks']} tasks" for name, model in models.items()]
+    axes.set_yticks(places, names)
+    figures.shares(axes, "x")
+    axes.set(ylim=(-0.6, len(models) - 0.4), xlabel="mean accuracy over tasks where ICL gains .20")
+    shares = [
+        f"{share:.0%}"
+        for model in models.values()
+        if model["ours"] and (share := _recovered(model)) is not None
+    ]
+    theirs = [share for m in models.values() if not m["ours"] and (share := _recovered(m))]
+    had = " and ".join(shares) or "none"
+    title = (
+        f"Of what ICL gains, theta has {had} here, {min(theirs):.0%} to {max(theirs):.0%} in the"
+        " paper's models"
+    )
+    key = [
+        figures.line_entry(look.title, color=look.colour, marker=look.marker, ls="", ms=7)
+        for look in (figures.LOOKS[measure] for measure in MEASURES)
+    ]
+    return figures.finish(figure, result, title, key)
+
+
+def _named(result: dict[str, Any]) -> dict[str, Any]:
+    """The models by the names they are shown by."""
+    names = {name: about.without_directories(name) for name in result["models"]}
+    shown = list(names.values())
+    return {
+        names[name] if shown.count(names[name]) == 1 else name: model
+        for name, model in result["models"].items()
+    }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments.page import about
 from experiments.page.section import Section, Table, number, score, text
 
 NAME = "dose"
@@ -79,8 +81,9 @@ def section(result: dict[str, Any]) -> Section:
             )
         ],
         {
-            NAME: "Demonstrations (ICL dashed), dummy queries, prompts averaged over, and the scale"
-            " at which theta is added instead of replacing (dotted line: replacing)."
+            NAME: "Accuracy by the number of demonstrations, of dummy queries, of prompts averaged"
+            " over, and by the scale at which theta is added: mean over tasks above, every task"
+            " below."
         },
     )
 
@@ -99,36 +102,66 @@ def _questions(task: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Four panels, a line a task."""
+    """The means as curves, and every task as a row of numbers below them."""
     from experiments.page import figures
 
-    figure, panels = figures.canvas(13, 3.8, 1, 4, sharey=True)
-    names = list(result["tasks"])
-    for name, task in result["tasks"].items():
-        colour = figures.COLOURS[names.index(name) % len(figures.COLOURS)]
-        for axis, (question, values) in zip(panels, _questions(task), strict=True):
-            doses = list(values)
-            heights = [values[d].get("task_vector", values[d])["accuracy"] for d in doses]
-            axis.plot(
-                [float(d) for d in doses],
-                heights,
-                "o-",
-                markersize=4,
-                color=colour,
-                label=figures.short(name, result["categories"][name])
-                if axis is panels[0]
-                else None,
-            )
-            if question == "demonstrations":
-                icl = [values[d]["icl"]["accuracy"] for d in doses]
-                axis.plot([float(d) for d in doses], icl, "--", lw=0.9, color=colour)
-            if question == "scale when added":
-                axis.axhline(task["replaced"]["accuracy"], color=colour, ls=":", lw=0.9)
-            axis.set_xscale("log", base=2)
-            ticks = sorted(float(d) for d in values)
-            if ticks:
-                axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.set(xlabel=question, ylim=(-0.02, 1.02))
-    panels[0].set_ylabel("accuracy on test")
-    figure.legend(loc="outside lower center", ncols=max(1, len(names)))
-    return {NAME: figure}
+    tasks, titles = list(result["tasks"].values()), about.titles_of(result)
+    asked = [question for question, _ in _questions(tasks[0])]
+    doses = {question: shared_doses(tasks, question) for question in asked}
+    height = 0.165 * len(tasks) + 0.5
+    figure, panels = figures.canvas(
+        figures.WIDTH, 2.4 + height, 2, len(asked), sharey="row", height_ratios=[2.4, height]
+    )
+    for i, question in enumerate(asked):
+        above, below = panels[i], panels[len(asked) + i]
+        grid = [[_score(task, question, dose) for dose in doses[question]] for task in tasks]
+        places = np.arange(len(doses[question]))
+        names = [f"{float(dose):g}" for dose in doses[question]]
+        if not names:
+            above.remove()
+            below.remove()
+            continue
+        figures.curve(above, places, np.mean(grid, axis=0), "task_vector", marker="o", ms=4)
+        if question == "demonstrations":
+            icl = [
+                np.mean([task["demonstrations"][dose]["icl"]["accuracy"] for task in tasks])
+                for dose in doses[question]
+            ]
+            figures.curve(above, places, icl, "icl", marker="D", ms=4)
+        if question == "scale when added":
+            replaced = float(np.mean([task["replaced"]["accuracy"] for task in tasks]))
+            above.axhline(replaced, color=figures.ink(), ls=":", lw=1.3, label="replacing")
+        figures.shares(above)
+        above.set_xticks(places, names)
+        above.set_xlim(-0.5, len(names) - 0.5)
+        above.set_title(question)
+        rows = [titles[name] for name in result["tasks"]]
+        figures.heat_map(below, grid, rows, names, write=".2f", upright=False)
+    panels[0].set_ylabel(f"accuracy, mean of {len(tasks)}")
+    counts = doses["demonstrations"]
+    title = "How much of what makes a task vector"
+    if counts:
+        first, last = (
+            np.mean([_score(task, "demonstrations", dose) for task in tasks])
+            for dose in (counts[0], counts[-1])
+        )
+        title = (
+            f"From {counts[0]} to {counts[-1]} demonstrations theta goes from {first:.2f} to"
+            f" {last:.2f} (mean of {len(tasks)} tasks)"
+        )
+    key = [
+        *figures.key_of(("task_vector", "icl")),
+        figures.line_entry("theta replaces the state instead of being added", ls=":", lw=1.3),
+    ]
+    return {NAME: figures.finish(figure, result, title, key)}
+
+
+def shared_doses(tasks: Sequence[dict[str, Any]], question: str) -> list[str]:
+    """The doses that every task was measured at, in order."""
+    values = [dict(_questions(task))[question] for task in tasks]
+    return [dose for dose in values[0] if all(dose in other for other in values)]
+
+
+def _score(task: dict[str, Any], question: str, dose: str) -> float:
+    value = dict(_questions(task))[question][dose]
+    return value.get("task_vector", value)["accuracy"]

@@ -28,7 +28,7 @@ def section(result: dict[str, Any]) -> Section:
         ]
         for step in result["steps"]
     ]
-    columns = ["step", "baseline", "ICL", "task vector", "best layer"]
+    columns = ["step", "zero-shot", "ICL", "task vector", "best layer"]
     caption = f"Mean of {len(result['settings']['tasks'])} tasks by step"
     return Section(
         "When does the task vector appear?",
@@ -39,25 +39,30 @@ def section(result: dict[str, Any]) -> Section:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """A heat map step x layer, and scores by step."""
+    """Scores by step, and a heat map step x layer."""
     from experiments.page import figures
 
     steps = result["steps"]
     grid = [step["dev_accuracy_by_layer"] for step in steps]
-    figure, axes = figures.canvas(11, 4.2, 1, 2)
-    names = [str(step["step"]) for step in steps]
+    figure, (left, right) = figures.canvas(figures.WIDTH, max(3.0, 0.17 * len(steps) + 1), 1, 2)
+    names = [f"{step['step']:,}" for step in steps]
+    for key in ("baseline", "task_vector", "icl"):
+        look = figures.LOOKS[key]
+        figures.curve(
+            left, range(len(steps)), [s[key] for s in steps], key, marker=look.marker, ms=4
+        )
+    left.set_xticks(range(len(steps)), names, rotation=90)
+    left.set(xlabel="training step")
+    left.set_title(f"accuracy on test, mean of {len(result['settings']['tasks'])} tasks")
+    figures.shares(left)
     layers = [str(layer) for layer in range(len(grid[0]))]
-    wide = len(layers) > 12
-    figures.heat_map(
-        axes[0], grid, names, layers, label="dev accuracy", write="" if wide else ".2f"
+    figures.heat_map(right, grid, names, layers, label="accuracy")
+    right.set(xlabel="layer after which theta is read and written", ylabel="training step")
+    right.set_title("task vector on dev, by first tokens")
+    when = result["appears"]
+    title = "; ".join(
+        f"{what} {'does not appear' if when[key] is None else f'appears by step {when[key]:,}'}"
+        for key, what in (("icl", "In-context learning"), ("task_vector", "the task vector"))
     )
-    axes[0].set(xlabel="layer after which θ is read and written", ylabel="training step")
-    axes[0].set_title("task vector by step and layer")
-    shown = (("icl", "in context"), ("task_vector", "task vector"), ("baseline", "zero-shot"))
-    for colour, (key, label) in zip(figures.COLOURS, shown, strict=False):
-        axes[1].plot(range(len(steps)), [s[key] for s in steps], "o-", color=colour, label=label)
-    axes[1].set_xticks(range(len(steps)), names, rotation=45)
-    axes[1].set(xlabel="training step", ylim=(-0.02, 1.02))
-    axes[1].set_title(f"mean of {len(result['settings']['tasks'])} tasks")
-    axes[1].legend(loc="upper left")
-    return {NAME: figure}
+    key = figures.key_of(("baseline", "task_vector", "icl"))
+    return {NAME: figures.finish(figure, result, title, key)}

@@ -1,101 +1,295 @@
 """Figures, drawn from result files and never from live arrays.
 
-What every figure shares is here: colours, the light and the dark theme, saving. Each experiment
-draws its own with them (`draw` in its module).
+Their parts: canvases, small multiples, curves, heat maps, the title, the key and the corner that
+says which run a figure is of. Each experiment's page draws its own with them, in the style of
+`experiments.page.style`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from experiments.page import about
+from experiments.page.style import (
+    CATEGORY_COLOURS,
+    DIVERGING,
+    HEAT,
+    LOOKS,
+    TEXT,
+    WIDTH,
+    colour_of,
+    ink,
+    quiet,
+    theme,
+)
 from experiments.run.writing import write_whole
 
-CATEGORY_COLOURS = {
-    "algorithmic": "#4269d0",
-    "knowledge": "#efb118",
-    "linguistic": "#3ca951",
-    "translation": "#ff725c",
-}
-OTHER_COLOUR = "#97bbf5"
-OWN_COLOURS = ("#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e")
-COLOURS = (*CATEGORY_COLOURS.values(), *OWN_COLOURS)
-HEAT = "viridis"
-INK = {"light": "#1c1f24", "dark": "#e6e8eb"}
-QUIET = {"light": "#8a9099", "dark": "#8a9099"}
-
-
-@contextlib.contextmanager
-def theme(name: str) -> Iterator[None]:
-    """Draws figures for a light or a dark page; the background is left to the page."""
-    ink = INK[name]
-    with plt.rc_context(
-        {
-            "figure.facecolor": "white" if name == "light" else "none",
-            "axes.facecolor": "none",
-            "savefig.facecolor": "white" if name == "light" else "none",
-            "text.color": ink,
-            "axes.labelcolor": ink,
-            "axes.edgecolor": QUIET[name],
-            "xtick.color": ink,
-            "ytick.color": ink,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 11,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.labelsize": 9,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-            "figure.constrained_layout.use": True,
-            "figure.max_open_warning": 0,
-            "svg.hashsalt": "taskvec_jax",  # otherwise identifiers differ from run to run
-        }
-    ):
-        yield
-
-
-def ink() -> str:
-    """The colour of text in the current theme."""
-    return str(plt.rcParams["text.color"])
+__all__ = ["DIVERGING", "canvas", "colour_of", "ink", "quiet", "theme"]  # of the style too
+COLOURS = (*(look.colour for look in LOOKS.values()), *CATEGORY_COLOURS.values())
+ROOM = 0.03  # what is left free above 1 and below 0
+EDGE = 0.1  # inches between the edge of a figure and its title, key and corner
 
 
 def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, **more: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row."""
+    """A figure and its axes, row by row; `finish` adds the height of title, key and corner."""
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **more)
     return figure, list(axes.flat)
 
 
-def short(task: str, category: str) -> str:
-    """A task's name without its category, spaces for underscores."""
-    return task.removeprefix(f"{category}_").replace("_", " ")
-
-
-def colour_of(category: str, shown: Iterable[str] = ()) -> str:
-    """The colour of a category; of a user's own, by its place among the own ones of a figure.
+def small_multiples(
+    count: int, columns: int, height: float, width: float = WIDTH, **more: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` small panels that share their axes.
 
     Args:
-      shown: the categories of the figure.
+      columns: at most; fewer panels are no wider.
+      height: of a panel, in inches.
+      width: of `columns` panels.
     """
-    if category in CATEGORY_COLOURS:
-        return CATEGORY_COLOURS[category]
-    own = sorted({name for name in shown if name not in CATEGORY_COLOURS})
-    return OWN_COLOURS[own.index(category) % len(OWN_COLOURS)] if category in own else OTHER_COLOUR
+    across = min(count, columns)
+    rows = math.ceil(count / across)
+    size = width if count >= columns else max(4.0, width * across / columns)
+    options = {"sharex": True, "sharey": True} | more
+    figure, axes = canvas(size, height * rows + 0.3, rows, across, **options)
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[count - across : count]:  # the last one of each column
+        axis.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def pointed(
+    axes: Axes, scores: Sequence[dict[str, Any]], places: Any, name: str, **style: Any
+) -> None:
+    """Scores as points of a measure's look, one at each place of the y axis, with intervals.
+
+    Args:
+      scores: with `accuracy`, `low` and `high`.
+      name: of `style.LOOKS`.
+    """
+    look = LOOKS[name]
+    for y, score in zip(places, scores, strict=True):
+        ends = [score["low"], score["high"]]
+        axes.plot(ends, [y, y], color=look.colour, lw=1.1, alpha=0.55, label="_interval")
+    shares_right = [score["accuracy"] for score in scores]
+    chosen = {"color": look.colour, "ms": 4.5, "label": look.title, **style}
+    axes.plot(shares_right, places, look.marker, **chosen)
+
+
+def point_key(names: Iterable[str]) -> list[Artist]:
+    """Entries of a key for points with intervals (`pointed`)."""
+    return [
+        line_entry(look.title, color=look.colour, marker=look.marker, ms=4.5, lw=1.1)
+        for look in (LOOKS[name] for name in names)
+    ]
+
+
+def rule(axes: Axes, y: float, strong: bool = False) -> None:
+    """A line between rows."""
+    width, alpha = (1.2, 1.0) if strong else (0.4, 0.35)
+    axes.axhline(y, color=quiet(), lw=width, alpha=alpha, label="_rule")
+
+
+def outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
+    """Says once what the axes of small panels are: under and beside the first column."""
+    across = axes[0].get_gridspec().ncols  # pyright: ignore[reportOptionalMemberAccess]
+    below = axes[(len(axes) - 1) // across * across]
+    below.set_xlabel(x, loc="left")
+    axes[0].set_ylabel(y, loc="top")
+
+
+def panel_title(axes: Axes, title: str) -> None:
+    """The name of a small panel, in as many lines as fit over it."""
+    lines = textwrap.wrap(title, max(8, int(13 * (_share_of_width(axes) - 0.25))))
+    axes.set_title("\n".join(lines), fontsize=TEXT + 0.5, fontweight="normal")
+
+
+def finish(
+    figure: Figure, result: dict[str, Any], title: str, key: Sequence[Artist] = ()
+) -> Figure:
+    """Adds what every figure has: a title, a key, and the run in the corner.
+
+    Args:
+      title: what the figure shows was found.
+      key: see `key_of` and `swatch`; every colour and line style of the figure.
+    """
+    width, inner = figure.get_figwidth(), figure.get_figheight()
+    lines = textwrap.wrap(title, int(9.6 * (width - 2 * EDGE)))
+    corner = textwrap.wrap(about.stamp(result), int(14.5 * (width - 2 * EDGE)))
+    top = EDGE + 0.2 * len(lines)
+    legend = None
+    for columns in range(len(key), 0, -1):
+        if legend is not None:
+            legend.remove()
+        legend = figure.legend(
+            handles=list(key),
+            loc="upper left",
+            ncols=columns,
+            borderaxespad=0.0,
+            borderpad=0.2,
+            columnspacing=1.4,
+            handlelength=2.6,
+        )
+        legend.set_in_layout(False)
+        box = legend.get_window_extent(_renderer(figure))
+        if box.width / figure.dpi <= width - EDGE:
+            top += box.height / figure.dpi
+            break
+    bottom = 0.05 + 0.15 * len(corner)
+    height = inner + top + bottom
+    figure.set_size_inches(width, height)
+    figure.text(
+        EDGE / width,
+        1 - EDGE / height,
+        "\n".join(lines),
+        fontsize=TEXT + 2.5,
+        fontweight="bold",
+        va="top",
+        linespacing=1.15,
+    ).set_in_layout(False)
+    if legend is not None:
+        legend.set_bbox_to_anchor((0.5 * EDGE / width, 1 - (EDGE + 0.2 * len(lines)) / height))
+    figure.text(
+        1 - EDGE / width,
+        0.05 / height,
+        "\n".join(corner),
+        fontsize=TEXT,
+        color=quiet(),
+        ha="right",
+        va="bottom",
+        linespacing=1.1,
+    ).set_in_layout(False)
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)  # of the theme
+    engine.set(rect=(0, bottom / height, 1, inner / height))  # pyright: ignore[reportCallIssue]
+    return figure
+
+
+def _renderer(figure: Figure) -> Any:
+    return figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def key_of(names: Iterable[str], **titles: str) -> list[Artist]:
+    """Entries of a key for what is measured, by names of `style.LOOKS`.
+
+    Args:
+      titles: what to call some of them instead.
+    """
+    return [
+        line_entry(
+            titles.get(name, LOOKS[name].title),
+            color=LOOKS[name].colour,
+            linestyle=LOOKS[name].line,
+        )
+        for name in names
+    ]
+
+
+def line_entry(label: str, **style: Any) -> Line2D:
+    """An entry of a key: a line, or a marker."""
+    return Line2D([], [], label=label, **{"color": ink(), "linewidth": 1.6, **style})
+
+
+def swatch(label: str, colour: str, **style: Any) -> Patch:
+    """An entry of a key: an area."""
+    return Patch(facecolor=colour, label=label, linewidth=0, **style)
+
+
+def category_key(categories: Iterable[str]) -> list[Artist]:
+    """Entries of a key for the categories of tasks."""
+    shown = list(dict.fromkeys(categories))
+    return [line_entry(name, color=colour_of(name, shown)) for name in shown]
+
+
+def curve(
+    axes: Axes,
+    x: Any,
+    y: Any,
+    name: str,
+    *,
+    label: str | None = None,
+    spread: tuple[Any, Any] | None = None,
+    **style: Any,
+) -> None:
+    """A line in the look of what is measured, with its band.
+
+    Args:
+      name: of `style.LOOKS`.
+      label: what is said of it where a reader points at it; its title when None.
+      spread: the lower and the upper end of the band; a share stays within 0 and 1.
+    """
+    look = LOOKS[name]
+    chosen = {"color": look.colour, "linestyle": look.line, "linewidth": 1.6, **style}
+    axes.plot(x, y, label=label or look.title, **chosen)
+    if spread is not None:
+        low, high = (np.clip(np.array(end, float), 0, 1) for end in spread)
+        axes.fill_between(x, low, high, color=chosen["color"], alpha=0.15, linewidth=0)
+
+
+def level(axes: Axes, y: float, name: str, label: str | None = None, **style: Any) -> None:
+    """A horizontal line in the look of what is measured."""
+    look = LOOKS[name]
+    chosen = {"color": look.colour, "linestyle": look.line, "linewidth": 1.3, **style}
+    axes.axhline(y, label=label or look.title, **chosen)
+
+
+def _leads(axes: Axes, axis: str) -> bool:
+    """Whether it is the first of the panels that share this axis; ticks of one are those of all."""
+    shared = axes.get_shared_x_axes() if axis == "x" else axes.get_shared_y_axes()
+    siblings = shared.get_siblings(axes)
+    return len(siblings) == 1 or next(a for a in axes.figure.axes if a in siblings) is axes
+
+
+def shares(axes: Axes, axis: str = "y") -> None:
+    """An axis of shares: 0 to 1 with a little room, and ticks that can be read."""
+    if not _leads(axes, axis):
+        return
+    limits, ticks = (-ROOM, 1 + ROOM), [0, 0.25, 0.5, 0.75, 1]
+    names = ["0", "", ".5", "", "1"]
+    if axis == "y":
+        axes.set_ylim(*limits)
+        axes.set_yticks(ticks, names)
+    else:
+        axes.set_xlim(*limits)
+        axes.set_xticks(ticks, names)
+
+
+def layers(axes: Axes, count: int) -> None:
+    """An axis of layers, 0-based, with whole numbers that do not run into each other."""
+    if not _leads(axes, "x"):
+        return
+    axes.set_xlim(-0.3, max(1, count - 1) + 0.3)
+    width = 0.85 * _share_of_width(axes)
+    axes.set_xticks(range(0, count, _step(count, width, 0.26)))
+
+
+def _share_of_width(axes: Axes) -> float:
+    """Inches of the figure's width that there are for a panel and its labels."""
+    across = axes.get_gridspec().ncols  # pyright: ignore[reportOptionalMemberAccess]
+    return axes.get_figure(root=True).get_figwidth() / across  # pyright: ignore
+
+
+def _step(count: int, width: float, each: float) -> int:
+    """Every how many of `count` labels there is room for, where one needs `each` inches."""
+    least = max(1, math.ceil(count * each / max(width, each)))
+    return next((step for step in (1, 2, 5, 10, 20, 50) if step >= least), least)
 
 
 def heat_map(
@@ -109,30 +303,57 @@ def heat_map(
     label: str = "",
     write: str = "",
     colours: str = HEAT,
+    upright: bool = False,
+    beside: Sequence[Axes] = (),
 ) -> None:
     """A heat map with named rows and columns.
 
     Args:
       values: [rows, columns], None or NaN for no value.
+      label: of the bar of colours; no bar when empty.
       write: format of the number written in each cell; none when empty.
+      upright: names of columns are turned, and every one is written.
+      beside: all panels that the bar of colours is for; this one alone when empty.
     """
     grid = np.array([[np.nan if v is None else v for v in row] for row in values], float)
     image = axes.imshow(grid, aspect="auto", vmin=low, vmax=high, cmap=colours)
-    axes.set_yticks(range(len(rows)), rows)
-    step = max(1, len(columns) // 16)
-    axes.set_xticks(range(0, len(columns), step), list(columns)[::step])
+    if _leads(axes, "y"):
+        axes.set_yticks(range(len(rows)), rows)
+    width = 0.85 * _share_of_width(axes)
+    longest = max(map(len, columns), default=1)
+    step = 1 if upright else _step(len(columns), width, 0.08 * longest + 0.06)
+    shown = list(columns)[::step]
+    if _leads(axes, "x"):
+        axes.set_xticks(range(0, len(columns), step), shown, rotation=90 if upright else 0)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     for i, j in np.argwhere(np.isfinite(grid)) if write else ():
-        bright = (grid[i, j] - low) / (high - low or 1.0) > 0.6
-        colour = "black" if bright != colours.endswith("_r") else "white"
+        red, green, blue, _ = image.cmap(image.norm(grid[i, j]))
+        bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
         axes.text(
-            j, i, format(grid[i, j], write), ha="center", va="center", fontsize=8, color=colour
+            j,
+            i,
+            format(grid[i, j], write).replace("0.", ".") if write == ".2f" else format(grid[i, j], write),
+            ha="center",
+            va="center",
+            fontsize=TEXT,
+            color="black" if bright else "white",
         )
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=7, length=0)
+    if label:
+        panels = list(beside) or [axes]
+        rows_of_panels = math.ceil(len(panels) / axes.get_gridspec().ncols)  # pyright: ignore
+        bar = axes.figure.colorbar(
+            image,
+            ax=panels,
+            fraction=0.03,
+            pad=0.02,
+            aspect=15,
+            shrink=1 / rows_of_panels,
+            anchor=(0.0, 1.0),
+        )
+        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+        bar.set_label(label, fontsize=TEXT)
+        bar.ax.tick_params(labelsize=TEXT, length=0)
 
 
 def render(figure: Figure, kind: str) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page import about
 from experiments.page.section import Section, Table, mean_score, number, score, text
 
 NAME = "function_vectors"
@@ -74,6 +75,8 @@ def section(result: dict[str, Any]) -> Section:
         for name, task in tasks.items()
     ]
     captions = {
+        f"{NAME}_scores": "Accuracy on test: zero-shot, the function vector added, theta written, in"
+        " context; the tick is the hardest of the controls.",
         f"{NAME}_layers": "Dev accuracy by layer, mean over tasks: the function vector added,"
         " replacing, and added to shuffled prompts (left); its cosine with mean theta (right)."
     }
@@ -174,40 +177,98 @@ def _shared(result: dict[str, Any]) -> str:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """The map of effects, and curves by layer."""
+    """Scores, the map of effects, and curves by layer."""
+    drawn = {f"{NAME}_scores": _draw_scores(result)}
+    if mattering := _mattering(result):
+        drawn[NAME] = _draw_effects(result, mattering)
+    return drawn | {f"{NAME}_layers": _draw_layers(result)}
+
+
+def _draw_scores(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    tasks, drawn = result["tasks"], {}
+    tasks, titles, mean = result["tasks"], about.titles_of(result), result["mean"]
+    figure, (axes,) = figures.canvas(9, 0.22 * len(tasks) + 0.7)
+    places = np.arange(len(tasks))[::-1]
+    shown = ("baseline", "function_vector", "task_vector", "icl")
+    for shift, name in zip((0.27, 0.09, -0.09, -0.27), shown, strict=True):
+        scores = [task["scores"][name] for task in tasks.values()]
+        figures.pointed(axes, scores, places + shift, name)
+    controls = [
+        max(
+            task["scores"][name]["accuracy"]
+            for name in ("random_heads", "random", "other_tasks")
+            if name in task["scores"]
+        )
+        for task in tasks.values()
+    ]
+    tick = {"color": figures.LOOKS["control"].colour, "marker": "|", "ls": "", "ms": 11, "mew": 2}
+    axes.plot(controls, places, label="hardest control", **tick)
+    axes.set_yticks(places, [titles[name] for name in tasks])
+    for y in places[:-1]:
+        figures.rule(axes, y - 0.5)
+    figures.shares(axes, "x")
+    axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
+    title = (
+        f"A sum of a few heads, added, scores {mean['function_vector']['accuracy']:.2f}; theta,"
+        f" written over the state, {mean['task_vector']['accuracy']:.2f} (mean of {len(tasks)} tasks)"
+    )
+    key = [*figures.point_key(shown), figures.line_entry("hardest control", **tick)]
+    return figures.finish(figure, result, title, key)
+
+
+def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
+    from experiments.page import figures
+
     layers = [str(layer) for layer in range(result["num_layers"])]
-    if mattering := _mattering(result):
-        grid = np.mean([tasks[name]["aie"] for name in mattering], axis=0).T  # [H, L]
-        width = max(5.0, 0.28 * len(layers) + 2)
-        height = max(2.6, 0.2 * len(grid) + 1.2)
-        figure, (axis,) = figures.canvas(width, height)
-        most = float(np.abs(grid).max()) or 1.0
-        heads = [str(head) for head in range(len(grid))]
-        figures.heat_map(
-            axis, grid, heads, layers, low=-most, high=most, label="AIE", colours="RdBu_r"
-        )
-        axis.set(xlabel="layer", ylabel="head")
-        drawn[NAME] = figure
-    figure, (left, right) = figures.canvas(10, 3.4, 1, 2)
-    labels = {"added": "added", "replaced": "replacing", "shuffled": "added, shuffled prompts"}
-    for colour, (name, label) in zip(figures.COLOURS, labels.items(), strict=False):
-        curve = np.mean([task["accuracy_by_layer"][name] for task in tasks.values()], axis=0)
-        left.plot(curve, "o-", markersize=3, color=colour, label=label)
-    left.set(xlabel="layer", ylabel="accuracy on dev", ylim=(-0.02, 1.02))
-    left.legend()
+    grid = np.mean([result["tasks"][name]["aie"] for name in mattering], axis=0).T  # [H, L]
+    width = min(figures.WIDTH, max(7.0, 0.28 * len(layers) + 2))
+    figure, (axis,) = figures.canvas(width, max(2.4, 0.17 * len(grid) + 1.0))
+    most = float(np.abs(grid).max()) or 1.0
+    heads = [str(head) for head in range(len(grid))]
+    colours = figures.DIVERGING
+    figures.heat_map(axis, grid, heads, layers, low=-most, high=most, label="AIE", colours=colours)
+    axis.set(xlabel="layer", ylabel="head")
+    head, layer = np.unravel_index(grid.argmax(), grid.shape)
+    title = (
+        f"Head {head} of layer {layer} restores most: {grid.max():+.3f} of the answer's probability"
+        f" (mean of {len(mattering)} tasks)"
+    )
+    return figures.finish(figure, result, title)
+
+
+def _draw_layers(result: dict[str, Any]) -> Any:
+    from experiments.page import figures
+
+    tasks, count = result["tasks"], result["num_layers"]
+    figure, (left, right) = figures.canvas(figures.WIDTH, 2.9, 1, 2)
+    ways = {
+        "added": ("added", "-"),
+        "replaced": ("replacing the state", "--"),
+        "shuffled": ("added to prompts with shuffled labels", ":"),
+    }
+    colour = figures.LOOKS["function_vector"].colour
+    means, key = {}, []
+    for name, (label, style) in ways.items():
+        means[name] = np.mean([t["accuracy_by_layer"][name] for t in tasks.values()], axis=0)
+        left.plot(range(count), means[name], ls=style, color=colour, lw=1.8, label=label)
+        key.append(figures.line_entry(label, color=colour, ls=style, lw=1.8))
+    figures.shares(left)
+    left.set(xlabel="layer", ylabel="accuracy on dev")
     cosines = np.array([task["cosine_to_theta"] for task in tasks.values()])
-    right.plot(cosines.mean(axis=0), "o-", markersize=3, color=figures.COLOURS[0])
+    right.plot(range(count), cosines.mean(axis=0), color=figures.ink(), lw=1.8, label="mean")
+    key.append(figures.line_entry("cosine with theta", lw=1.8))
     if len(cosines) > 1:
-        right.fill_between(
-            range(len(layers)),
-            cosines.min(axis=0),
-            cosines.max(axis=0),
-            alpha=0.2,
-            color=figures.COLOURS[0],
-        )
+        ends = cosines.min(axis=0), cosines.max(axis=0)
+        right.fill_between(range(count), *ends, alpha=0.2, color=figures.ink(), linewidth=0)
+        key.append(figures.swatch("lowest to highest of the tasks", figures.ink(), alpha=0.2))
     right.set(xlabel="layer", ylabel="cosine, function vector and theta")
-    drawn[f"{NAME}_layers"] = figure
-    return drawn
+    for axis in (left, right):
+        figures.layers(axis, count)
+    best = int(means["added"].argmax())
+    title = (
+        f"The function vector works best after layer {best}: {means['added'][best]:.2f}; it is"
+        f" never closer to theta than a cosine of {cosines.mean(axis=0).max():.2f} (means of"
+        f" {len(tasks)} tasks)"
+    )
+    return figures.finish(figure, result, title, key)

@@ -72,18 +72,36 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Accuracy against the number of heads, and where the induction heads are."""
     from experiments.page import figures
 
-    figure, (left, right) = figures.canvas(11, 3.8, 1, 2)
-    sizes, mean = [0, *result["sizes"]], result["mean"]
-    for colour, (name, title) in zip(figures.COLOURS, TITLES.items(), strict=False):
+    figure, (left, right) = figures.canvas(figures.WIDTH, 3.4, 1, 2)
+    sizes, mean, key = [0, *result["sizes"]], result["mean"], []
+    styles = {
+        "function_vector": (figures.LOOKS["function_vector"].colour, "-", "v"),
+        "induction": (figures.ink(), "-", "o"),
+        "induction_only": (figures.ink(), "--", "o"),
+        "random": (figures.LOOKS["control"].colour, "-.", "^"),
+    }
+    for name, title in TITLES.items():
+        colour, line, marker = styles[name]
         shown = [mean["icl"], *(mean[f"{name} {size}"] for size in result["sizes"])]
         heights = [value["accuracy"] for value in shown]
         low, high = ([value[end] for value in shown] for end in ("low_these", "high_these"))
-        left.plot(sizes, heights, "o-", markersize=3, color=colour, label=title)
-        left.fill_between(sizes, low, high, alpha=0.15, color=colour, linewidth=0)
-    left.set(xlabel="heads ablated", ylabel="accuracy in context", ylim=(-0.02, 1.02))
-    left.legend()
+        style = {"color": colour, "ls": line, "marker": marker, "ms": 4, "lw": 1.6}
+        left.plot(sizes, heights, label=title, **style)
+        left.fill_between(sizes, low, high, alpha=0.12, color=colour, linewidth=0)
+        key.append(figures.line_entry(title, **style))
+    left.set(xlabel="heads ablated (by their mean)", ylabel="accuracy in context")
+    left.set_xticks(sizes)
+    figures.shares(left)
     scores = np.array(result["induction_scores"]).T  # [H, L]
     heads, layers = ([str(i) for i in range(count)] for count in scores.shape)
     figures.heat_map(right, scores, heads, layers, label="prefix matching")
     right.set(xlabel="layer", ylabel="head")
-    return {NAME: figure}
+    right.set_title("how much each head is an induction head")
+    most = result["sizes"][-1]
+    title = (
+        f"Without the {most} heads of largest effect the prompt scores"
+        f" {mean[f'function_vector {most}']['accuracy']:.2f}, without {most} induction heads"
+        f" {mean[f'induction {most}']['accuracy']:.2f}, without random ones"
+        f" {mean[f'random {most}']['accuracy']:.2f} (with all {mean['icl']['accuracy']:.2f})"
+    )
+    return {NAME: figures.finish(figure, result, title, key)}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page import by_layer
 from experiments.page.section import Section, span
 
 NAME = "layer_sweep"
@@ -53,8 +54,9 @@ def section(result: dict[str, Any]) -> Section:
         "Where does the task vector work?",
         words,
         captions={
-            NAME: "Accuracy of zero-shot dev prompts with theta injected after each layer, by first"
-            " tokens: one line a task, their mean in black."
+            NAME: "Zero-shot prompts with theta injected after each layer: one thin line a task, their"
+            f" mean in blue. {by_layer.SCORING}",
+            f"{NAME}_tasks": f"The same, a panel a task. {by_layer.SCORING}",
         },
     )
 
@@ -67,51 +69,5 @@ def _mean(mean: dict[str, Any]) -> str:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy by layer: one thin line a task, their mean with its spread, and the two ends."""
-    from experiments.page import figures
-
-    tasks = result["tasks"]
-    curves = np.array([task["dev_accuracy_by_layer"] for task in tasks.values()])  # [tasks, L]
-    layers = np.arange(curves.shape[1])
-    figure, axes = figures.plt.subplots(figsize=(8, 4.8), layout="constrained")
-    shown = set()
-    categories = [task["category"] for task in tasks.values()]
-    for category, curve in zip(categories, curves, strict=True):
-        colour = figures.colour_of(category, categories)
-        label = None if category in shown else category
-        shown.add(category)
-        axes.plot(layers, curve, color=colour, linewidth=0.8, alpha=0.55, label=label)
-    mean, spread = curves.mean(axis=0), curves.std(axis=0)
-    axes.fill_between(layers, mean - spread, mean + spread, color="black", alpha=0.08, linewidth=0)
-    axes.plot(layers, mean, color="black", linewidth=2.4, label=f"mean of {len(tasks)}, ± 1 sd")
-    for key, style, text in (("icl", "--", "in-context"), ("baseline", ":", "zero-shot")):
-        level = result["mean"]["all"][key]["accuracy"]
-        axes.axhline(level, color="black", linestyle=style, linewidth=1)
-        axes.annotate(
-            f"{text} {level:.2f}",
-            (layers[-1], level),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-        )
-    peak = int(mean.argmax())
-    axes.plot([peak], [mean[peak]], "o", color="black")
-    axes.annotate(
-        f"layer {peak}: {mean[peak]:.2f}",
-        (peak, mean[peak]),
-        xytext=(6, 6),
-        textcoords="offset points",
-        fontsize=9,
-        fontweight="bold",
-    )
-    axes.set(
-        xlabel="layer after which θ is read and written (0-based)",
-        ylabel="zero-shot accuracy with θ injected (dev)",
-        title=f"{result['model']}: where the task vector works",
-        xlim=(0, max(1, len(layers) - 1)),
-        ylim=(-0.02, 1.02),
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper left", fontsize=8, frameon=False)
-    return {NAME: figure}
+    """Accuracy by layer: the mean over tasks, and a small panel a task."""
+    return {NAME: by_layer.draw_mean(result), f"{NAME}_tasks": by_layer.draw_tasks(result)}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page import about
 from experiments.page.section import Section, Table, number, score, text
 
 NAME = "learned_task_vector"
@@ -21,11 +22,13 @@ def section(result: dict[str, Any]) -> Section:
     """Learned beside extracted at each task's best layer."""
     tasks = result["tasks"]
     rows, no_worse, gains = [], 0, []
+    selectivity: list[float] = []
     for name, task in tasks.items():
         at = task["extracted_layer"]
         own, mean, best = (_at(task, key, at) for key in ("extracted", "mean_theta", "learned"))
         no_worse += best["accuracy"] >= own["accuracy"]
         gains.append(best["accuracy"] - own["accuracy"])
+        selectivity.append(best["accuracy"] - _at(task, "control", at)["accuracy"])
         nearest = min(task["layers"], key=lambda layer: abs(layer - at))
         rows.append(
             [
@@ -35,6 +38,8 @@ def section(result: dict[str, Any]) -> Section:
                 score(own),
                 score(mean),
                 score(best),
+                score(_at(task, "control", at)),
+                number(selectivity[-1]),
                 score(task["icl"]),
                 number(task["cosine"][task["layers"].index(nearest)]),
                 number(task["norm_ratio"][task["layers"].index(nearest)]),
@@ -45,6 +50,8 @@ def section(result: dict[str, Any]) -> Section:
     words = [
         f"At the layer where extracted theta does best on dev, the learned vector scores at least"
         f" as much on {no_worse} of {len(tasks)} tasks, {np.mean(gains):+.2f} on average.",
+        "A control task has the same inputs with outputs dealt at random: there the learned vectors"
+        f" score {np.mean(selectivity):.2f} less on average, which is what they owe to the task.",
     ]
     if (positions := result["recipe"]["num_positions"]) > 1:
         words.append(
@@ -71,6 +78,8 @@ def section(result: dict[str, Any]) -> Section:
                     "own theta",
                     "mean theta",
                     "learned",
+                    "learned, control task",
+                    "selectivity",
                     "ICL",
                     "cosine",
                     "norm",
@@ -81,76 +90,104 @@ def section(result: dict[str, Any]) -> Section:
             )
         ],
         {
-            NAME: "Above: accuracy on test of each prompt's own theta (solid), the learned vector"
-            " (bold) and in-context learning (dashed). Below: cosine between the learned vector and"
-            " the mean theta."
+            NAME: "Accuracy on test of each prompt's own theta, the mean theta, the learned vector"
+            " and in-context learning.",
+            f"{NAME}_cosine": "Cosine between the learned vector and the mean theta, by layer.",
         },
     )
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """By layer when layers were many, a pair of bars a task when one was trained."""
+    """By layer when layers were many, else the scores at the layer that was trained."""
+    if all(len(task["layers"]) > 1 for task in result["tasks"].values()):
+        return {NAME: _draw_by_layer(result), f"{NAME}_cosine": _draw_cosines(result)}
+    return {NAME: _draw_scores(result)}
+
+
+def _title(result: dict[str, Any]) -> str:
+    tasks = result["tasks"].values()
+    own, best, icl = (
+        np.mean([_at(task, key, task["extracted_layer"])["accuracy"] for task in tasks])
+        if key != "icl"
+        else np.mean([task["icl"]["accuracy"] for task in tasks])
+        for key in ("extracted", "learned", "icl")
+    )
+    return (
+        f"A learned vector scores {best:.2f} where each prompt's own theta scores {own:.2f} and the"
+        f" whole prompt {icl:.2f} (mean of {len(tasks)} tasks)"
+    )
+
+
+def _draw_scores(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    tasks, categories = result["tasks"], result["categories"]
-    if all(len(task["layers"]) > 1 for task in tasks.values()):
-        return {NAME: _draw_by_layer(figures, tasks, categories)}
-    figure, (axis,) = figures.canvas(9, 1.2 + 0.3 * len(tasks))
-    for i, (name, task) in enumerate(tasks.items()):
-        at = task["extracted_layer"]
-        own, best = (_at(task, key, at)["accuracy"] for key in ("extracted", "learned"))
-        colour = figures.colour_of(categories[name], categories.values())
-        axis.plot([own, best], [i, i], color=colour, lw=2, alpha=0.5)
-        axis.plot(own, i, "o", mfc="none", mec=colour, label=None if i else "own theta")
-        axis.plot(best, i, "o", color=colour, label=None if i else "learned vector")
-        axis.plot(
-            task["icl"]["accuracy"],
-            i,
-            "|",
-            color=figures.ink(),
-            markersize=11,
-            label=None if i else "in-context learning",
+    tasks, titles = result["tasks"], about.titles_of(result)
+    figure, (axis,) = figures.canvas(9, 0.24 * len(tasks) + 0.7)
+    places = np.arange(len(tasks))[::-1]
+    for shift, key in ((0.27, "baseline"), (0.09, "extracted"), (-0.09, "learned"), (-0.27, "icl")):
+        scores = [
+            task[key] if key in ("baseline", "icl") else _at(task, key, task["extracted_layer"])
+            for task in tasks.values()
+        ]
+        look = "task_vector" if key == "extracted" else key
+        figures.pointed(axis, scores, places + shift, look)
+    names = [f"{titles[name]} (layer {task['extracted_layer']})" for name, task in tasks.items()]
+    axis.set_yticks(places, names)
+    for y in places[:-1]:
+        figures.rule(axis, y - 0.5)
+    figures.shares(axis, "x")
+    axis.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
+    key = figures.point_key(("baseline", "task_vector", "learned", "icl"))
+    return figures.finish(figure, result, _title(result), key)
+
+
+def _draw_by_layer(result: dict[str, Any]) -> Any:
+    """A small panel a task."""
+    from experiments.page import figures
+
+    tasks, titles = result["tasks"], about.titles_of(result)
+    figure, panels = figures.small_multiples(len(tasks), 6, 1.2)
+    for axis, (name, task) in zip(panels, tasks.items(), strict=True):
+        layers = task["layers"]
+        values = {
+            key: [score["accuracy"] for score in task[key]]
+            for key in ("extracted", "mean_theta", "learned")
+        }
+        figures.level(axis, task["icl"]["accuracy"], "icl")
+        figures.curve(axis, layers, values["learned"], "learned", linewidth=2.2)
+        figures.curve(axis, layers, values["extracted"], "task_vector")
+        figures.curve(
+            axis, layers, values["mean_theta"], "task_vector", label="mean theta", linestyle=":"
         )
-    names = [
-        f"{figures.short(name, categories[name])} (layer {task['extracted_layer']})"
-        for name, task in tasks.items()
+        figures.panel_title(axis, titles[name])
+        figures.shares(axis)
+        figures.layers(axis, max(layers) + 1)
+    figures.outer_labels(panels, "layer", "accuracy on test")
+    key = [
+        *figures.key_of(("learned", "task_vector"), task_vector="each prompt's own theta"),
+        figures.line_entry("mean theta", color=figures.LOOKS["task_vector"].colour, ls=":"),
+        *figures.key_of(("icl",)),
     ]
-    axis.set_yticks(range(len(tasks)), names)
-    axis.invert_yaxis()
-    axis.set(xlim=(-0.02, 1.02), xlabel="accuracy on test")
-    figure.legend(loc="outside lower center", ncols=3)
-    return {NAME: figure}
+    return figures.finish(figure, result, _title(result), key)
 
 
-def _draw_by_layer(figures: Any, tasks: dict[str, Any], categories: dict[str, str]) -> Any:
-    """Two rows of panels, a column a task."""
-    width = max(6.0, 3.3 * len(tasks))
-    figure, panels = figures.canvas(
-        width, 5.2, 2, len(tasks), sharex=True, sharey="row", height_ratios=[2, 1]
+def _draw_cosines(result: dict[str, Any]) -> Any:
+    from experiments.page import figures
+
+    tasks, titles = result["tasks"], about.titles_of(result)
+    figure, panels = figures.small_multiples(len(tasks), 6, 0.9)
+    highest = []
+    for axis, (name, task) in zip(panels, tasks.items(), strict=True):
+        cosine = np.array(task["cosine"], float)
+        axis.plot(task["layers"], cosine, color=figures.ink(), lw=1.6, label=titles[name])
+        figures.panel_title(axis, titles[name])
+        axis.set_ylim(-0.15, 1.05)
+        axis.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+        figures.layers(axis, max(task["layers"]) + 1)
+        highest.append(float(np.nanmax(cosine)) if np.isfinite(cosine).any() else 0.0)
+    figures.outer_labels(panels, "layer", "cosine")
+    title = (
+        f"Cosine of the learned vector and the mean theta: {np.mean(highest):.2f} at its highest layer"
+        f" (mean of {len(tasks)} tasks)"
     )
-    for i, (name, task) in enumerate(tasks.items()):
-        above, below = panels[i], panels[len(tasks) + i]
-        layers, category = task["layers"], categories[name]
-        colour = figures.colour_of(category, categories.values())
-        own, best = (
-            np.array([s["accuracy"] for s in task[key]]) for key in ("extracted", "learned")
-        )
-        mean = [s["accuracy"] for s in task["mean_theta"]]
-        above.fill_between(layers, own, best, where=best >= own, color=colour, alpha=0.15, lw=0)
-        above.plot(layers, best, color=colour, lw=2.4, label=None if i else "learned vector")
-        above.plot(layers, own, color=colour, lw=1.2, label=None if i else "each prompt's theta")
-        above.plot(layers, mean, ":", color=colour, lw=1.2, label=None if i else "mean theta")
-        above.axhline(
-            task["icl"]["accuracy"],
-            color=figures.ink(),
-            ls="--",
-            lw=0.9,
-            label=None if i else "in-context learning",
-        )
-        above.set(title=figures.short(name, category), ylim=(-0.02, 1.02))
-        below.plot(layers, np.array(task["cosine"], float), color=colour, lw=1.6)
-        below.set(xlabel="layer", ylim=(-0.1, 1.05))
-    panels[0].set_ylabel("accuracy on test")
-    panels[len(tasks)].set_ylabel("cosine to mean theta")
-    figure.legend(loc="outside lower center", ncols=4)
-    return figure
+    return figures.finish(figure, result, title)

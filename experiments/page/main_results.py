@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page import about, by_layer
 from experiments.page.section import Cell, Section, Table, number, score, span, text
 from taskvec_jax.evaluation.controls import CONTROLS
 
@@ -367,109 +368,54 @@ def _worst_table(tasks: dict[str, Any]) -> Table:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Bars with intervals, and accuracy by layer."""
-    return {"main_results": _draw_bars(result), "accuracy_by_layer": _draw_layers(result)}
+    """Every task's scores with intervals, and accuracy by layer."""
+    return {
+        "main_results": _draw_scores(result),
+        "accuracy_by_layer": by_layer.draw_mean(result),
+        "accuracy_by_layer_tasks": by_layer.draw_tasks(result),
+    }
 
 
-def _draw_bars(result: dict[str, Any]) -> Any:
+def _draw_scores(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    tasks = result["tasks"]
-    figure, (axes,) = figures.canvas(9, 0.42 * len(tasks) + 1.6)
-    place = np.arange(len(tasks))[::-1]
-    colours = {"baseline": "#b9bec6", "task_vector": "#4269d0", "icl": "#3ca951"}
-    titles = {"baseline": "zero-shot", "task_vector": "task vector", "icl": "ICL"}
-    for k, measure in enumerate(("baseline", "task_vector", "icl")):
-        values = [task[measure] for task in tasks.values()]
-        share = np.array([value["accuracy"] for value in values])
-        spread = np.abs(np.array([[v["low"], v["high"]] for v in values]).T - share)
-        axes.barh(
-            place + 0.27 * (1 - k), share, 0.25, color=colours[measure], label=titles[measure]
-        )
-        axes.errorbar(
-            share,
-            place + 0.27 * (1 - k),
-            xerr=spread,
-            fmt="none",
-            ecolor=figures.ink(),
-            elinewidth=0.7,
-            alpha=0.6,
-        )
-    for y, task in zip(place, tasks.values(), strict=True):
-        height = float(np.mean(task["outcomes"][task["hardest"]]["correct"]))
-        axes.plot([height, height], [y - 0.42, y + 0.42], color="#ff725c", linewidth=2)
-        theirs = task["published"] or task["published_mean_of_7_models"]
-        if theirs:
-            axes.plot(
-                theirs["task_vector"], y, "D", markersize=5, fillstyle="none", color=figures.ink()
-            )
-    axes.plot([], [], color="#ff725c", linewidth=2, label="hardest control")
-    where = result["published_model"] or "mean of 7 models"
-    axes.plot(
-        [], [], "D", fillstyle="none", color=figures.ink(), label=f"paper's task vector ({where})"
-    )
+    tasks, titles = in_order(result), about.titles_of(result)
+    figure, (axes,) = figures.canvas(9, 0.24 * len(tasks) + 0.7)
+    places = np.arange(len(tasks))[::-1]
+    for shift, measure in zip((0.22, 0, -0.22), MEASURES, strict=True):
+        figures.pointed(axes, [task[measure] for task in tasks.values()], places + shift, measure)
+    hardest = [np.mean(t["outcomes"][t["hardest"]]["correct"]) for t in tasks.values()]
+    tick = {"color": figures.LOOKS["control"].colour, "marker": "|", "ls": "", "ms": 11, "mew": 2}
+    axes.plot(hardest, places, label="hardest control", **tick)
+    keys = [*figures.point_key(MEASURES), figures.line_entry("hardest control", **tick)]
+    published = [
+        (task["published"] or task["published_mean_of_7_models"] or {}).get("task_vector")
+        for task in tasks.values()
+    ]
+    if any(published):
+        shown = np.array([np.nan if value is None else value for value in published])
+        style = {"marker": "D", "ls": "", "fillstyle": "none", "color": figures.ink(), "ms": 6}
+        where = result["published_model"] or "mean of 7 models"
+        axes.plot(shown, places, label="paper's task vector", **style)
+        keys.append(figures.line_entry(f"paper's task vector ({where})", **style))
     axes.set_yticks(
-        place,
-        [
-            figures.short(name, task["category"]) + ("" if task["beats"] else " ✗")
-            for name, task in tasks.items()
-        ],
+        places, [titles[name] + ("" if task["beats"] else " °") for name, task in tasks.items()]
     )
-    axes.set(xlim=(0, 1.02), ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test")
-    axes.set_title(
-        f"{result['model']}: one vector against the whole prompt\n"
-        "✗ not shown to be above its controls"
+    for y in places[:-1]:
+        figures.rule(axes, y - 0.5)
+    able = sum(task["icl_able"] for task in tasks.values())
+    if 0 < able < len(tasks):
+        figures.rule(axes, len(tasks) - able - 0.5, strong=True)
+        said = "below: tasks that ICL does not do"
+        keys.append(figures.line_entry(said, color=figures.quiet(), lw=1.2))
+    figures.shares(axes, "x")
+    axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
+    mean = result["mean"]["icl_able"] or result["mean"]["all"]
+    beating = sum(task["beats"] for task in tasks.values())
+    title = (
+        f"Zero-shot {mean['baseline']['accuracy']:.2f}, with theta"
+        f" {mean['task_vector']['accuracy']:.2f}, in context {mean['icl']['accuracy']:.2f} (mean of"
+        f" {able or len(tasks)} tasks{' that ICL does' if able else ''}); theta is above every"
+        f" control in {beating} of {len(tasks)} tasks (° not shown)"
     )
-    figure.legend(loc="outside lower center", ncols=5)
-    return figure
-
-
-def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
-
-    tasks, good = result["tasks"], result["curve_of_good_tasks"]
-    figure, (axes,) = figures.canvas(8.5, 4.8)
-    layers = np.arange(result["num_layers"])
-    shown = set()
-    categories = [task["category"] for task in tasks.values()]
-    for category, task in zip(categories, tasks.values(), strict=True):
-        axes.plot(
-            layers,
-            task["dev_accuracy_by_layer"],
-            color=figures.colour_of(category, categories),
-            linewidth=0.9,
-            alpha=0.55,
-            label=None if category in shown else category,
-        )
-        shown.add(category)
-    everything = np.mean([task["dev_accuracy_by_layer"] for task in tasks.values()], axis=0)
-    axes.plot(layers, everything, "--", color=figures.ink(), label=f"mean of {len(tasks)}")
-    if good["mean"]:
-        mean, std = np.array(good["mean"]), np.array(good["std"])
-        axes.fill_between(layers, mean - std, mean + std, color=figures.ink(), alpha=0.1, lw=0)
-        axes.plot(
-            layers,
-            mean,
-            color=figures.ink(),
-            linewidth=2.4,
-            label=f"mean of {len(good['tasks'])} tasks above {GOOD_TASK}, ± 1 sd",
-        )
-        peak = good["peak_layer"]
-        axes.annotate(
-            f"layer {peak}: {mean[peak]:.2f}",
-            (peak, mean[peak]),
-            xytext=(8, 8),
-            textcoords="offset points",
-            fontsize=9,
-            fontweight="bold",
-        )
-        axes.plot(peak, mean[peak], "o", color=figures.ink())
-    axes.set(
-        xlabel="layer after which θ is read and written (0-based)",
-        ylabel="dev accuracy with θ injected",
-        xlim=(0, max(1, len(layers) - 1)),
-        ylim=(-0.02, 1.02),
-    )
-    axes.set_title(f"{result['model']}: where the task vector works")
-    axes.legend(loc="upper left", ncols=2)
-    return figure
+    return figures.finish(figure, result, title, keys)

@@ -81,7 +81,7 @@ def section(result: dict[str, Any]) -> Section:
         {
             NAME: f"Accuracy of the whole prompt by layer l, mean over {which}, with 95 % intervals"
             " for these tasks: the query may not attend to the demonstrations above l, the arrow's"
-            " state after l is another task's, and both. Dashed: in context and zero-shot."
+            " state after l is another task's, and both."
         },
     )
 
@@ -98,17 +98,39 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """The three curves with their intervals."""
     from experiments.page import figures
 
-    shown = _shown(result)
-    figure, (axis,) = figures.canvas(7, 3.8)
-    layers = range(result["num_layers"])
-    for colour, (kind, title) in zip(figures.COLOURS, TITLES.items(), strict=False):
+    shown, count = _shown(result), result["num_layers"]
+    figure, (axis,) = figures.canvas(9, 3.4)
+    key, styles = [], {
+        "no_attention": (figures.ink(), "-", "o"),
+        "other_state": (figures.ink(), "--", "v"),
+        "both": (figures.quiet(), "-.", "s"),
+    }
+    for kind, title in TITLES.items():
+        colour, line, marker = styles[kind]
         heights = [value["accuracy"] for value in shown[kind]]
         low, high = ([value[end] for value in shown[kind]] for end in ("low_these", "high_these"))
-        axis.plot(layers, heights, "o-", markersize=3, color=colour, label=title)
-        axis.fill_between(layers, low, high, alpha=0.15, color=colour, linewidth=0)
-    for name, label in (("icl", "ICL"), ("baseline", "zero-shot")):
-        axis.axhline(shown[name]["accuracy"], ls="--", lw=0.9, color=figures.ink())
-        axis.annotate(label, (0, shown[name]["accuracy"]), fontsize=7, va="bottom")
-    axis.set(xlabel="layer l", ylabel="accuracy on test", ylim=(-0.02, 1.02))
-    figure.legend(loc="outside lower center", ncols=1)
-    return {NAME: figure}
+        style = {"color": colour, "ls": line, "marker": marker, "ms": 3, "lw": 1.6}
+        axis.plot(range(count), heights, label=title, **style)
+        axis.fill_between(range(count), low, high, alpha=0.12, color=colour, linewidth=0)
+        key.append(figures.line_entry(title, **style))
+    levels = {name: shown[name]["accuracy"] for name in ("icl", "baseline")}
+    for name, height in levels.items():
+        figures.level(axis, height, name)
+    key += figures.key_of(
+        levels, **{k: f"{figures.LOOKS[k].title} {height:.2f}" for k, height in levels.items()}
+    )
+    figures.layers(axis, count)
+    figures.shares(axis)
+    axis.set(xlabel="layer l (0-based)", ylabel="accuracy on test")
+    crossed = shown["crossings"]
+    needed = (
+        f"The query needs the demonstrations up to layer {crossed['no_attention']}"
+        if crossed["no_attention"] is not None
+        else "The query needs the demonstrations to the end"
+    )
+    state = (
+        f"the arrow's state is necessary from layer {crossed['other_state']} on"
+        if crossed["other_state"] is not None
+        else "the arrow's state is necessary at no layer"
+    )
+    return {NAME: figures.finish(figure, result, f"{needed}; {state}", key)}

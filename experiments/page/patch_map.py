@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, number, text
+from experiments.page import about
+from experiments.page.section import Section, Table, number, score, text
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -14,7 +15,6 @@ def section(result: dict[str, Any]) -> Section:
     rows, sentences = [], []
     for name, task in result["tasks"].items():
         for patch, value in task["positions"].items():
-            best = int(np.argmax(value["accuracy"]))
             nearest = int(np.argmin(value["kl"]))
             read, write = patch.split(":")
             rows.append(
@@ -22,34 +22,34 @@ def section(result: dict[str, Any]) -> Section:
                     text(name),
                     text(read),
                     text(write),
-                    number(value["accuracy"][best]),
-                    number(best, 0),
+                    score(value["test"]),
+                    number(value["layer"], 0),
                     number(value["kl"][nearest]),
                     number(nearest, 0),
                 ]
             )
-        grid = np.array(task["layers"]["accuracy"])
-        row, column = np.unravel_index(grid.argmax(), grid.shape)
+        (row, column), test = task["layers"]["best"], task["layers"]["test"]
         sentences.append(
-            f"{name}: read after {task['layers']['read_layers'][row]}, written after {column}:"
-            f" {grid.max():.2f}"
+            f"{name}: read after {row}, written after {column}: {test['accuracy']:.2f}"
+            f" ({test['low']:.2f} to {test['high']:.2f})"
         )
     means = {
         patch: float(
-            np.mean([max(t["positions"][patch]["accuracy"]) for t in result["tasks"].values()])
+            np.mean([t["positions"][patch]["test"]["accuracy"] for t in result["tasks"].values()])
         )
         for patch in next(iter(result["tasks"].values()))["positions"]
     }
     best = max(means, key=lambda patch: means[patch])
     words = [
         f"The task travels best read at “{best.split(':')[0]}” and written at"
-        f" “{best.split(':')[1]}” ({means[best]:.2f} at each task's best layer, mean of"
-        f" {len(result['tasks'])} tasks on {result['settings']['num_prompts']} prompts); next: "
+        f" “{best.split(':')[1]}” ({means[best]:.2f}, mean of {len(result['tasks'])} tasks on"
+        f" {result['settings']['num_prompts']} test prompts, at the layer of each that is best on"
+        " dev prompts); next: "
         + ", ".join(
             f"{patch} {value:.2f}"
             for patch, value in sorted(means.items(), key=lambda item: -item[1])[1:4]
         )
-        + ". The layer is chosen on the prompts it is scored on, so these are upper ends.",
+        + ". Answers are scored by their first token.",
         f"Read and written after different layers: {'; '.join(sentences)}.",
     ]
     return Section(
@@ -57,12 +57,12 @@ def section(result: dict[str, Any]) -> Section:
         words,
         [
             Table(
-                "Best layer of each read and write place",
+                "Test accuracy of each read and write place, at the layer that is best on dev",
                 [
                     "task",
                     "read at",
                     "written at",
-                    "best accuracy",
+                    "accuracy",
                     "layer",
                     "lowest KL (nats)",
                     "layer of it",
@@ -71,8 +71,9 @@ def section(result: dict[str, Any]) -> Section:
             )
         ],
         {
-            "patch_map_positions": "Accuracy (above) and KL from the full prompt's prediction"
-            " (below), by layer and place: read:write.",
+            "patch_map_positions": "Accuracy and KL from the full prompt's prediction by layer and"
+            " place (read → written), mean over tasks.",
+            "patch_map_tasks": "Accuracy by layer and place, task by task.",
             "patch_map_layers": "Accuracy when theta is read after the layer of the row and written"
             " after that of the column, both at the arrow.",
         },
@@ -80,33 +81,93 @@ def section(result: dict[str, Any]) -> Section:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """A column of maps for each task."""
+    """Maps of the mean over tasks, and one of each task."""
+    return {
+        "patch_map_positions": _draw_mean(result),
+        "patch_map_tasks": _draw_tasks(result),
+        "patch_map_layers": _draw_layers(result),
+    }
+
+
+def _places(result: dict[str, Any]) -> list[str]:
+    """`read:write` of every place, in words."""
+    found = next(iter(result["tasks"].values()))["positions"]
+    return [place.replace(":", " → ") for place in found]
+
+
+def _draw_mean(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    tasks = result["tasks"]
-    titles = {name: figures.short(name, result["categories"][name]) for name in tasks}
+    tasks = list(result["tasks"].values())
+    places, layers = _places(result), [str(layer) for layer in range(result["num_layers"])]
+    means = {
+        key: np.mean([[v[key] for v in task["positions"].values()] for task in tasks], axis=0)
+        for key in ("accuracy", "kl")
+    }
+    size = 0.24 * len(places) + 0.8
+    figure, axes = figures.canvas(figures.WIDTH, size, 1, 2, sharey=True)
+    for axis, key, label in ((axes[0], "accuracy", "accuracy"), (axes[1], "kl", "KL, nats")):
+        figures.heat_map(
+            axis,
+            means[key],
+            places,
+            layers,
+            high=1.0 if key == "accuracy" else float(means[key].max()) or 1.0,
+            label=label,
+            colours=figures.HEAT if key == "accuracy" else f"{figures.HEAT}_r",
+        )
+        axis.set_xlabel("layer")
+    axes[0].set_title("accuracy")
+    axes[1].set_title("KL from the full prompt's prediction")
+    row, layer = np.unravel_index(means["accuracy"].argmax(), means["accuracy"].shape)
+    title = (
+        f"The task travels best along {places[row]}, after layer {layer}:"
+        f" {means['accuracy'].max():.2f} (mean of {len(tasks)} tasks; read → written at; bright is"
+        " better in both)"
+    )
+    return figures.finish(figure, result, title)
+
+
+def _draw_tasks(result: dict[str, Any]) -> Any:
+    from experiments.page import figures
+
+    tasks, titles = result["tasks"], about.titles_of(result)
+    places, layers = _places(result), [str(layer) for layer in range(result["num_layers"])]
+    columns = 4
+    size = 0.17 * len(places) + 0.55
+    figure, panels = figures.small_multiples(len(tasks), columns, size)
+    best = []
+    for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
+        grid = np.array([value["accuracy"] for value in task["positions"].values()])
+        figures.heat_map(
+            axis, grid, places, layers, label="" if i else "accuracy", beside=panels
+        )
+        figures.panel_title(axis, titles[name])
+        best.append(places[int(grid.max(axis=1).argmax())])
+    figures.outer_labels(panels, "layer", "read → written")
+    most = max(set(best), key=best.count)
+    title = f"{most} is the best way for {best.count(most)} of {len(tasks)} tasks (accuracy)"
+    return figures.finish(figure, result, title)
+
+
+def _draw_layers(result: dict[str, Any]) -> Any:
+    from experiments.page import figures
+
+    tasks, titles = result["tasks"], about.titles_of(result)
     layers = [str(layer) for layer in range(result["num_layers"])]
-    width = 4.4 * len(tasks) + 1
-    figure, panels = figures.canvas(width, 5.6, 2, len(tasks), sharey=True)
-    worst = max(max(v["kl"]) for task in tasks.values() for v in task["positions"].values())
-    for column, (name, task) in enumerate(tasks.items()):
-        for row, key in enumerate(("accuracy", "kl")):
-            axis = panels[row * len(tasks) + column]
-            figures.heat_map(
-                axis,
-                [value[key] for value in task["positions"].values()],
-                list(task["positions"]),
-                layers,
-                high=1.0 if key == "accuracy" else worst,
-                label="accuracy" if key == "accuracy" else "KL, nats",
-                colours="viridis" if key == "accuracy" else "viridis_r",
-            )
-            axis.set_title(titles[name] if row == 0 else "")
-            axis.set_xlabel("layer" if row else "")
-    grids, axes = figures.canvas(width, 3.2, 1, len(tasks))
-    for axis, (name, task) in zip(axes, tasks.items(), strict=True):
+    figure, panels = figures.small_multiples(len(tasks), 4, 1.6)
+    own, other = [], []
+    for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
+        grid = np.array(task["layers"]["accuracy"])
         rows = [str(layer) for layer in task["layers"]["read_layers"]]
-        figures.heat_map(axis, task["layers"]["accuracy"], rows, layers, label="accuracy")
-        axis.set(xlabel="written after layer", ylabel="read after layer")
-        axis.set_title(titles[name])
-    return {"patch_map_positions": figure, "patch_map_layers": grids}
+        figures.heat_map(axis, grid, rows, layers, label="" if i else "accuracy", beside=panels)
+        figures.panel_title(axis, titles[name])
+        diagonal = [grid[row, layer] for row, layer in enumerate(task["layers"]["read_layers"])]
+        own.append(max(diagonal))
+        other.append(grid.max())
+    figures.outer_labels(panels, "written after layer", "read after layer")
+    title = (
+        f"Read and written after the same layer, theta scores {np.mean(own):.2f} at best; after any"
+        f" two, {np.mean(other):.2f} (mean of {len(tasks)} tasks)"
+    )
+    return figures.finish(figure, result, title)

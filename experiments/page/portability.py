@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page import about
 from experiments.page.section import Section, Table, number, score, text
 
 NAME = "portability"
@@ -43,8 +44,7 @@ def section(result: dict[str, Any]) -> Section:
     """At home and abroad."""
     names = result["templates"]
     grid = _mean_grid(result)
-    home = float(np.diag(grid).mean())
-    away = float(grid[~np.eye(len(grid), dtype=bool)].mean())
+    home, away = _home_and_away(grid)
     icl = np.mean([[v["accuracy"] for v in task["icl"]] for task in result["tasks"].values()])
     words = [
         f"Written into the template it was read from, theta scores {home:.2f}; written into another"
@@ -85,26 +85,53 @@ def section(result: dict[str, Any]) -> Section:
                 rows,
             )
         ],
-        {NAME: "Task-vector accuracy, mean of the tasks and each alone: rows read, columns write."},
+        {
+            NAME: "Task-vector accuracy, mean of the tasks: rows are the template theta was read"
+            " under, columns the one it was written under.",
+            f"{NAME}_tasks": "The same, task by task.",
+        },
     )
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """One heat map for the mean and one a task."""
+    """A heat map of the mean, and one a task."""
+    return {NAME: _draw_mean(result), f"{NAME}_tasks": _draw_tasks(result)}
+
+
+def _draw_mean(result: dict[str, Any]) -> Any:
     from experiments.page import figures
 
-    grids = {"mean": _mean_grid(result)} | {
-        figures.short(name, result["categories"][name]): [
-            [c["accuracy"] for c in row] for row in task["task_vector"]
-        ]
-        for name, task in result["tasks"].items()
-    }
-    figure, panels = figures.canvas(3.1 * len(grids) + 1, 3.9, 1, len(grids), sharey=True)
-    for axis, (name, grid) in zip(panels, grids.items(), strict=True):
-        figures.heat_map(axis, grid, result["templates"], result["templates"], write=".2f")
-        axis.set_xticks(
-            range(len(result["templates"])), result["templates"], rotation=40, ha="right"
-        )
-        axis.set_title(name)
-    panels[0].set_ylabel("read under")
-    return {NAME: figure}
+    names, grid = result["templates"], _mean_grid(result)
+    figure, (axes,) = figures.canvas(7.5, 0.42 * len(names) + 0.9)
+    figures.heat_map(axes, grid, names, names, write=".2f", label="accuracy")
+    axes.set(xlabel="written under", ylabel="read under")
+    home, away = _home_and_away(grid)
+    title = (
+        f"Theta scores {home:.2f} under the template it was read from and {away:.2f} under another"
+        f" one (mean of {len(result['tasks'])} tasks)"
+    )
+    return figures.finish(figure, result, title)
+
+
+def _draw_tasks(result: dict[str, Any]) -> Any:
+    from experiments.page import figures
+
+    names, tasks, titles = result["templates"], result["tasks"], about.titles_of(result)
+    figure, panels = figures.small_multiples(len(tasks), 5, 0.2 * len(names) + 0.6)
+    numbers = [str(i + 1) for i in range(len(names))]
+    better = 0
+    for axis, (name, task) in zip(panels, tasks.items(), strict=True):
+        grid = np.array([[cell["accuracy"] for cell in row] for row in task["task_vector"]])
+        figures.heat_map(axis, grid, numbers, numbers, write=".2f")
+        figures.panel_title(axis, titles[name])
+        home, away = _home_and_away(grid)
+        better += home > away
+    figures.outer_labels(panels, "written under", "read under")
+    said = "; ".join(f"{i + 1} {name}" for i, name in enumerate(names))
+    title = f"Theta scores more at home than elsewhere in {better} of {len(tasks)} tasks ({said})"
+    return figures.finish(figure, result, title)
+
+
+def _home_and_away(grid: np.ndarray) -> tuple[float, float]:
+    """Means over the diagonal, and over the rest."""
+    return float(np.diag(grid).mean()), float(grid[~np.eye(len(grid), dtype=bool)].mean())

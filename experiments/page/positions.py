@@ -9,6 +9,12 @@ import numpy as np
 from experiments.page.section import Section, Table, mean_score, number, score, text
 
 NAME = "positions"
+PLACES = {
+    "arrow": "the last arrow",
+    "query": "the whole query",
+    "arrows": "all arrows",
+    "outputs": "all outputs",
+}
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -56,17 +62,34 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Curves by layer, a panel for each prompt that is written into."""
     from experiments.page import figures
 
-    tasks = list(result["tasks"].values())
+    tasks, mean = list(result["tasks"].values()), result["mean"]
     conditions = list(tasks[0]["dev_accuracy_by_layer"])
-    figure, panels = figures.canvas(11, 3.8, 1, 2, sharey=True)
+    figure, panels = figures.canvas(figures.WIDTH, 3.3, 1, 2, sharey=True)
+    vector = figures.LOOKS["task_vector"].colour
+    looks = {  # place -> colour, marker, line
+        "arrow": (vector, "o", "-"),
+        "query": (figures.quiet(), "v", "-"),
+        "arrows": (figures.quiet(), "s", "-."),
+        "outputs": (figures.ink(), "D", "-"),
+    }
+    key = {}
     for axis, target in zip(panels, ("zero-shot", "shuffled"), strict=True):
-        shown = [name for name in conditions if name.endswith(target)]
-        for colour, name in zip(figures.COLOURS, shown, strict=False):
+        for name in (name for name in conditions if name.endswith(target)):
+            place, *more = name.removesuffix(f", {target}").split(", ")
+            colour, marker, line = looks[place]
             curve = np.mean([task["dev_accuracy_by_layer"][name] for task in tasks], axis=0)
-            label = name.removesuffix(f", {target}")
-            axis.plot(curve, "o-", markersize=3, color=colour, label=label)
-        axis.set(xlabel="layer", ylim=(-0.02, 1.02))
+            label = PLACES[place] + (f", over {result['window']} layers" if more else "")
+            style = {"color": colour, "marker": marker, "ms": 3, "ls": "--" if more else line}
+            axis.plot(range(len(curve)), curve, lw=1.5, label=label, **style)
+            key[label] = figures.line_entry(label, lw=1.5, **style)
+        figures.layers(axis, result["num_layers"])
+        figures.shares(axis)
+        axis.set_xlabel("layer, the first one of a window")
         axis.set_title(f"into {target} prompts")
-        axis.legend()
     panels[0].set_ylabel("accuracy on dev")
-    return {NAME: figure}
+    title = (
+        f"Into shuffled demonstrations the arrow alone scores"
+        f" {mean['arrow, shuffled']['accuracy']:.2f}, all outputs"
+        f" {mean['outputs, shuffled']['accuracy']:.2f} (mean of {len(tasks)} tasks)"
+    )
+    return {NAME: figures.finish(figure, result, title, list(key.values()))}

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.page.section import Section, Table, mean_score, score, text
 
 NAME = "several_vectors"
-WAYS = {"base": "as it is", "one": "theta at the last arrow", "many": "theta at every arrow"}
+WAYS = {"base": "prompt as it is", "one": "theta at the last arrow", "many": "theta at every arrow"}
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -69,18 +69,36 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
     groups = {"tasks": result["mean"], "two-way mixes": result["mean_of_mixes"]}
     groups = {name: group for name, group in groups.items() if group}
-    figure, panels = figures.canvas(4.6 * len(groups) + 1, 3.4, 1, len(groups), sharey=True)
+    size = (figures.WIDTH if len(groups) > 1 else 7.0, 2.9)
+    figure, panels = figures.canvas(*size, 1, len(groups), sharey=True)
+    vector = figures.LOOKS["task_vector"].colour
+    styles = {
+        "base": {"color": figures.LOOKS["icl"].colour, "ls": "--", "marker": "D"},
+        "one": {"color": vector, "ls": "-", "marker": "o"},
+        "many": {"color": vector, "ls": ":", "marker": "s"},
+    }
+    most = result["counts"][-1]
     for axis, (name, group) in zip(panels, groups.items(), strict=True):
-        for colour, (way, label) in zip(figures.COLOURS, WAYS.items(), strict=False):
+        for way, label in WAYS.items():
             counts = [c for c in result["counts"] if f"{way} {c}" in group["columns"]]
             shown = [group["columns"][f"{way} {count}"] for count in counts]
             heights = [value["accuracy"] for value in shown]
             low, high = ([value[end] for value in shown] for end in ("low_these", "high_these"))
-            axis.plot(counts, heights, "o-", markersize=4, color=colour, label=label)
-            axis.fill_between(counts, low, high, alpha=0.15, color=colour, linewidth=0)
-        axis.set(xlabel="demonstrations", ylim=(-0.02, 1.02))
+            axis.plot(counts, heights, ms=5, lw=1.6, label=label, **styles[way])
+            axis.fill_between(
+                counts, low, high, alpha=0.12, color=styles[way]["color"], linewidth=0
+            )
+        axis.set_xlabel("demonstrations")
         axis.set_xticks(result["counts"])
-        axis.set_title(name)
+        axis.set_title(f"mean of {name}")
+        figures.shares(axis)
     panels[0].set_ylabel("accuracy on test")
-    panels[0].legend()
-    return {NAME: figure}
+    columns = next(iter(groups.values()))["columns"]
+    said = "; ".join(
+        f"{label} {columns[f'{way} {most}']['accuracy']:.2f}"
+        for way, label in WAYS.items()
+        if f"{way} {most}" in columns
+    )
+    key = [figures.line_entry(label, ms=5, **styles[way]) for way, label in WAYS.items()]
+    title = f"A prompt of {most} demonstrations: {said}"
+    return {NAME: figures.finish(figure, result, title, key)}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.page import about
 from experiments.page.section import Section, Table, number, text
 
 NAME = "vocabulary_projection"
@@ -62,29 +63,41 @@ def section(result: dict[str, Any]) -> Section:
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
-    """Two heat maps of gold-word rank: task x layer."""
+    """Two heat maps of the right word's rank: task x layer."""
     from experiments.page import figures
 
-    tasks, layers = result["tasks"], result["num_layers"]
-    figure, axes = figures.canvas(14, 0.27 * len(tasks) + 1.8, 1, 2)
-    names = [figures.short(name, result["categories"][name]) for name in tasks]
+    tasks, titles = result["tasks"], about.titles_of(result)
+    names = [titles[name] for name in tasks]
+    layers = [str(layer) for layer in range(result["num_layers"])]
+    figure, axes = figures.canvas(figures.WIDTH, 0.17 * len(tasks) + 0.8, 1, 2, sharey=True)
     high = float(np.log10(result["vocab_size"]))
     for axis, key, title in (
         (axes[0], "dummy_answer_rank", "answer of a dummy query"),
         (axes[1], "query_answer_rank", "answer of the test query"),
     ):
         grid = [np.log10(np.array(task[key]) + 1).tolist() for task in tasks.values()]
+        last = key == "query_answer_rank"
         figures.heat_map(
             axis,
             grid,
             names,
-            [str(layer) for layer in range(layers)],
+            layers,
             high=high,
-            label="log10 (rank + 1)",
-            colours="viridis_r",
+            label="log10 (rank + 1)" if last else "",
+            colours=f"{figures.HEAT}_r",
         )
-        for row, task in enumerate(tasks.values()):
-            axis.plot(task["best_layer"], row, "o", fillstyle="none", color="white", markersize=7)
+        best = [task["best_layer"] for task in tasks.values()]
+        axis.plot(best, range(len(best)), "o", mfc="none", mec="white", ms=5, label="best layer")
         axis.set(xlabel="layer")
         axis.set_title(title)
-    return {NAME: figure}
+    ranks = [
+        float(np.median([task[key][task["best_layer"]] for task in tasks.values()]))
+        for key in ("dummy_answer_rank", "query_answer_rank")
+    ]
+    title = (
+        f"Read as a prediction at its best layer, theta puts a dummy query's answer at rank"
+        f" {ranks[0]:,.0f}, the test query's at {ranks[1]:,.0f} of {result['vocab_size']:,} (median)"
+    )
+    ring = {"marker": "o", "ls": "", "mfc": "none", "mec": figures.quiet(), "ms": 5}
+    key = [figures.line_entry("ring: the layer that is best on dev", **ring)]
+    return {NAME: figures.finish(figure, result, title, key)}

@@ -34,7 +34,7 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.templates import NAMED, Template
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
-from taskvec_jax.transformer.config import QUANTIZATIONS
+from taskvec_jax.transformer.config import PRECISIONS, QUANTIZATIONS
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 __all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
@@ -42,7 +42,8 @@ __all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
 
 @group("Model")
 def define_model_flags() -> None:
-    """--model, --revision, --dtype, --quantization, --plan, --mesh and those of processes."""
+    """--model, --revision, --dtype, --quantization, --matmul_precision, --plan, --mesh and those of
+    processes."""
     command.define_model_flags("float32")
     command.define_mesh_flags()
     flags.DEFINE_enum(
@@ -51,6 +52,14 @@ def define_model_flags() -> None:
         list(QUANTIZATIONS),
         "How kernels of linear maps are kept. int8: one byte a number; int4: half of one; --dtype"
         " is then the dtype of all other parameters and of products.",
+    )
+    flags.DEFINE_enum(
+        "matmul_precision",
+        "highest",
+        list(PRECISIONS),
+        "How products of float32 numbers are computed on a GPU or TPU. highest: in float32. high:"
+        " TF32, or three products of bfloat16. default: TF32, or bfloat16, which is fastest. A CPU"
+        " knows one way.",
     )
     flags.DEFINE_bool("plan", False, "Say what the model needs and where it fits, and do nothing.")
 
@@ -287,6 +296,7 @@ def model_from_flags() -> Model:
             FLAGS.revision,
             command.mesh_from_flags(FLAGS.batch_size if "batch_size" in FLAGS else PLANNED_BATCH),
             FLAGS.quantization,
+            FLAGS.matmul_precision,
         )
     )
 

@@ -27,7 +27,7 @@ from experiments.run import flags as command
 from experiments.run import identity, rerun
 from experiments.run.fingerprint import fingerprint
 from experiments.run.journal import Journal
-from experiments.run.results import matmul_precision, provenance
+from experiments.run.results import provenance
 from experiments.run.vectors import VectorFiles
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
@@ -114,7 +114,6 @@ class Study:
             "tokenizer": self.model.tokenizer.sha256,
             "config": self.model.config.to_dict(),
             "device": [device.platform, device.device_kind],
-            "matmul_precision": matmul_precision(),
             "task": task and {"name": task.name, "sha256": task_sha256(task)},
             "settings": decisive,
             **more,

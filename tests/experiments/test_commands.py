@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slow import slow
 from tiny_checkpoint import save_tiny
 from zygote import QUICK, Zygote
 
+from convert import cli
 from taskvec_jax.models.registry import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -226,6 +228,13 @@ def test_bad_input_gets_one_line_and_exit_status_2(
     assert "loading" not in child.printed, "no mistake of these takes a model to be found"
 
 
+def test_a_flag_may_be_written_with_hyphens():
+    assert cli.underscored("--log-dir=a-b") == "--log_dir=a-b"
+    assert cli.underscored("--nolog-dir") == "--nolog_dir"
+    for word in ("--no-such=1", "-5", "a-b", "--"):
+        assert cli.underscored(word) == word
+
+
 def test_any_prompt_is_shown_without_the_ones_before_it(zygote, tmp_path):
     flags = (GROWN, "--task=bijection_1")
     env = {"XLA_FLAGS": QUICK}
@@ -252,7 +261,7 @@ def test_show_shows_the_task_that_is_asked_for(zygote, tmp_path, flags, shown):
     assert all(len(line.split()) >= 4 for line in rows), "a newline is a token, and breaks no row"
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="compiles without a cache")
+@slow  # compiles without a cache
 def test_a_full_disk_is_one_line_and_leaves_no_torn_file(tmp_path):
     """A limit on the size of files stands for a disk without room."""
     out = tmp_path / "out"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from chromium import Browser, find_chromium
+from slow import slow
 from tiny_checkpoint import SMALL, run, save_tiny
 
 from experiments import cross_models
@@ -22,7 +22,6 @@ from experiments.report import build, show_table
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.origin import path_key
 
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 TASKS = "algorithmic_to_upper,algorithmic_next_letter,linguistic_antonyms,knowledge_country_capital"
 
 
@@ -167,7 +166,7 @@ def test_a_directory_without_results_is_refused(tmp_path):
         build([tmp_path])
 
 
-@pytest.mark.skipif(not SLOW, reason="a whole paper")
+@slow  # a whole paper
 def test_an_experiment_that_cannot_be_run_is_left_out_and_leaves_nothing_stale(tmp_path, tiny_path):
     """Three thetas are too few for geometry; all else runs."""
     (tmp_path / "task_geometry.json").write_text("{}")
@@ -209,7 +208,7 @@ def test_all_pairs_of_tasks_that_share_queries_conflict(tmp_path, tiny_path):
             assert pair[name]["a"]["n"] == 4
 
 
-@pytest.mark.skipif(not SLOW, reason="two whole papers")
+@slow  # two whole papers
 def test_foreign_task_data_own_tasks_and_several_models_run_everything(
     tmp_path, tiny_path, tokenizer
 ):
