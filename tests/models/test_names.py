@@ -252,7 +252,7 @@ def test_a_mistyped_path_is_told_so_with_what_is_nearest_to_it(
         assert said in str(caught.value), name
         assert "pythia" not in str(caught.value), "no list of names, where a path is meant"
     for name in ("lama-7b", "", "qwerty"):
-        with pytest.raises(TaskVecError, match="unknown model .*`python -m convert` lists"):
+        with pytest.raises(TaskVecError, match=r"unknown model .*`python -m convert` lists"):
             describe(name)
 
 
