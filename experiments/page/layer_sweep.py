@@ -54,8 +54,8 @@ def section(result: dict[str, Any]) -> Section:
         "Where does the task vector work?",
         words,
         captions={
-            NAME: "Zero-shot prompts with theta injected after each layer: one thin line a task, their"
-            f" mean in blue. {by_layer.SCORING}",
+            NAME: "Zero-shot prompts with theta injected after each layer: one thin line a task,"
+            f" their mean in blue. {by_layer.SCORING}",
             f"{NAME}_tasks": f"The same, a panel a task. {by_layer.SCORING}",
         },
     )

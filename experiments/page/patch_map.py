@@ -7,33 +7,18 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, text
+from experiments.page.section import Cell, Section, Table, task_cell
 
 
 def section(result: dict[str, Any]) -> Section:
     """The best place, and the best pair of layers."""
-    rows, sentences = [], []
+    sentences, titles = [], about.titles_of(result)
     for name, task in result["tasks"].items():
-        for patch, value in task["positions"].items():
-            best = int(np.argmax(value["accuracy"]))
-            nearest = int(np.argmin(value["kl"]))
-            read, write = patch.split(":")
-            rows.append(
-                [
-                    text(name),
-                    text(read),
-                    text(write),
-                    number(value["accuracy"][best]),
-                    number(best, 0),
-                    number(value["kl"][nearest]),
-                    number(nearest, 0),
-                ]
-            )
         grid = np.array(task["layers"]["accuracy"])
         row, column = np.unravel_index(grid.argmax(), grid.shape)
         sentences.append(
-            f"{name}: read after {task['layers']['read_layers'][row]}, written after {column}:"
-            f" {grid.max():.2f}"
+            f"{titles[name]}: read after {task['layers']['read_layers'][row]}, written after"
+            f" {column}: {grid.max():.2f}"
         )
     means = {
         patch: float(
@@ -57,19 +42,8 @@ def section(result: dict[str, Any]) -> Section:
         "Where can the task be read, and where written?",
         words,
         [
-            Table(
-                "Best layer of each read and write place",
-                [
-                    "task",
-                    "read at",
-                    "written at",
-                    "best accuracy",
-                    "layer",
-                    "lowest KL (nats)",
-                    "layer of it",
-                ],
-                rows,
-            )
+            _pivot(result, "accuracy", "Best accuracy of each way, read → written, and its layer"),
+            _pivot(result, "kl", "Lowest KL of each way (nats), and its layer"),
         ],
         {
             "patch_map_positions": "Accuracy and KL from the full prompt's prediction by layer and"
@@ -79,6 +53,18 @@ def section(result: dict[str, Any]) -> Section:
             " after that of the column, both at the arrow.",
         },
     )
+
+
+def _pivot(result: dict[str, Any], key: str, caption: str) -> Table:
+    """A row a task, a column a way."""
+    titles, rows = about.titles_of(result), []
+    for name, task in result["tasks"].items():
+        cells = []
+        for value in task["positions"].values():
+            best = int((np.argmax if key == "accuracy" else np.argmin)(value[key]))
+            cells.append(Cell(f"{value[key][best]:.2f}", value[key][best], "", f"layer {best}"))
+        rows.append([task_cell(titles, name), *cells])
+    return Table(caption, ["task", *_places(result)], rows)
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -140,9 +126,7 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
     best = []
     for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
         grid = np.array([value["accuracy"] for value in task["positions"].values()])
-        figures.heat_map(
-            axis, grid, places, layers, label="" if i else "accuracy", beside=panels
-        )
+        figures.heat_map(axis, grid, places, layers, label="" if i else "accuracy", beside=panels)
         figures.panel_title(axis, titles[name])
         best.append(places[int(grid.max(axis=1).argmax())])
     figures.outer_labels(panels, "layer", "read → written")
