@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about, by_layer
-from experiments.page.section import Cell, Section, Table, number, score, span, task_cell, text
+from experiments.page.section import (
+    Cell,
+    Section,
+    Table,
+    headline,
+    number,
+    score,
+    span,
+    task_cell,
+    text,
+)
 from taskvec_jax.evaluation.controls import CONTROLS
 
 EXAMPLES = 3  # of wrong answers of a task
@@ -18,30 +28,6 @@ MEASURES = ("baseline", "task_vector", "icl")
 TITLES = {"baseline": "zero-shot", "icl": "ICL", "task_vector": "task vector"}
 PHRASES = {"baseline": "zero-shot"} | {name: c.phrase for name, c in CONTROLS.items()}
 WHOLE = {"full": "whole answers", "paper": "first tokens, as the paper scores them"}
-
-
-def section_headline(model: str, mean: Mapping[str, float], shots: int, tasks: str) -> str:
-    """What one vector does for a model, in a sentence that is true of any scores.
-
-    Args:
-      mean: over tasks, of baseline, task_vector and icl.
-      tasks: which ones.
-    """
-    base, vector, icl = mean["baseline"], mean["task_vector"], mean["icl"]
-    change = (
-        f"lifts zero-shot accuracy from {base:.2f} to {vector:.2f}"
-        if vector > base
-        else f"does not lift zero-shot accuracy ({base:.2f} without, {vector:.2f} with it)"
-    )
-    share = (
-        f": {(vector - base) / (icl - base):.0%} of what in-context learning adds"
-        if icl > base and vector > base
-        else ""
-    )
-    return (
-        f"On {model} one vector {change}, where {shots}-shot prompting reaches {icl:.2f}"
-        f" ({tasks}){share}."
-    )
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -53,7 +39,7 @@ def section(result: dict[str, Any]) -> Section:
     count = len(result["groups"][group])
     which = f"{count} tasks that ICL does" if able else f"{count} tasks, none of which ICL does"
     words = [
-        section_headline(result["model"], mean, result["settings"]["num_demonstrations"], which),
+        headline(result["model"], mean, result["settings"]["num_demonstrations"], which),
         *_statistics(result),
     ]
     one, own = (result["common_layer_paper"][name] for name in ("one_layer", "own_layer"))

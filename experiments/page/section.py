@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MISSING = re.compile(r"(.+) is left out: no task .+ in this run")
@@ -55,12 +55,14 @@ class Section:
       words: what was found, in sentences; the first is the headline.
       tables: the numbers; the first is shown open.
       captions: a sentence for each figure, by its file stem.
+      page_tables: more tables, which the terminal has shown row by row.
     """
 
     title: str
     words: Sequence[str]
     tables: Sequence[Table] = ()
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    page_tables: Sequence[Table] = ()
 
 
 def text(value: str, tone: str = "", note: str = "") -> Cell:
@@ -68,9 +70,28 @@ def text(value: str, tone: str = "", note: str = "") -> Cell:
     return Cell(value, None, tone, note)
 
 
-def task_cells(titles: Mapping[str, str], names: Iterable[str]) -> list[Cell]:
-    """Cells of tasks, by the names they are shown by."""
-    return [Cell(titles[name], exact=name) for name in names]
+def headline(model: str, mean: Mapping[str, float], shots: int, tasks: str) -> str:
+    """What one vector does for a model, in a sentence that is true of any scores.
+
+    Args:
+      mean: over tasks, of baseline, task_vector and icl.
+      tasks: which ones.
+    """
+    base, vector, icl = mean["baseline"], mean["task_vector"], mean["icl"]
+    change = (
+        f"lifts zero-shot accuracy from {base:.2f} to {vector:.2f}"
+        if vector > base
+        else f"does not lift zero-shot accuracy ({base:.2f} without, {vector:.2f} with it)"
+    )
+    share = (
+        f": {(vector - base) / (icl - base):.0%} of what in-context learning adds"
+        if icl > base and vector > base
+        else ""
+    )
+    return (
+        f"On {model} one vector {change}, where {shots}-shot prompting reaches {icl:.2f}"
+        f" ({tasks}){share}."
+    )
 
 
 def task_cell(titles: Mapping[str, str], name: str, note: str = "") -> Cell:

@@ -62,8 +62,13 @@ def five_lines(results: Mapping[str, Any], headline: str, found: Sequence[str]) 
       headline: the main finding, in a sentence.
       found: what else the first section says, used where there are no main results.
     """
-    main = results.get("main_results")
-    told = [_found(main), _sure(main)] if main else [headline, *found[:1]]
+    main, sweep = results.get("main_results"), results.get("layer_sweep")
+    if main:
+        told = [_found(main), _sure(main)]
+    elif sweep:
+        told = [_found(sweep), _without_controls(sweep)]
+    else:
+        told = [headline, *found[:1]]
     return [ASKED, TRIED, *told, _limits(results)]
 
 
@@ -76,7 +81,22 @@ def _found(main: Mapping[str, Any]) -> str:
         f"Asked without examples the model gets {mean['baseline']:.0%} right, with theta"
         f" {mean['task_vector']:.0%}, with the examples themselves {mean['icl']:.0%} (mean of"
         f" {which}). Theta works best after layer {main['peak']['layer']} of"
-        f" 0–{main['num_layers'] - 1}."
+        f" 0–{len(next(iter(main['tasks'].values()))['dev_accuracy_by_layer']) - 1}."
+    )
+
+
+def _without_controls(sweep: Mapping[str, Any]) -> str:
+    mean = sweep["mean"]["icl_able"] or sweep["mean"]["all"]
+    share = sweep["share_of_icl_gain"]["icl_able"]
+    had = (
+        f"Theta has {share['value']:.0%} of what the examples add (95 % interval {share['low']:.0%}"
+        f" to {share['high']:.0%}); a"
+        if share
+        else "A"
+    )
+    return (
+        f"{had} random vector of its size, written there, gets"
+        f" {mean['random']['accuracy']:.0%} right. Other controls were not run here."
     )
 
 

@@ -10,9 +10,8 @@ import pytest
 
 from experiments import bijections, conflicting_tasks, dose, main_results, task_geometry
 from experiments.cross_models import compare
-from experiments.page import main_results as page
 from experiments.page import style
-from experiments.page.section import Table, lines, number, score, text
+from experiments.page.section import Table, headline, lines, number, score, text
 from experiments.run.journal import Journal
 from experiments.run.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
@@ -177,9 +176,7 @@ def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) 
 def test_the_headline_is_true_of_any_scores(scores, words):
     baseline, vector, icl = scores
     mean = {"baseline": baseline, "task_vector": vector, "icl": icl}
-    assert (
-        page.section_headline("m", mean, 5, "3 tasks that ICL does") == f"On m one vector {words}"
-    )
+    assert headline("m", mean, 5, "3 tasks that ICL does") == f"On m one vector {words}"
 
 
 def test_averages_are_over_tasks_where_icl_gains_a_fifth():
