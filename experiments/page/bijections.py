@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, number, score, text
 
 NAME = "bijections"
 CONTROL = "unrelated"  # two tasks that are no inverses of each other, mixed in the same way
@@ -74,7 +74,7 @@ def section(result: dict[str, Any]) -> Section:
         )
     words += [
         f"ICL to task vector, both ways mixed: {'; '.join(sentences)}." if sentences else "",
-        *result["notes"],
+        *left_out(result["notes"]),
     ]
     return Section(
         "Can one vector hold a task and its inverse?",
@@ -98,8 +98,8 @@ def section(result: dict[str, Any]) -> Section:
             )
         ],
         {
-            NAME: "Accuracy in context and with the task vector: each direction alone, and both mixed"
-            " in one prompt."
+            NAME: "Accuracy in context and with the task vector: each direction alone, and both"
+            " mixed in one prompt."
         },
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, text
+from experiments.page.section import Cell, Section, Table, number
 
 MEASURES = ("baseline", "task_vector", "icl")
 
@@ -27,7 +27,7 @@ def section(result: dict[str, Any]) -> Section:
     ]
     rows = [
         [
-            text(name, "good" if model["ours"] else ""),
+            Cell(f"{name} (this run)" if model["ours"] else name),
             number(model["num_layers"], 0),
             number(model["peak_layer"], 0),
             number(_depth(model)),

@@ -12,7 +12,6 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -49,7 +48,9 @@ def canvas(
     width: float, height: float, rows: int = 1, columns: int = 1, **more: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, row by row; `finish` adds the height of title, key and corner."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **more)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **more
+    )
     return figure, list(axes.flat)
 
 
@@ -177,7 +178,7 @@ def finish(
         linespacing=1.1,
     ).set_in_layout(False)
     engine = figure.get_layout_engine()
-    assert isinstance(engine, ConstrainedLayoutEngine)  # of the theme
+    assert isinstance(engine, ConstrainedLayoutEngine)  # of `canvas`
     engine.set(rect=(0, bottom / height, 1, inner / height))  # pyright: ignore[reportCallIssue]
     return figure
 
@@ -333,7 +334,9 @@ def heat_map(
         axes.text(
             j,
             i,
-            format(grid[i, j], write).replace("0.", ".") if write == ".2f" else format(grid[i, j], write),
+            format(grid[i, j], write).replace("0.", ".")
+            if write == ".2f"
+            else format(grid[i, j], write),
             ha="center",
             va="center",
             fontsize=TEXT,

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, mean_score, number, score, text
+from experiments.page.section import (
+    Section,
+    Table,
+    left_out,
+    mean_score,
+    number,
+    score,
+    task_cell,
+    text,
+)
 
 NAME = "function_vectors"
 COLUMNS = {  # of the tables
@@ -28,9 +37,9 @@ COLUMNS = {  # of the tables
 
 def section(result: dict[str, Any]) -> Section:
     """The vector beside theta, its controls, its heads."""
-    tasks, mean = result["tasks"], result["mean"]
+    tasks, mean, titles = result["tasks"], result["mean"], about.titles_of(result)
     against, verdicts = result["against_theta"], result["verdicts"]
-    beating = [name for name, verdict in verdicts.items() if verdict["beats"]]
+    beating = [titles[name] for name, verdict in verdicts.items() if verdict["beats"]]
     words = [
         "A function vector added to the residual stream scores"
         f" {_interval(mean, 'function_vector')} over {len(tasks)} tasks, theta"
@@ -50,20 +59,20 @@ def section(result: dict[str, Any]) -> Section:
         f" {loop / 1e12:.3g}, {loop / ours:.0f} times as many."
     )
     if any(task["shared_queries"] for task in tasks.values()):
-        names = [name for name, task in tasks.items() if task["shared_queries"]]
+        names = [titles[name] for name, task in tasks.items() if task["shared_queries"]]
         words.append(
             "Too few pairs to keep test queries out of the prompts that the heads are averaged over"
             f" and chosen on: {', '.join(names)}."
         )
     columns = [name for name in COLUMNS if any(name in t["scores"] for t in tasks.values())]
     rows = [
-        [text(name), *(score(task["scores"].get(column)) for column in columns)]
+        [task_cell(titles, name), *(score(task["scores"].get(column)) for column in columns)]
         for name, task in tasks.items()
     ]
-    rows.append([text("mean"), *(mean_score(mean.get(column)) for column in columns)])
+    summary = [[text("mean"), *(mean_score(mean.get(column)) for column in columns)]]
     details = [
         [
-            text(name),
+            task_cell(titles, name),
             number(len(task["heads"]), 0),
             text(", ".join(f"{layer}.{head}" for layer, head in task["heads"][:5])),
             number(float(np.max(task["aie"])), 3),
@@ -75,10 +84,10 @@ def section(result: dict[str, Any]) -> Section:
         for name, task in tasks.items()
     ]
     captions = {
-        f"{NAME}_scores": "Accuracy on test: zero-shot, the function vector added, theta written, in"
-        " context; the tick is the hardest of the controls.",
+        f"{NAME}_scores": "Accuracy on test: zero-shot, the function vector added, theta written,"
+        " in context; the tick is the hardest of the controls.",
         f"{NAME}_layers": "Dev accuracy by layer, mean over tasks: the function vector added,"
-        " replacing, and added to shuffled prompts (left); its cosine with mean theta (right)."
+        " replacing, and added to shuffled prompts (left); its cosine with mean theta (right).",
     }
     if _mattering(result):
         captions[NAME] = (
@@ -88,12 +97,13 @@ def section(result: dict[str, Any]) -> Section:
         )
     return Section(
         "Which heads carry the task, and is their sum as good as theta?",
-        [*filter(None, words), *result["notes"]],
+        [*filter(None, words), *left_out(result["notes"])],
         [
             Table(
                 "Accuracy on test; each vector at its own layer, chosen on dev",
                 ["task", *(COLUMNS[column] for column in columns)],
                 rows,
+                summary,
             ),
             Table(
                 "Heads and layers",
@@ -211,7 +221,8 @@ def _draw_scores(result: dict[str, Any]) -> Any:
     axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
     title = (
         f"A sum of a few heads, added, scores {mean['function_vector']['accuracy']:.2f}; theta,"
-        f" written over the state, {mean['task_vector']['accuracy']:.2f} (mean of {len(tasks)} tasks)"
+        f" written over the state, {mean['task_vector']['accuracy']:.2f} (mean of {len(tasks)}"
+        " tasks)"
     )
     key = [*figures.point_key(shown), figures.line_entry("hardest control", **tick)]
     return figures.finish(figure, result, title, key)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, mean_score, number, text
+from experiments.page.section import Section, Table, left_out, mean_score, number, text
 
 NAME = "head_ablation"
 TITLES = {
@@ -53,7 +53,7 @@ def section(result: dict[str, Any]) -> Section:
     ]
     return Section(
         "Which heads does in-context learning need?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
             Table(
                 "Accuracy of the whole prompt with heads ablated by their mean, mean over tasks",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, number, score, task_cell
 
 NAME = "learned_task_vector"
 
@@ -20,7 +20,7 @@ def _at(task: dict[str, Any], name: str, layer: int) -> dict[str, Any]:
 
 def section(result: dict[str, Any]) -> Section:
     """Learned beside extracted at each task's best layer."""
-    tasks = result["tasks"]
+    tasks, titles = result["tasks"], about.titles_of(result)
     rows, no_worse, gains = [], 0, []
     selectivity: list[float] = []
     for name, task in tasks.items():
@@ -32,7 +32,9 @@ def section(result: dict[str, Any]) -> Section:
         nearest = min(task["layers"], key=lambda layer: abs(layer - at))
         rows.append(
             [
-                text(name, note="few pairs: test prompts of its own" if task["dealt"] else ""),
+                task_cell(
+                    titles, name, "few pairs: test prompts of its own" if task["dealt"] else ""
+                ),
                 number(nearest, 0),
                 score(task["baseline"]),
                 score(own),
@@ -60,14 +62,14 @@ def section(result: dict[str, Any]) -> Section:
             " stood there of the query is gone: where that is all of it, no vector can answer."
         )
     if any(task["dealt"] for task in tasks.values()):
-        names = ", ".join(name for name, task in tasks.items() if task["dealt"])
+        names = ", ".join(titles[name] for name, task in tasks.items() if task["dealt"])
         words.append(
             f"Too few pairs to learn beside the main results' test prompts, so half of the pairs"
             f" were learned from and other prompts scored: {names}."
         )
     return Section(
         "What could a task vector do at best?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
             Table(
                 "Accuracy on test at the layer where extracted theta does best on dev",
@@ -187,7 +189,7 @@ def _draw_cosines(result: dict[str, Any]) -> Any:
         highest.append(float(np.nanmax(cosine)) if np.isfinite(cosine).any() else 0.0)
     figures.outer_labels(panels, "layer", "cosine")
     title = (
-        f"Cosine of the learned vector and the mean theta: {np.mean(highest):.2f} at its highest layer"
-        f" (mean of {len(tasks)} tasks)"
+        f"Cosine of the learned vector and the mean theta: {np.mean(highest):.2f} at its"
+        f" highest layer (mean of {len(tasks)} tasks)"
     )
     return figures.finish(figure, result, title)

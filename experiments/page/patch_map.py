@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Cell, Section, Table, score, task_cell
 
 
 def section(result: dict[str, Any]) -> Section:
     """The best place, and the best pair of layers."""
-    rows, sentences = [], []
+    sentences, titles = [], about.titles_of(result)
     for name, task in result["tasks"].items():
-        for patch, value in task["positions"].items():
-            nearest = int(np.argmin(value["kl"]))
-            read, write = patch.split(":")
-            rows.append(
-                [
-                    text(name),
-                    text(read),
-                    text(write),
-                    score(value["test"]),
-                    number(value["layer"], 0),
-                    number(value["kl"][nearest]),
-                    number(nearest, 0),
-                ]
-            )
         (row, column), test = task["layers"]["best"], task["layers"]["test"]
         sentences.append(
-            f"{name}: read after {row}, written after {column}: {test['accuracy']:.2f}"
+            f"{titles[name]}: read after {row}, written after {column}: {test['accuracy']:.2f}"
             f" ({test['low']:.2f} to {test['high']:.2f})"
         )
     means = {
@@ -56,19 +43,12 @@ def section(result: dict[str, Any]) -> Section:
         "Where can the task be read, and where written?",
         words,
         [
-            Table(
-                "Test accuracy of each read and write place, at the layer that is best on dev",
-                [
-                    "task",
-                    "read at",
-                    "written at",
-                    "accuracy",
-                    "layer",
-                    "lowest KL (nats)",
-                    "layer of it",
-                ],
-                rows,
-            )
+            _pivot(
+                result,
+                "accuracy",
+                "Test accuracy of each way, read → written, at the layer that is best on dev",
+            ),
+            _pivot(result, "kl", "Lowest KL of each way (nats), and its layer"),
         ],
         {
             "patch_map_positions": "Accuracy and KL from the full prompt's prediction by layer and"
@@ -78,6 +58,22 @@ def section(result: dict[str, Any]) -> Section:
             " after that of the column, both at the arrow.",
         },
     )
+
+
+def _pivot(result: dict[str, Any], key: str, caption: str) -> Table:
+    """A row a task, a column a way."""
+    titles, rows = about.titles_of(result), []
+    for name, task in result["tasks"].items():
+        cells = []
+        for value in task["positions"].values():
+            if key == "accuracy":
+                cell = score(value["test"])
+                cells.append(dataclasses.replace(cell, note=f"layer {value['layer']}, {cell.note}"))
+            else:
+                best = int(np.argmin(value["kl"]))
+                cells.append(Cell(f"{value['kl'][best]:.2f}", value["kl"][best], "", f"layer {best}"))
+        rows.append([task_cell(titles, name), *cells])
+    return Table(caption, ["task", *_places(result)], rows)
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -139,9 +135,7 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
     best = []
     for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
         grid = np.array([value["accuracy"] for value in task["positions"].values()])
-        figures.heat_map(
-            axis, grid, places, layers, label="" if i else "accuracy", beside=panels
-        )
+        figures.heat_map(axis, grid, places, layers, label="" if i else "accuracy", beside=panels)
         figures.panel_title(axis, titles[name])
         best.append(places[int(grid.max(axis=1).argmax())])
     figures.outer_labels(panels, "layer", "read → written")

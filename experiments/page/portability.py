@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, number, score, task_cell, text
 
 NAME = "portability"
 
@@ -51,45 +51,54 @@ def section(result: dict[str, Any]) -> Section:
         f" one, {away:.2f} (mean of {len(result['tasks'])} tasks; the whole prompts score"
         f" {icl:.2f}), each pair of templates at its own layer.",
         *_relative(result),
-        *result["notes"],
+        *left_out(result["notes"]),
     ]
-    rows = [
-        [
-            text(task_name),
-            text(names[i]),
-            *(
-                score(cell, "good" if i == j else "")
-                for j, cell in enumerate(task["task_vector"][i])
-            ),
-            score(task["icl"][i]),
-            score(task["zero_shot"][i]),
-            number(task["num_pairs"], 0),
-        ]
-        for task_name, task in result["tasks"].items()
-        for i in range(len(names))
+    means = [
+        [text(name), *(number(value) for value in row)]
+        for name, row in zip(names, grid, strict=True)
     ]
     return Section(
         "Does a vector travel between templates?",
         words,
         [
             Table(
-                "Theta read under the template of the row, written under that of the column",
-                [
-                    "task",
-                    "read under",
-                    *(f"written: {name}" for name in names),
-                    "ICL (row)",
-                    "zero-shot (row)",
-                    "pairs",
-                ],
-                rows,
-            )
+                "Theta read under the template of the row, written under that of the column: mean"
+                f" of {len(result['tasks'])} tasks",
+                ["read under", *(f"written: {name}" for name in names)],
+                means,
+            ),
+            *(_read_under(result, i) for i in range(len(names))),
         ],
         {
             NAME: "Task-vector accuracy, mean of the tasks: rows are the template theta was read"
             " under, columns the one it was written under.",
             f"{NAME}_tasks": "The same, task by task.",
         },
+    )
+
+
+def _read_under(result: dict[str, Any], i: int) -> Table:
+    """A row a task, for theta read under one template."""
+    names, titles = result["templates"], about.titles_of(result)
+    return Table(
+        f"Theta read under {names[i]}, task by task",
+        [
+            "task",
+            *(f"written: {name}{' (home)' if i == j else ''}" for j, name in enumerate(names)),
+            "ICL under it",
+            "zero-shot under it",
+            "pairs",
+        ],
+        [
+            [
+                task_cell(titles, name),
+                *(score(cell) for cell in task["task_vector"][i]),
+                score(task["icl"][i]),
+                score(task["zero_shot"][i]),
+                number(task["num_pairs"], 0),
+            ]
+            for name, task in result["tasks"].items()
+        ],
     )
 
 

@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, mean_score, number, score, text
+from experiments.page import about
+from experiments.page.section import (
+    Section,
+    Table,
+    left_out,
+    mean_score,
+    number,
+    score,
+    task_cell,
+    text,
+)
 
 NAME = "positions"
 PLACES = {
@@ -19,7 +29,7 @@ PLACES = {
 
 def section(result: dict[str, Any]) -> Section:
     """Every condition at its best layer, and one position against all outputs."""
-    tasks, mean = result["tasks"], result["mean"]
+    tasks, mean, titles = result["tasks"], result["mean"], about.titles_of(result)
     conditions = list(next(iter(tasks.values()))["dev_accuracy_by_layer"])
     columns = ["baseline", "shuffled_icl", "icl", *conditions]
     paired = result["one_against_outputs"]
@@ -39,19 +49,27 @@ def section(result: dict[str, Any]) -> Section:
         f" (exact paired p = {paired['p']:.2g}, {paired['num_queries']} distinct queries).",
     ]
     rows = [
-        [text(name), *(score(task["scores"][column]) for column in columns)]
+        [task_cell(titles, name), *(score(task["scores"][column]) for column in columns)]
         for name, task in tasks.items()
     ]
-    rows.append([text("mean"), *(mean_score(mean[column]) for column in columns)])
+    summary = [[text("mean"), *(mean_score(mean[column]) for column in columns)]]
     layers = [
-        [text(name), *(number(task["scores"][column]["layer"], 0) for column in conditions)]
+        [
+            task_cell(titles, name),
+            *(number(task["scores"][column]["layer"], 0) for column in conditions),
+        ]
         for name, task in tasks.items()
     ]
     return Section(
         "One position or many?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
-            Table("Accuracy on test: what is written, into which prompt", ["task", *columns], rows),
+            Table(
+                "Accuracy on test: what is written, into which prompt",
+                ["task", *columns],
+                rows,
+                summary,
+            ),
             Table("The layer of each, the first one of a window", ["task", *conditions], layers),
         ],
         {NAME: "Dev accuracy by layer (the first one of a window), mean over tasks."},
