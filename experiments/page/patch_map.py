@@ -71,7 +71,9 @@ def _pivot(result: dict[str, Any], key: str, caption: str) -> Table:
                 cells.append(dataclasses.replace(cell, note=f"layer {value['layer']}, {cell.note}"))
             else:
                 best = int(np.argmin(value["kl"]))
-                cells.append(Cell(f"{value['kl'][best]:.2f}", value["kl"][best], "", f"layer {best}"))
+                cells.append(
+                    Cell(f"{value['kl'][best]:.2f}", value["kl"][best], "", f"layer {best}")
+                )
         rows.append([task_cell(titles, name), *cells])
     return Table(caption, ["task", *_places(result)], rows)
 

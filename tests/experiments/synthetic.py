@@ -296,12 +296,19 @@ class Maker:
         def task() -> dict[str, Any]:
             return {
                 "positions": {
-                    place: {"accuracy": self.curve(0.9 - 0.15 * i), "kl": self.curve(0.9 - 0.1 * i)}
+                    place: {
+                        "accuracy": self.curve(0.9 - 0.15 * i),
+                        "kl": self.curve(0.9 - 0.1 * i),
+                        "layer": i,
+                        "test": self.score(0.8 - 0.15 * i),
+                    }
                     for i, place in enumerate(places)
                 },
                 "layers": {
                     "accuracy": [self.curve(0.1 * i) for i in range(8)],
                     "read_layers": list(range(0, LAYERS, 4)),
+                    "best": [4, 5],
+                    "test": self.score(0.7),
                 },
             }
 
@@ -475,8 +482,12 @@ class Maker:
                 "dealt": False,
                 **{
                     key: [self.score(share) for _ in layers]
-                    for key, share in (("extracted", 0.4), ("mean_theta", 0.3), ("learned", 0.9))
+                    for key, share in (
+                        *(("extracted", 0.4), ("mean_theta", 0.3)),
+                        *(("learned", 0.9), ("control", 0.2)),
+                    )
                 },
+                "selectivity": [0.7] * len(layers),
                 "baseline": self.score(0.1),
                 "icl": self.score(0.9),
                 "cosine": self.rng.rand(len(layers)).tolist(),
