@@ -1,4 +1,4 @@
-"""What all commands share: flags of the model, a progress bar, errors in one line."""
+"""What all commands share: flags of the model, --help, a progress bar, errors in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import jax
 from absl import app, flags, logging
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from taskvec_jax.distributed.plan import choose_mesh, mesh_line
 from taskvec_jax.distributed.processes import is_first_process
@@ -20,12 +19,17 @@ from taskvec_jax.models.converting import Progress as Report
 from taskvec_jax.models.registry import DEFAULT_MODEL
 from taskvec_jax.transformer.config import DTYPES, DecoderConfig
 
+from . import help as helping
+from .help import group
+from .progress import Bar, Overall
+
 FLAGS = flags.FLAGS
 T = TypeVar("T")
 RENAMED = {"weights": "quantization"}  # flags of earlier versions
 console = Console(highlight=False, soft_wrap=True)
 
 
+@group("Model")
 def define_model_flags(dtype: str | None) -> None:
     """--model, --revision and --dtype, which is `dtype` when left out (None: as the source is)."""
     flags.DEFINE_string(
@@ -39,6 +43,7 @@ def define_model_flags(dtype: str | None) -> None:
     flags.DEFINE_enum("dtype", dtype, list(DTYPES), f"Dtype of the parameters{as_source}.")
 
 
+@group("Devices and processes")
 def define_mesh_flags() -> None:
     """--mesh, and what several processes need to find one another."""
     flags.DEFINE_string(
@@ -145,16 +150,13 @@ def join_processes() -> None:
     console.quiet = not is_first_process()
 
 
-def progress_bar() -> Progress:
-    """A progress bar; lines printed through `console` stay above it."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
+def progress_bar(overall: Overall | None = None) -> Bar:
+    """A progress bar; lines printed through `console` stay above it.
+
+    Args:
+      overall: the pieces of work that it shows one of; None: there is one alone.
+    """
+    return Bar(console, overall)
 
 
 def reporting(work: Callable[[Report], T], name: str | None = None) -> T:
@@ -182,15 +184,18 @@ def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
     """
 
     def parse(argv: list[str]) -> list[str]:
+        argv = [underscored(word) for word in argv]
         for word in argv[1:]:
             name = word.lstrip("-").partition("=")[0]
             if word.startswith("-") and name in RENAMED and RENAMED[name] in FLAGS:
                 _refuse(f"--{name} is called --{RENAMED[name]} now; --help lists the flags")
-        _show_in_help()
+        if helping.is_asked_for(argv[1:]):
+            helping.show()
+            sys.exit(0)
         try:
             rest = FLAGS(argv)
         except flags.Error as error:
-            _refuse(f"{error}; --help lists the flags")
+            _refuse(helping.explain(error))
         for name in positional:
             if len(rest) > 1 and not FLAGS[name].present:
                 FLAGS[name].parse(rest.pop(1))
@@ -207,19 +212,21 @@ def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
             main()
         except TaskVecError as error:
             _refuse(str(error))
-        except KeyboardInterrupt:
-            console.print("stopped")
+        except KeyboardInterrupt as stopped:
+            console.print("; ".join(["stopped", *map(str, stopped.args)]), markup=False)
             sys.exit(130)
 
     app.run(wrapped, flags_parser=parse)
 
 
-def _show_in_help() -> None:
-    """Makes --help list every flag of this project, wherever in it the flag is defined."""
-    for module, defined in FLAGS.flags_by_module_dict().items():
-        if not module.startswith("absl"):
-            for flag in defined:
-                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+def underscored(word: str) -> str:
+    """`--all-families=1` as `--all_families=1`, if that is a flag; any other word as it is."""
+    dashes = word[: len(word) - len(word.lstrip("-"))]
+    name, equals, value = word.removeprefix(dashes).partition("=")
+    known = name.replace("-", "_")
+    if not dashes or not {known, known.removeprefix("no")} & set(FLAGS):
+        return word
+    return dashes + known + equals + value
 
 
 def _refuse(message: str) -> NoReturn:

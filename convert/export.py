@@ -4,6 +4,8 @@
 
 The directory (config.json, model.safetensors, tokenizer.json) loads in transformers and here; in
 the dtype the model is in, bit for bit. A Mistral model comes back as the LLaMA it computes.
+
+Time: seconds a GB.
 """
 
 from __future__ import annotations

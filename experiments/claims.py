@@ -13,7 +13,8 @@ others: the built-in tasks have the papers' names but pairs of their own, so tha
 the authors' data, given with --task_data and named with --claims_pairs as the claims name it.
 
 Writes claims.json under --out.
-Expected: a layer sweep of the claims' tasks (minutes on a GPU for the published models).
+
+Time: a layer sweep (of the claims' tasks; minutes on a GPU for the published models).
 """
 
 # Long because: what is run for a claim, and what is made of it, are read together.

@@ -8,7 +8,8 @@ task prompts are paired by their query; a query that both ask several times is p
 the rarer of the two, in order. For every column the means of both runs, the difference with its
 intervals (these tasks; tasks like these) and an exact paired p-value; for single tasks the p-values
 are corrected for their number (Holm).
-Expected: seconds.
+
+Time: seconds.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ not used. The pairs are the paper's, with the translation pair that fails there;
 
 Writes conflicting_tasks.json and conflicting_tasks.png/.svg under --out.
 Expected on the default model at the paper's settings: to_upper written into next_letter .96,
-gerund into past .81, the others not (1 minute on 2 cores).
+gerund into past .81, the others not.
+
+Time: 1 minute (2 cores).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ of the mean dev curve over tasks whose best exceeds 0.75. Averages: over tasks w
 baseline by 0.20 or more.
 
 Writes cross_models.json and cross_models_depth, cross_models_averages (.png/.svg) under --out.
-Expected: seconds.
+
+Time: seconds.
 """
 
 from __future__ import annotations

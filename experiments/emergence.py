@@ -15,6 +15,8 @@ all wrong; --rule=paper scores first tokens.
 
 Expected for the run that `pythia-icl-small` is from: both appear together, between steps 64 and
 120, after layers 1 and 2 of 0-5 (its training asks for a task vector after layer 2).
+
+Time: a layer sweep a step.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import numpy as np
 from absl import flags
 
 from convert.cli import mesh_from_flags, reporting
+from convert.progress import Overall
 from experiments.commands.registry import Experiment
 from experiments.commands.runner import draw_all, show
 from experiments.run import flags as command
@@ -208,11 +211,19 @@ def main() -> None:
     hashes: dict[str, str] = {}
     study: Study | None = None
     mesh = mesh_from_flags(FLAGS.batch_size)
-    try:
+    overall = Overall({f"step {moment.step}": 1.0 for moment in moments})
+    with journal:
         for moment in moments:
+            overall.begin(f"step {moment.step}")
             model = reporting(
                 lambda report, moment=moment: load_model(
-                    moment.model, FLAGS.dtype, report, moment.revision, mesh, FLAGS.quantization
+                    moment.model,
+                    FLAGS.dtype,
+                    report,
+                    moment.revision,
+                    mesh,
+                    FLAGS.quantization,
+                    FLAGS.matmul_precision,
                 ),
                 f"step {moment.step}",
             )
@@ -223,14 +234,15 @@ def main() -> None:
                 )
                 tell_left_out(left_out)
                 study = Study(model, tasks, available, settings, settings, out, journal)
+                study.overall = overall
             study = _with_model(study, model)
             hashes[f"step{moment.step}"] = model.weights_sha256
             check_injection(model, settings.batch_size)
+            computed = journal.computed
             with study.bar(f"step {moment.step}", len(study.tasks)) as begin:
                 steps.append(mean_of(moment.step, sweep_moment(study, begin)))
+            overall.end(computed=journal.computed > computed)
             console.print(_line(steps[-1]), markup=False)
-    finally:
-        journal.close()
     assert study is not None  # there is a moment
     result = {
         "experiment": NAME,
@@ -238,6 +250,7 @@ def main() -> None:
         "revision": None if FLAGS.run else FLAGS.revision,
         "dtype": FLAGS.dtype,
         "quantization": identity.quantization(FLAGS.quantization),
+        "matmul_precision": FLAGS.matmul_precision,
         "weights_sha256": hashes,
         "run": {
             "model_key": model_key(FLAGS.run or FLAGS.model),

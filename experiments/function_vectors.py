@@ -16,7 +16,9 @@ Prompts for means and effects are drawn from pairs that no test prompt asks for,
 enough of them; where not, the result says so (`shared_queries`).
 
 Writes function_vectors.json and function_vectors, function_vectors_layers (.png/.svg) under --out.
-Expected on the default model: see BUILD_NOTES.md (about 2 minutes a task on 2 cores).
+Expected on the default model: see BUILD_NOTES.md.
+
+Time: 2 minutes a task (2 cores).
 """
 
 # Long because: heads, vector and scores of a task are one experiment, each a journalled unit.

@@ -18,6 +18,8 @@ Writes main_results.json, main_results.png/.svg and accuracy_by_layer.png/.svg u
 holds every answer to every test prompt (`outcomes`) and the tasks' pairs, so that --rerun=FILE runs
 the same again.
 Expected on the default model at the paper's settings: see README.
+
+Time: 20 minutes or more (19 on 2 shared cores before whole answers were generated).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ TO_BEAT = ("baseline", *(name for name, control in CONTROLS.items() if control.i
 def run(study: Study) -> dict[str, Any]:
     """Evaluates every task and puts the table together."""
     tasks = {}
-    with studies.command.progress_bar() as bar:
+    with studies.command.progress_bar(study.overall) as bar:
         row = bar.add_task("prompts", total=4 * study.settings.num_prompts * len(study.tasks))
         study.advance = lambda prompts: bar.advance(row, prompts)
         for i, task in enumerate(study.tasks):

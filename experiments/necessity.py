@@ -16,7 +16,9 @@ left out. The first token of the prompt stays visible in (a) and (c): see vector
 
 Writes necessity.json and necessity.png/.svg under --out.
 Expected on the default model, linguistic_antonyms, 20 prompts: zero-shot .15, in context .70, (a)
-crosses half of the gain at layer 16, (b) at 17 (about a minute a task on 2 cores).
+crosses half of the gain at layer 16, (b) at 17.
+
+Time: 1 minute a task (2 cores).
 """
 
 from __future__ import annotations

@@ -3,23 +3,28 @@
     python -m experiments.paper
     python -m experiments.paper --model=llama-7b,pythia-2.8b --num_prompts=100
 
-Runs every experiment on every model of --model, one after the other; what two of them need is
-computed once. Writes results/<run>/*.json, where <run> names the model, its dtype and whatever else
-tells the run from others (identity.py), their figures as PNG and SVG, and report.html, one
-self-contained page. With several models also results/cross_models.json and a page for all of them.
-Stopped at any moment, the same command goes on where it was: finished work is found in the journal.
+Runs every experiment on every model of --model, one after the other, the main results first; what
+two of them need is computed once. Writes results/<run>/*.json, where <run> names the model, its
+dtype and whatever else tells the run from others (identity.py), their figures as PNG and SVG, and
+report.html, one self-contained page, which is written anew after each experiment. With several
+models also results/cross_models.json and a page for all of them. Each line of progress says which
+experiment of how many is under way, and about how long the rest takes. Stopped at any moment, the
+same command goes on where it was: finished work is found in the journal.
 
-Expected on the default model at the paper's settings: the numbers of each experiment's own header
-(41 minutes on 2 cores shared with other work).
+Expected on the default model at the paper's settings: the numbers of each experiment's own header.
+
+Time: 41 minutes or more (2 cores shared with other work; an earlier version).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
+from convert.progress import Overall
 from experiments import cross_models, report
 from experiments.commands.registry import IN_PAPER, Experiment
 from experiments.commands.runner import checks_of, define_options, finish
@@ -30,7 +35,9 @@ from experiments.run.flags import FLAGS, console
 from experiments.run.results import results_directory, results_name, run_from_flags
 from experiments.run.start import ask, define_flags, study_from_flags
 from experiments.run.writing import WriteError
+from taskvec_jax.distributed.plan import parameter_count
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models.names import describe
 
 
 def main() -> None:
@@ -50,29 +57,49 @@ def main() -> None:
             )
         identity.check_directory(out, asked)
         outs[out] = name
+    overall = overall_of(list(outs.values()))
     directories = []
     for out, name in outs.items():
         FLAGS.model = name
         directories.append(results_directory(out))
-        run_model(directories[-1])
+        run_model(directories[-1], overall)
     if several:
         cross_models.write(directories, top)
         path = report.write(directories, top, top)
         console.print(f"wrote {path}", markup=False)
 
 
-def run_model(out: Path) -> None:
-    """Every experiment on one model, then its page."""
+def overall_of(models: Sequence[str]) -> Overall:
+    """The experiments on all models; what one costs goes by its minutes and the parameters."""
+    sizes = [parameter_count(describe(model, FLAGS.revision)[1]) for model in models]
+    return Overall(
+        {
+            _piece(model, experiment): experiment.minutes * size
+            for model, size in zip(models, sizes, strict=True)
+            for experiment in IN_PAPER
+        }
+    )
+
+
+def _piece(model: str, experiment: Experiment) -> str:
+    return f"{experiment.name} on {model}"
+
+
+def run_model(out: Path, overall: Overall) -> None:
+    """Every experiment on one model; after each, the page of what there is."""
     started = time.monotonic()
     study = study_from_flags(out=out, checks=checks_of(IN_PAPER))
-    try:
+    study.overall = overall
+    path = out
+    with study.journal as journal:
         for experiment in IN_PAPER:
-            console.rule(experiment.name)
+            piece, computed = _piece(FLAGS.model, experiment), journal.computed
+            overall.begin(piece)
+            console.rule(f"experiment {overall.place}: {piece}", characters="-")
             run_or_leave_out(study, experiment)
-        cross_models.write([out], out)
-        path = report.write([out], out, out)
-    finally:
-        study.journal.close()
+            overall.end(computed=journal.computed > computed)
+            cross_models.write([out], out)
+            path = report.write([out], out, out)
     console.print(
         f"wrote {path} in {time.monotonic() - started:.0f} s;"
         f" {study.journal.computed} units were computed, the others were there",

@@ -15,7 +15,9 @@ written: their states would bring the answer along. Runs on one task of each cat
 names others.
 
 Writes positions.json and positions.png/.svg under --out.
-Expected on the default model: see BUILD_NOTES.md (about 4 minutes a task on 2 cores).
+Expected on the default model: see BUILD_NOTES.md.
+
+Time: 4 minutes a task (2 cores).
 """
 
 from __future__ import annotations

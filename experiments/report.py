@@ -10,7 +10,8 @@ not read the paper, a glossary, tables that sort, filter and save as CSV, every 
 dark with the values of its lines, worst examples, and for each number the command, versions and
 hashes behind it. The page holds all it needs: no script, style, font or image comes from anywhere
 else, and its content policy forbids it.
-Expected: seconds.
+
+Time: seconds.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ nothing is injected. A task is worth sweeping if in-context learning is right on
 than zero-shot is: only then is there something for a task vector to carry. The numbers are those
 that a later sweep under the same settings finds on dev, and the tasks it calls ICL-able.
 
-Expected on the default model at the paper's settings: about a minute on 2 cores.
+Time: 1 minute (2 cores).
 """
 
 from __future__ import annotations

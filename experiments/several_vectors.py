@@ -11,7 +11,9 @@ of many over one in few-shot prompts and on bijections. Runs on one task of each
 two-way mixes made of those (see bijections), unless --tasks names others.
 
 Writes several_vectors.json and several_vectors.png/.svg under --out.
-Expected on the default model: see BUILD_NOTES.md (about 4 minutes a task on 2 cores).
+Expected on the default model: see BUILD_NOTES.md.
+
+Time: 4 minutes a task (2 cores).
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
     python -m experiments.show --task=knowledge_country_capital
     python -m experiments.show --task=linguistic_antonyms --index=3 --layer=18
-    python -m experiments.show --template='Q: {x}\nA: {y}' --header='Capitals.\n'
+    python -m experiments.show --template='Q: {x}\\nA: {y}' --header='Capitals.\\n'
 
 Answers the question users of task-vector code ask most: where exactly is it extracted, and where
 injected? The token is found by the characters that it stands for: it must end the text between {x}
 and {y} and hold nothing from before it. Beside each answer stand the likeliest next tokens with
-their probabilities. Takes a few seconds on the default model.
+their probabilities.
+
+Time: seconds.
 """
 
 from __future__ import annotations

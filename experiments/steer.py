@@ -14,7 +14,9 @@ tried on every prompt, and printed with the continuation and the likeliest next 
 a file with a prompt a line, or JSON lines with "prompt"; then the answers go to --out, a JSON line
 for each prompt, layer and scale.
 
-Expected on the default model: " slow" after 'example: fast->' (half a minute).
+Expected on the default model: " slow" after 'example: fast->'.
+
+Time: half a minute.
 """
 
 from __future__ import annotations

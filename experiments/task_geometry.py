@@ -8,13 +8,16 @@ its own layer, which adds the distance between layers to the distance between ta
 --layer, else the best one for all tasks together, for which the main results are used. t-SNE and
 PCA, cosine distances within and between tasks, and by layer the share of thetas whose nearest
 neighbour is of their own task. Beside it stands what the words alone give: nearest neighbours of
-the prompts by their character 1- to 3-grams, without any model; and both again among tasks of the
-same inputs only, where the kind of word tells nothing.
+the prompts by their character 1- to 3-grams, without any model; both again among tasks of the
+same inputs only, where the kind of word tells nothing; and the thetas of the same prompts with
+wrong labels, which hold the words of the task and not its mapping.
 
 Writes task_geometry.json and the figures task_geometry_map, task_geometry_distances and
 task_geometry_layers (.png/.svg) under --out.
 Expected on the default model at the paper's settings: 94 % of nearest neighbours are of the same
-task at layer 20 (80 seconds on 2 cores after main_results).
+task at layer 20.
+
+Time: 80 s (2 cores, after main_results).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import scorer_of
+from taskvec_jax.evaluation.control_prompts import wrong_labels
 from taskvec_jax.evaluation.geometry import (
     cosine_distances,
     principal_components,
@@ -40,7 +44,10 @@ from taskvec_jax.evaluation.geometry import (
     tsne,
     within_and_between,
 )
-from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.reading import draw_prompts, read_theta
+from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.models.model import Model
+from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DecoderConfig
 
 NAME = "task_geometry"
@@ -73,11 +80,17 @@ def run(study: Study, options: Options) -> dict[str, Any]:
     check_options(options, study.model.config)
     if len(study.tasks) * settings.num_prompts < 4:
         raise TaskVecError("geometry needs at least 4 thetas; ask for more prompts or tasks")
-    thetas, texts, inputs = [], [], {}
+    thetas, wrong, texts, inputs = [], [], [], {}
     with study.bar("thetas", len(study.tasks)) as begin:
         for task in study.tasks:
             begin(task.name)
             thetas.append(study.theta(task, settings))
+            wrong.append(
+                study.journal.array(
+                    study.what("theta from wrong labels", task, settings, read_wrong_theta),
+                    functools.partial(read_wrong_theta, study.model, task, settings),
+                )
+            )
             fitted = scorer_of(study.model, task, settings).fitted
             texts += [p.dummies()[0] for p in draw_prompts(fitted, settings, "test")]
             inputs[task.name] = {pair.input.strip() for pair in fitted.pairs}
@@ -88,12 +101,21 @@ def run(study: Study, options: Options) -> dict[str, Any]:
         None,
         settings,
         functools.partial(
-            describe, names, thetas, layer, settings.seed, texts, same_inputs(inputs)
+            describe, names, thetas, layer, settings.seed, texts, same_inputs(inputs), wrong
         ),
         layer=layer,
         tasks=[[task.name, studies.task_sha256(task)] for task in study.tasks],
     )
     return study.result(NAME, settings, payload)
+
+
+def read_wrong_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:
+    """Theta of every test prompt with labels that are wrong: float32 [N, L, D]."""
+    scorer = scorer_of(model, task, settings)
+    prompts = draw_prompts(scorer.fitted, settings, "test")
+    seed = (settings.seed, task.name, "geometry")
+    relabelled = [wrong_labels(scorer, prompt, *seed, i) for i, prompt in enumerate(prompts)]
+    return read_theta(model, relabelled, settings.batch_size)
 
 
 def describe(
@@ -103,6 +125,7 @@ def describe(
     seed: int,
     texts: Sequence[str] = (),
     alike: Sequence[Sequence[str]] = (),
+    wrong: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
     """Maps, distances and separability of thetas. One layer's distances are in memory at a time.
 
@@ -112,6 +135,7 @@ def describe(
       layer: whose maps and distances are shown.
       texts: the prompts that the thetas are of, in the same order; none: no surface baseline.
       alike: names of tasks that have the same inputs, group by group.
+      wrong: [N, L, D] of each task, from the same prompts with wrong labels; or nothing.
     """
     count, (prompts, layers, _) = len(tasks), thetas[0].shape
     labels = np.repeat(np.arange(count), prompts)
@@ -145,6 +169,21 @@ def describe(
         "same_inputs": [
             _among(group, list(tasks), thetas, layer, texts) for group in alike if prompts > 1
         ],
+        "wrong_labels": _beside(here, np.concatenate([w[:, layer] for w in wrong]), labels)
+        if wrong
+        else None,
+    }
+
+
+def _beside(right: np.ndarray, wrong: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Of thetas [M, D] from wrong labels: the share whose nearest neighbour is of the same task,
+    among themselves and among the right thetas of other prompts."""
+    distances = cosine_distances(np.concatenate([wrong, right]))
+    count = len(labels)
+    across = distances[:count, count:] + np.diag(np.full(count, np.inf))
+    return {
+        "separability": separability(distances[:count, :count], labels),
+        "nearest_right_theta": float(np.mean(labels[across.argmin(axis=1)] == labels)),
     }
 
 

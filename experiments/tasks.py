@@ -2,6 +2,7 @@
 
     python -m experiments.tasks
     python -m experiments.tasks --model=PATH
+    python -m experiments.tasks --new=mine.csv
     python -m experiments.tasks mine.csv
     python -m experiments.tasks - < mine.csv
     python -m experiments.tasks --show=translation_en_fr
@@ -20,9 +21,12 @@ and its tokens, and the command that runs it. The least a file needs is two colu
     France,Paris
     Bolivia,Sucre,La Paz
 
-where further columns are other answers that are also right. --show prints each pair of a task with
-the tokens of its query and answer, and whether it is kept.
-Expected: seconds (no weights are loaded for a converted model).
+where further columns are other answers that are also right. --new=FILE writes a file to begin with,
+with comments (.csv or .py). --show prints each pair of a task with the tokens of its query and
+answer, and whether it is kept.
+No weights are loaded for a converted model.
+
+Time: seconds.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.commands.runner import show
+from experiments.examples.template import write_template
 from experiments.page.section import Cell, Section, Table, number, text
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
@@ -67,7 +72,16 @@ SAID = ("model", "revision", "filter", "template", "separator", "header")
 
 
 def main() -> None:
-    """Lists, validates or shows tasks."""
+    """Lists, validates or shows tasks, or writes a file to begin with."""
+    if FLAGS.new is not None:
+        path = Path(FLAGS.new)
+        write_template(path)
+        console.print(
+            f"wrote {path}; put your pairs into it, then: python -m experiments.tasks"
+            f" {shlex.quote(str(path))}",
+            markup=False,
+        )
+        return
     own = Path(FLAGS.task_file) if FLAGS.task_file else None
     tasks = [] if own is None else validate(own)
     template = command.template_from_flags()
@@ -106,6 +120,8 @@ def explain(task: Task, tokenizer: Tokenizer, template: Template) -> None:
         shown = written(pairs[0], tokenizer, template)
         count = f"{len(pairs)} pair{'s' * (len(pairs) > 1)}"
         console.print(f"{task.name}: {count} left out: {reason}; such as {shown}", markup=False)
+    if NOT_ONE in faults:
+        console.print(f"{task.name}: {MANY_TOKENS}", markup=False)
     settings = Settings()
     need = settings.num_demonstrations + settings.num_dummy_queries + 1
     if len(kept) < need:
@@ -271,4 +287,7 @@ if __name__ == "__main__":
     command.define_filter_flag()
     command.define_template_flags()
     flags.DEFINE_string("show", None, "Name of a task whose pairs are printed.")
+    flags.DEFINE_string(
+        "new", None, "Path of a file of own tasks to begin with, .csv or .py, to be written."
+    )
     command.run(main, ("task_file",))

@@ -12,7 +12,9 @@ has never seen.
 
 Writes vocabulary_projection.json and vocabulary_projection.png/.svg under --out.
 Expected on the default model at the paper's settings: single capitals and function words, hardly
-a task's name (20 seconds on 2 cores after main_results).
+a task's name.
+
+Time: 20 s (2 cores, after main_results).
 """
 
 from __future__ import annotations

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import os
 from pathlib import Path
+
+if importlib.util.find_spec("libtpu") and not any(
+    Path("/dev", name).exists() for name in ("accel0", "vfio/0", "nvidia0")
+):
+    # JAX would look for a TPU in every process that is started, and print lines about it.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slow import slow
 
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -56,6 +65,8 @@ TINY = {
     "pythia-parallel": PYTHIA,
     "pythia-sequential": dataclasses.replace(PYTHIA, parallel_residual=False, gelu="tanh"),
 }
+QUICK = ("llama-grouped-tied", "pythia-parallel")
+FLAVOURS = [name if name in QUICK else pytest.param(name, marks=slow) for name in TINY]
 
 
 jax.config.update("jax_enable_compilation_cache", False)  # a test compiles its own programs
@@ -69,10 +80,16 @@ def quick_compilation(request: pytest.FixtureRequest) -> None:
     jax.config.update("jax_disable_most_optimizations", quick)
 
 
+@functools.cache
+def random_leaves(config: DecoderConfig, seed: int) -> dict[str, jax.Array]:
+    """Path -> leaf, as `Decoder.init` gives them; it compiles, so each config is drawn once."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return flatten(jax.jit(Decoder(config).init)(jax.random.key(seed), tokens))
+
+
 def random_params(config: DecoderConfig, seed: int = 0) -> dict:
     """Parameters in which every leaf matters: biases and norm scales random too."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    leaves = flatten(jax.jit(Decoder(config).init)(jax.random.key(seed), tokens))
+    leaves = dict(random_leaves(config, seed))
     rng = np.random.RandomState(seed)
     for path, leaf in leaves.items():
         if path.endswith(("scale", "bias")):
@@ -93,7 +110,7 @@ def read_of(decoder: Decoder, params: dict, tokens, positions, override=None):
     return decoder.apply(params, tokens, positions, override, method="read")
 
 
-@pytest.fixture(params=TINY, scope="module")
+@pytest.fixture(params=FLAVOURS, scope="module")
 def tiny(request: pytest.FixtureRequest) -> tuple[Decoder, dict]:
     """A decoder of each family and flavour, with parameters."""
     config = TINY[request.param]

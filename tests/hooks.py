@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import hf
 import numpy as np
 import torch
+from slow import SLOW
 
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -25,12 +25,12 @@ FAMILIES = {
     "gemma3": "gemma3",
     "gpt2": "gpt2",
 }
-BLOCKS = ("llama", "neox", "gptj", "gemma3")  # Mistral's block is LLaMA's
-if os.environ.get("TASKVEC_SLOW_TESTS") == "1":
+BLOCKS = ("llama", "neox", "gemma3")  # Mistral's block is LLaMA's
+if SLOW:
     MORE = ("qwen2-windows", "qwen3", "gemma", "gemma2", "olmo-clipped", "olmo2", "olmo3")
     MORE = (*MORE, "phi3-partial", "granite")
     FAMILIES |= {name: name for name in MORE}
-    BLOCKS = (*BLOCKS, "gpt2", *MORE)
+    BLOCKS = (*BLOCKS, "gptj", "gpt2", *MORE)
 Write = Callable[[str, int, torch.Tensor], torch.Tensor]  # (site, layer, value [B, T, ...])
 
 

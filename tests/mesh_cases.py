@@ -31,6 +31,7 @@ import jax
 import numpy as np
 import tokenizers
 from conftest import LLAMA, PYTHIA, logits_of, random_params
+from slow import SLOW
 
 from convert import export
 from experiments.bench.mesh_plan import compile_sweep
@@ -55,7 +56,6 @@ from taskvec_jax.vectors import (
     sweep,
 )
 
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"  # every family on every layout
 LAYOUTS = tuple(MeshShape(DEVICES // m, m) for m in (1, 2, 4, 8))
 _EVEN = {"vocab_size": 136, "mlp_width": 56, "num_layers": 2, "width": 40, "num_heads": 8}
 CONFIGS: dict[str, DecoderConfig] = {

@@ -17,6 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from slow import slow
 from zygote import QUICK
 
 from taskvec_jax.errors import TaskVecError
@@ -152,7 +153,7 @@ def test_programs_run_from_a_directory_with_a_convert_and_experiments_of_its_own
     assert SMALL_MODEL in run(command, user_directory, installed, tmp_path / "cache").stdout
 
 
-@pytest.mark.skipif(not os.environ.get("TASKVEC_SLOW_TESTS"), reason="much like the one above")
+@slow  # much like the one above
 def test_an_experiment_is_run_by_its_module_beside_a_convert_of_the_users(
     installed: Path, user_directory: Path, tmp_path: Path
 ):
@@ -276,7 +277,7 @@ def _foreign_tops(path: Path) -> set[str]:
     return found - sys.stdlib_module_names - set(PACKAGES)
 
 
-@pytest.mark.skipif(not os.environ.get("TASKVEC_SLOW_TESTS"), reason="installs a wheel")
+@slow  # installs a wheel
 def test_the_wheel_in_a_fresh_environment(
     wheel: Path, hf_directory: Path, user_directory: Path, tmp_path: Path
 ):

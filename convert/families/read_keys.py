@@ -20,6 +20,8 @@ loading, layers, masks, rotary embeddings, caches, the automatic classes and qua
 one `model_type` are read in its configuration and model files. Code that only writes configurations
 is left out, and so is generation, which this project does not use. Finding too many keys does no
 harm: a key in the table that this project neither uses nor knows to be neutral is refused.
+
+Time: seconds.
 """
 
 from __future__ import annotations

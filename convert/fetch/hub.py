@@ -172,5 +172,6 @@ def _unreachable(what: str, error: Exception) -> TaskVecError:
     return TaskVecError(
         f"{what} is not on this machine and cannot be fetched from the Hugging Face hub"
         f" ({type(error).__name__}: {first_line(str(error))}); connect once (and accept its licence"
-        " if it is gated), or copy its directory here and give it with --model=PATH"
+        " if it is gated), or copy its directory here and give it with --model=PATH (if a path was"
+        " meant: there is no such directory here)"
     )

@@ -109,14 +109,19 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            return _header(_Cursor(file, size), size)
+            if file.read(4) != b"GGUF":
+                raise TaskVecError(
+                    f"{path}: not a model: it does not begin with GGUF; give a .gguf file, or the"
+                    " directory of a model"
+                )
+            return _header(_Cursor(file, size - 4), size)
+    except TaskVecError:
+        raise
     except (OSError, ValueError, struct.error) as error:
         raise TaskVecError(f"{path}: not a whole GGUF file ({error}); fetch it again") from None
 
 
 def _header(cursor: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, Entry]]:
-    if cursor.take(4) != b"GGUF":
-        raise ValueError("it does not begin with GGUF")
     version = cursor.scalar("<I")
     if version not in (2, 3):
         raise ValueError(f"version {version}; allowed: 2 and 3, little endian")

@@ -17,6 +17,8 @@ transformers, with the largest norm of a difference as a share of the norm of wh
 
 Needs torch. Without it the default model is held against numbers that Hugging Face gave
 (convert/verify/goldens, made by --make_goldens).
+
+Time: 2 minutes (default model, 2 cores).
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ With --processes, that many processes that meet over localhost then convert, wri
 with the model split between them: the most that any of them took, less what it takes for a tiny
 model, beside its share of the tree and the largest tensor.
 
-Expected on 2 cores: about 2 minutes, most of it making the checkpoint; see BUILD_NOTES.md.
+Expected: see BUILD_NOTES.md.
+
+Time: 2 minutes (2 cores, most of it making the checkpoint).
 """
 
 from __future__ import annotations

@@ -8,26 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.memory import process_peak
+from taskvec_jax.distributed.targets import chip_of
 from taskvec_jax.models.model import Model
+from taskvec_jax.transformer.linear import kernel_precision
 
-# Dense bfloat16 FLOP/s by the vendors' data sheets, by part of the device's kind; the first counts.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
 GEMM_ROWS = (2048, 4096)
 
 
 def peak_flops(device_kind: str) -> float | None:
     """The vendor's dense bfloat16 peak of a device, or None for one that is not known here."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in device_kind), None)
+    chip = chip_of(device_kind)
+    return chip and chip.peak["bfloat16"]
 
 
 def peak_memory() -> int | None:
@@ -44,7 +35,10 @@ def peak_memory() -> int | None:
 def gemm_rate(model: Model) -> float:
     """Best FLOP/s of a matrix product of the model's own sizes, in the parameter dtype."""
     c, best = model.config, 0.0
-    multiply = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=c.stream_dtype))
+    precision = kernel_precision(c)
+    multiply = jax.jit(
+        lambda a, b: jnp.dot(a, b, precision=precision, preferred_element_type=c.stream_dtype)
+    )
     for rows in GEMM_ROWS:
         for inner, outer in ((c.width, c.mlp_width), (c.mlp_width, c.width)):
             a = jax.random.normal(jax.random.key(0), (rows, inner), c.dtype)

@@ -1,12 +1,20 @@
-"""Compiles the sweep for meshes this machine does not have, without weights, and checks the plan.
+"""Compiles the programs of a run for devices this machine does not have, and checks the plan.
 
     python -m experiments.bench.mesh_plan
-    python -m experiments.bench.mesh_plan --models=llama-65b --meshes=data:1,model:8;data:2,model:4
+    python -m experiments.bench.mesh_plan --target=tpu:v5e:2x4 --models=llama-7b --dtype=bfloat16
+    python -m experiments.bench.mesh_plan --target=gpu:h100:8 --meshes=data:1,model:8;data:2,model:4
 
-Devices are simulated CPU devices. For each model and mesh: what the compiler says a device needs,
-what `--plan` says, and the collectives of a layer. Expected (2026-11-25, 2 cores, jax 0.10.2):
-the plan within 2 %; two all-reduces a layer for LLaMA, whose MLP reads what attention left, one for
-Pythia; LLaMA 30B's 52 heads lie on 4 of 8 devices; 46 s in all.
+No weights are loaded, and nothing runs: XLA's own compilers for the target compile every program of
+a run (`run_programs.py`) from shapes. For each: whether it fits; bytes a device needs, by the
+compiler and by `--plan`; collectives; FLOPs and bytes moved; and the least time it can take by the
+vendor's published rates (the roofline), with what bounds it. All of it goes to mesh_plan.json under
+--out. Targets are those of `taskvec_jax/distributed/targets.py`.
+
+On the default target, cpu, devices are simulated and the rates are not known. TPUs need libtpu
+(`pip install 'taskvec-jax[tpu-compile]'`), GPUs the CUDA plugin (the extra `cuda`).
+--programs=read,inject compiles the sweep alone.
+
+Time: half a minute a program of LLaMA 7B (2 cores).
 """
 
 from __future__ import annotations
@@ -14,130 +22,281 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from convert import cli as command
 from convert.cli import FLAGS, console
+from experiments.bench import hlo, run_programs
+from experiments.bench.compile_only import devices_of
+from experiments.run.results import prepare_out, write_json
 from taskvec_jax.distributed import plan
 from taskvec_jax.distributed.plan import GB
-from taskvec_jax.distributed.sharding import DATA, MeshShape, make_mesh, placement, rows_for
+from taskvec_jax.distributed.sharding import MeshShape, make_mesh
+from taskvec_jax.distributed.targets import Target
+from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.models.names import describe
 from taskvec_jax.transformer.config import DTYPES, QUANTIZATIONS, DecoderConfig
-from taskvec_jax.transformer.decoder import leaf_types, unflatten
-from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
-from taskvec_jax.vectors.rows import Rows
 
-COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
+WAYS_OUT = "more devices on model, --quantization=int8, --dtype=bfloat16 or a smaller --batch_size"
 
 
 class Program(NamedTuple):
     """What a compiled program needs of each device.
 
     Attributes:
-      loops: for each loop over layers, the collectives of one layer.
-      outside: the other collectives.
-      bytes: arguments, results and everything between.
+      bytes: arguments, results and everything between; None where the compiler does not say.
+      arguments, temporaries, outputs: the parts of `bytes`.
+      work: what it does; None where it could not be compiled.
+      refused: why it could not be compiled, in a sentence.
     """
 
-    loops: list[list[str]]
-    outside: list[str]
-    bytes: int
+    bytes: int | None
+    arguments: int = 0
+    temporaries: int = 0
+    outputs: int = 0
+    work: hlo.Work | None = None
+    refused: str = ""
+
+    @property
+    def loops(self) -> list[list[str]]:
+        """For each loop over layers, the collectives of one layer."""
+        work = self.work
+        return [self._kinds(loop) for loop in work.loops] if work else []
+
+    @property
+    def outside(self) -> list[str]:
+        """The other collectives."""
+        return self._kinds("")
+
+    def _kinds(self, loop: str) -> list[str]:
+        return [c.kind for c in self.work.collectives if c.loop == loop] if self.work else []
 
 
 def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[str, Program]:
     """Both programs of a layer sweep, at the lengths of `plan.sweep_bytes`."""
-    c, rows = config, rows_for(mesh, batch_size)
+    trace = run_programs.programs_of(config, mesh, batch_size)
+    return {name: compiled(trace[name], mesh.size) for name in run_programs.SWEEP}
 
-    def batch(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, PartitionSpec(DATA))
-        return jax.ShapeDtypeStruct((rows, *shape), jnp.dtype(dtype), sharding=sharding)
 
-    leaves = leaf_types(c)
-    shardings = placement(c, {path: leaf.shape for path, leaf in leaves.items()}, mesh)
-    params = unflatten(
-        {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-            for path, leaf in leaves.items()
-        }
+def compiled(trace: run_programs.Trace, devices: int) -> Program:
+    """A program as the compiler for its devices makes it; one that does not fit says so."""
+    try:
+        made = trace().lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return _refused(str(error))
+    memory = made.memory_analysis()
+    work = hlo.count(made.as_text() or "", devices)
+    if memory is None:
+        return Program(None, work=work)
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    parts = memory.argument_size_in_bytes, memory.temp_size_in_bytes, outputs
+    return Program(sum(parts), *parts, work)
+
+
+def _refused(message: str) -> Program:
+    """What a compiler says of a program that does not fit: how much it would need, of how much."""
+    said = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+    if not said:
+        return Program(None, refused=f"does not fit ({first_line(message)}); use {WAYS_OUT}")
+    needs, has = (float(said[i]) * UNITS[said[i + 1]] for i in (1, 3))
+    return Program(
+        round(needs),
+        refused=f"needs {needs / GB:.2f} GB of a device that has {has / GB:.2f}; use {WAYS_OUT}",
     )
-    read_tokens = min(plan.PROMPT_TOKENS, c.max_length)
-    token: Any = batch(read_tokens)  # shapes stand for arrays
-    ends: Any = batch(3)
-    inject = (
-        batch(plan.QUERY_TOKENS),
-        batch(),
-        batch(c.num_layers, c.width, dtype="float32"),
-        batch(c.num_layers),
-    )
-    schedule = wavefront_schedule(c.num_layers)
-    lowered = {
-        "read": read_rows.lower(c, params, Rows(token, token, token, ends)),
-        "inject": inject_rows.lower(c, params, *inject, schedule),
+
+
+def seconds_at_roofline(work: hlo.Work, target: Target) -> tuple[float | None, str | None]:
+    """The least time a program can take on a device of the target, and what bounds it.
+
+    The largest of three: products at their peak rates, bytes at the memory's bandwidth, collectives
+    at the bandwidth of all links of a device, as a ring would do them. They would overlap at best.
+    """
+    chip = target.chip
+    if not chip.peak:
+        return None, None
+    times = {
+        "compute": sum(flops / chip.peak[how] for how, flops in work.flops.items()),
+        "memory": work.bytes / chip.bandwidth,
+        "interconnect": sum(c.times * _sent(c) for c in work.collectives) / chip.link,
     }
-    return {name: _look(program.compile()) for name, program in lowered.items()}
+    bound = max(times, key=lambda name: times[name])
+    return times[bound], bound
 
 
-def _look(program: Any) -> Program:
-    memory = program.memory_analysis()
-    loops, outside = collectives(program.as_text() or "")
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Program(loops, outside, needed)
+def _sent(one: hlo.Collective) -> float:
+    """Bytes that a device sends in a collective done as a ring."""
+    rest = (one.devices - 1) / one.devices
+    if one.kind == "all-reduce":
+        return 2 * rest * one.bytes
+    if one.kind == "reduce-scatter":
+        return rest * one.bytes * one.devices
+    return one.bytes * (1.0 if one.kind == "collective-permute" else rest)
 
 
-def collectives(program: str) -> tuple[list[list[str]], list[str]]:
-    """Collectives in the text of a compiled program: of each loop's body, and of the rest."""
-    found: dict[str, list[str]] = {}
-    name = ""
-    for line in program.splitlines():
-        if start := re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line):
-            name = start[1]
-        found.setdefault(name, []).extend(re.findall(rf" ({COLLECTIVES})(?:-start)?\(", line))
-    loops = sorted(set(re.findall(r"body=%?([\w.\-]+)", program)))
-    outside = [kind for name, kinds in found.items() if name not in loops for kind in kinds]
-    return [found[loop] for loop in loops], outside
+def fits(program: Program, target: Target) -> bool:
+    """Whether a device of the target has room for a program."""
+    if program.refused:
+        return False
+    if program.bytes is None or target.chip.kind == "tpu":  # its compiler refuses what does not fit
+        return True
+    if target.chip.kind == "cpu":
+        return program.bytes <= plan.this_machine().device_bytes
+    return program.bytes <= plan.SHARE * target.chip.memory
+
+
+def record_of(
+    name: str, program: Program, target: Target, *, planned: int | None
+) -> dict[str, Any]:
+    """One program in mesh_plan.json, without what it was compiled of."""
+    work = program.work
+    seconds, bound = seconds_at_roofline(work, target) if work else (None, None)
+    collectives = Counter()
+    for one in work.collectives if work else ():
+        collectives[one.kind, one.bytes, one.devices] += one.times
+    return {
+        "program": name,
+        "fits": fits(program, target),
+        "compiler_bytes": program.bytes,
+        "plan_bytes": planned,
+        "collectives": [
+            {"kind": kind, "bytes": size, "devices": devices, "times": times}
+            for (kind, size, devices), times in sorted(collectives.items())
+        ],
+        "flops": sum(work.flops.values()) if work else None,
+        "bytes": work.bytes if work else None,
+        "seconds_at_roofline": seconds,
+        "bound": bound,
+        "argument_bytes": program.arguments,
+        "temporary_bytes": program.temporaries,
+        "output_bytes": program.outputs,
+        "flops_by_kind": work.flops if work else None,
+        "refused": program.refused or None,
+    }
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.3g} GB" if size >= 1e7 else f"{size / 1e6:.3g} MB"
+
+
+def _say(name: str, program: Program, record: dict[str, Any], seconds: float) -> None:
+    head, took = f"  {name}:", f"({seconds:.0f} s to compile)"
+    if program.refused:
+        console.print(f"{head} DOES NOT FIT: {program.refused} {took}", markup=False)
+        return
+    needed, planned = program.bytes, record["plan_bytes"]
+    cells = []
+    if needed is not None:
+        cells.append(
+            f"{_gb(needed)} a device (arguments {_gb(program.arguments)}, temporaries"
+            f" {_gb(program.temporaries)}, outputs {_gb(program.outputs)})"
+        )
+        if planned is not None:
+            cells.append(f"plan {_gb(planned)} ({planned / needed - 1:+.1%})")
+    if not record["fits"]:
+        cells.append(f"DOES NOT FIT; use {WAYS_OUT}")
+    layer = max(program.loops, key=len, default=[])
+    each = ", ".join(f"{layer.count(kind)} {kind}" for kind in sorted(set(layer)))
+    cells.append(f"a layer: {each or 'no collectives'}")
+    cells.append(f"{record['flops'] / 1e12:.3g} TFLOP, {_gb(record['bytes'])} moved")
+    if record["bound"]:
+        at_best = record["seconds_at_roofline"]
+        cells.append(f"at best {at_best * 1e3:.3g} ms, bound by {record['bound']}")
+    console.print(f"{head} {'; '.join(cells)} {took}", markup=False)
+
+
+def _meshes(target: Target) -> list[MeshShape]:
+    """The meshes of --meshes; when left out, all devices on model, and two on data.
+
+    Raises:
+      TaskVecError: one of them is not of all devices of the target.
+    """
+    number = 8 if target.chip.kind == "cpu" else target.devices
+    if FLAGS.meshes is None:
+        shapes = [MeshShape(1, number)]
+        return shapes + [MeshShape(2, number // 2)] * (number % 2 == 0 and number > 2)
+    shapes = [MeshShape.parse(text) for text in FLAGS.meshes.split(";")]
+    for shape in shapes:
+        if target.chip.kind != "cpu" and shape.devices != target.devices:
+            raise TaskVecError(
+                f"mesh {shape} is {shape.devices} devices, the target {target} has"
+                f" {target.devices}; allowed: meshes of all of them"
+            )
+    return shapes
+
+
+def _config(name: str) -> DecoderConfig:
+    _, config = describe(name)
+    return dataclasses.replace(config, dtype=FLAGS.dtype, quantization=FLAGS.quantization)
+
+
+def plan_model(
+    name: str, shape: MeshShape, target: Target, devices: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Compiles a model's programs for a mesh, prints a line for each, and gives their records."""
+    config = _config(name)
+    mesh = make_mesh(shape, devices)
+    trace = run_programs.programs_of(config, mesh, FLAGS.batch_size)
+    about = {
+        "model": name,
+        "target": str(target),
+        "mesh": str(shape),
+        "dtype": config.dtype,
+        "quantization": config.quantization,
+    }
+    quantized = "" if config.quantization == "none" else f" {config.quantization}"
+    console.print(f"{name} {config.dtype}{quantized}, {target}, {shape}:", markup=False)
+    planned = {
+        "read": plan.device_bytes(config, config.dtype, FLAGS.batch_size, shape),
+    }
+    records = []
+    for program in FLAGS.programs:
+        started = time.monotonic()
+        made = compiled(trace[program], shape.devices)
+        record = record_of(program, made, target, planned=planned.get(program))
+        _say(program, made, record, time.monotonic() - started)
+        records.append(about | record)
+    return records
+
+
+def _check_program(name: str) -> None:
+    if name not in run_programs.NAMES:
+        raise TaskVecError(f"program {name!r}; allowed: {', '.join(run_programs.NAMES)}")
 
 
 def main() -> None:
-    """Prints a line a model and mesh."""
-    meshes = [MeshShape.parse(text) for text in FLAGS.meshes.split(";")]
-    jax.config.update("jax_num_cpu_devices", max(shape.devices for shape in meshes))
-    jax.config.update("jax_platforms", "cpu")
+    """Prints a line a program, and writes mesh_plan.json."""
+    target = Target.parse(FLAGS.target)
+    shapes = _meshes(target)
+    devices = devices_of(target, max(shape.devices for shape in shapes))
+    configs = [_config(name) for name in FLAGS.models]  # a name that is not known, before all else
+    del configs
+    out = prepare_out(FLAGS.out) if FLAGS.out else None
+    records: list[dict[str, Any]] = []
     for name in FLAGS.models:
-        for shape in meshes:
-            _, config = describe(name)
-            config = dataclasses.replace(config, dtype=FLAGS.dtype, quantization=FLAGS.quantization)
-            started = time.monotonic()
-            programs = compile_sweep(config, make_mesh(shape), FLAGS.batch_size)
-            planned = plan.device_bytes(config, config.dtype, FLAGS.batch_size, shape)
-            needed = max(program.bytes for program in programs.values())
-            kind = (
-                config.dtype
-                if config.quantization == "none"
-                else f"{config.quantization}, {config.dtype}"
-            )
-            layer = max((max(p.loops, key=len) for p in programs.values()), key=len)
-            cells = ", ".join(f"{layer.count(each)} {each}" for each in sorted(set(layer)))
-            console.print(
-                f"{name} {kind} {shape}: compiler {needed / GB:.2f} GB a device (read"
-                f" {programs['read'].bytes / GB:.2f}, inject {programs['inject'].bytes / GB:.2f}),"
-                f" plan {planned / GB:.2f} GB ({planned / needed - 1:+.1%}); a layer:"
-                f" {cells or 'no collectives'}; {time.monotonic() - started:.0f} s",
-                markup=False,
-            )
+        for shape in shapes:
+            records += plan_model(name, shape, target, devices)
+            if out:
+                write_json(out / "mesh_plan.json", records)
 
 
 if __name__ == "__main__":
     command.define_list(
         "models", ["llama-7b", "llama-13b", "llama-30b", "pythia-12b"], "names or paths"
     )
-    flags.DEFINE_string("meshes", "data:1,model:8;data:2,model:4", "meshes, with ; between")
+    flags.DEFINE_string("target", "cpu", "tpu:v5e:2x4, gpu:h100:8, cpu, ...: what to compile for")
+    flags.DEFINE_string("meshes", None, "meshes, with ; between; all devices when left out")
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "of the parameters")
     flags.DEFINE_enum("quantization", "none", list(QUANTIZATIONS), "how kernels are kept")
     flags.DEFINE_integer("batch_size", plan.PLANNED_BATCH, "prompts a call", lower_bound=1)
+    command.define_list("programs", list(run_programs.NAMES), "programs", _check_program)
+    flags.DEFINE_string("out", None, "directory for mesh_plan.json; none when left out")
     command.run(main)

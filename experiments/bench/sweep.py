@@ -3,7 +3,7 @@
     python -m experiments.bench.sweep
     python -m experiments.bench.sweep --tasks=algorithmic_to_upper,linguistic_antonyms --repeats=5
     python -m experiments.bench.sweep --dtypes=bfloat16 --stages=layer_loop,packed --nodepths
-    python -m experiments.bench.sweep --shape=llama-7b --dtypes=bfloat16,int8 \
+    python -m experiments.bench.sweep --shape=llama-7b --dtypes=bfloat16,int8 \\
         --stages=layer_loop,packed --nodepths --tasks=algorithmic_to_upper,linguistic_antonyms
 
 The last two are for a GPU or TPU: model-FLOPs utilisation (the share of the vendor's dense peak
@@ -27,7 +27,9 @@ sweep over all layers on dev, the best layer on test), done in steps of improvem
 Every step must give the same answers. Seconds are medians of repeats in which the steps take
 turns; compilation is told apart. Writes benchmark.json and benchmark.png under --out.
 
-Expected on 2 cores for the default model and all 18 tasks: see BUILD_NOTES.md; about 40 minutes.
+Expected on 2 cores for the default model and all 18 tasks: see BUILD_NOTES.md.
+
+Time: 40 minutes (2 cores).
 """
 
 from __future__ import annotations

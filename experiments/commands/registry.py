@@ -19,10 +19,13 @@ class Experiment:
         `experiments.page.<name>`, if there is one, which has `section(result)` and
         `draw_figures(result)`; and of its JSON file.
       in_paper: `experiments.paper` runs it.
+      minutes: about how long it takes in a paper (default model, the paper's settings, 2 shared
+        cores); how long a paper has still to go is reckoned from their ratios.
     """
 
     name: str
     in_paper: bool = True
+    minutes: float = 1.0
 
     @property
     def module(self) -> ModuleType:
@@ -45,17 +48,17 @@ class Experiment:
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
-        Experiment("main_results"),
-        Experiment("conflicting_tasks"),
-        Experiment("task_geometry"),
-        Experiment("vocabulary_projection"),
-        Experiment("bijections"),
-        Experiment("dose"),
-        Experiment("patch_map"),
-        Experiment("portability"),
+        Experiment("main_results", minutes=19),
+        Experiment("conflicting_tasks", minutes=1),
+        Experiment("task_geometry", minutes=1.3),
+        Experiment("vocabulary_projection", minutes=0.3),
+        Experiment("bijections", minutes=4),
+        Experiment("dose", minutes=6),
+        Experiment("patch_map", minutes=5),
+        Experiment("portability", minutes=3),
         Experiment("function_vectors", in_paper=False),
         Experiment("head_ablation", in_paper=False),
-        Experiment("necessity"),
+        Experiment("necessity", minutes=18),
         Experiment("positions", in_paper=False),
         Experiment("several_vectors", in_paper=False),
         Experiment("learned_task_vector", in_paper=False),

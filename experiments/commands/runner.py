@@ -65,10 +65,8 @@ def run_alone(experiment: Experiment) -> None:
         where = None if out is None else results_directory(out)
         study = study_from_flags(*models, out=where, checks=checks_of([experiment]))
         models[:] = [study.model]
-        try:
+        with study.journal:
             return finish(study, experiment)
-        finally:
-            study.journal.close()
 
     if experiment.name in SEVERAL_SEEDS and (asked := seeds.from_flags()):
         seeds.run_each(asked, run)

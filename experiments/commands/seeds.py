@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from convert import help as helping
 from experiments.page.section import Table, span, text
 from experiments.run.flags import FLAGS, console
 from experiments.run.results import prepare_out, results_name, run_from_flags, write_json
@@ -26,6 +27,7 @@ NAME = "seeds"
 GROUPS = {"icl_able": "tasks that ICL does", "all": "all tasks"}
 
 
+@helping.group("Prompts and scoring")
 def define_flag() -> None:
     """--seeds."""
     flags.DEFINE_list(

@@ -6,7 +6,8 @@
 Cells are run one after the other in one namespace; what a cell prints, the value of its last line
 and the figures it draws become its outputs. A cell that raises stops the run. --replace_model takes
 the place of the name in the notebook's `MODEL = ...`.
-Expected: 2 minutes for tour.ipynb on the default model.
+
+Time: 2 minutes (tour.ipynb on the default model).
 """
 
 from __future__ import annotations

@@ -22,11 +22,13 @@ def section(result: dict[str, Any]) -> Section:
     """Learned beside extracted at each task's best layer."""
     tasks, titles = result["tasks"], about.titles_of(result)
     rows, no_worse, gains = [], 0, []
+    selectivity: list[float] = []
     for name, task in tasks.items():
         at = task["extracted_layer"]
         own, mean, best = (_at(task, key, at) for key in ("extracted", "mean_theta", "learned"))
         no_worse += best["accuracy"] >= own["accuracy"]
         gains.append(best["accuracy"] - own["accuracy"])
+        selectivity.append(best["accuracy"] - _at(task, "control", at)["accuracy"])
         nearest = min(task["layers"], key=lambda layer: abs(layer - at))
         rows.append(
             [
@@ -38,6 +40,8 @@ def section(result: dict[str, Any]) -> Section:
                 score(own),
                 score(mean),
                 score(best),
+                score(_at(task, "control", at)),
+                number(selectivity[-1]),
                 score(task["icl"]),
                 number(task["cosine"][task["layers"].index(nearest)]),
                 number(task["norm_ratio"][task["layers"].index(nearest)]),
@@ -48,6 +52,8 @@ def section(result: dict[str, Any]) -> Section:
     words = [
         f"At the layer where extracted theta does best on dev, the learned vector scores at least"
         f" as much on {no_worse} of {len(tasks)} tasks, {np.mean(gains):+.2f} on average.",
+        "A control task has the same inputs with outputs dealt at random: there the learned vectors"
+        f" score {np.mean(selectivity):.2f} less on average, which is what they owe to the task.",
     ]
     if (positions := result["recipe"]["num_positions"]) > 1:
         words.append(
@@ -74,6 +80,8 @@ def section(result: dict[str, Any]) -> Section:
                     "own theta",
                     "mean theta",
                     "learned",
+                    "learned, control task",
+                    "selectivity",
                     "ICL",
                     "cosine",
                     "norm",

@@ -34,6 +34,13 @@ def section(result: dict[str, Any]) -> Section:
             f" ({', '.join(titles[name] for name in group['tasks'])}):"
             f" {group['separability']:.0%}{told} (chance {group['chance']:.0%})."
         )
+    if wrong := result.get("wrong_labels"):
+        words.append(
+            "Thetas of the same prompts with wrong labels, which show the words of a task and not"
+            f" its mapping, lie nearest one of their own task in {wrong['separability']:.0%} of"
+            f" cases, and nearest a theta of right labels of their task in"
+            f" {wrong['nearest_right_theta']:.0%}."
+        )
     if within and between:
         words.append(
             f"The median cosine distance is {within['median']:.3f} within a task and"

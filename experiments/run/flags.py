@@ -11,6 +11,7 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console, define_list, progress_bar
+from convert.help import group
 from experiments.run import rerun
 from taskvec_jax.distributed.plan import (
     GB,
@@ -33,14 +34,16 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.templates import NAMED, Template
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
-from taskvec_jax.transformer.config import QUANTIZATIONS
+from taskvec_jax.transformer.config import PRECISIONS, QUANTIZATIONS
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 __all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
 
 
+@group("Model")
 def define_model_flags() -> None:
-    """--model, --revision, --dtype, --quantization, --plan, --mesh and those of processes."""
+    """--model, --revision, --dtype, --quantization, --matmul_precision, --plan, --mesh and those of
+    processes."""
     command.define_model_flags("float32")
     command.define_mesh_flags()
     flags.DEFINE_enum(
@@ -50,9 +53,18 @@ def define_model_flags() -> None:
         "How kernels of linear maps are kept. int8: one byte a number; int4: half of one; --dtype"
         " is then the dtype of all other parameters and of products.",
     )
+    flags.DEFINE_enum(
+        "matmul_precision",
+        "highest",
+        list(PRECISIONS),
+        "How products of float32 numbers are computed on a GPU or TPU. highest: in float32. high:"
+        " TF32, or three products of bfloat16. default: TF32, or bfloat16, which is fastest. A CPU"
+        " knows one way.",
+    )
     flags.DEFINE_bool("plan", False, "Say what the model needs and where it fits, and do nothing.")
 
 
+@group("Prompts and scoring")
 def define_prompt_flags() -> None:
     """The flags of `Settings`, and the choice of tasks."""
     defaults = Settings()
@@ -87,21 +99,29 @@ def define_prompt_flags() -> None:
     )
     define_filter_flag()
     define_template_flags()
-    flags.DEFINE_integer(
-        "batch_size",
-        defaults.batch_size,
-        "Prompts that a compiled call works on; it changes no result.",
-    )
-    flags.DEFINE_float(
-        "memory_gb",
-        None,
-        "Most memory to use, in GB; that of this machine when left out. Fewer prompts a call are"
-        " taken to stay below it.",
-    )
-    flags.DEFINE_list("tasks", None, "Names of tasks, separated by commas; all when left out.")
+    with group("Memory and results"):
+        flags.DEFINE_integer(
+            "batch_size",
+            defaults.batch_size,
+            "Prompts that a compiled call works on; it changes no result.",
+        )
+        flags.DEFINE_float(
+            "memory_gb",
+            None,
+            "Most memory to use, in GB; that of this machine when left out. Fewer prompts a call"
+            " are taken to stay below it.",
+        )
+    with group("Tasks"):
+        flags.DEFINE_list(
+            "tasks",
+            None,
+            "Names of tasks, such as linguistic_antonyms or just antonyms, with commas between; all"
+            " when left out.",
+        )
     define_task_flags()
 
 
+@group("Tasks")
 def define_filter_flag() -> None:
     """Defines --filter."""
     flags.DEFINE_enum(
@@ -113,6 +133,7 @@ def define_filter_flag() -> None:
     )
 
 
+@group("Prompts and scoring")
 def define_template_flags() -> None:
     """--template, --separator and --header: how prompts are written."""
     flags.DEFINE_string(
@@ -139,6 +160,7 @@ def template_from_flags() -> Template:
     return Template.of(FLAGS.template, separator=FLAGS.separator, header=FLAGS.header)
 
 
+@group("Tasks")
 def define_task_flags() -> None:
     """Where tasks come from."""
     flags.DEFINE_string(
@@ -270,6 +292,7 @@ def model_from_flags() -> Model:
             FLAGS.revision,
             command.mesh_from_flags(FLAGS.batch_size if "batch_size" in FLAGS else PLANNED_BATCH),
             FLAGS.quantization,
+            FLAGS.matmul_precision,
         )
     )
 

@@ -1,10 +1,11 @@
 """Which run a result is of, so that results of two runs are never taken for those of one.
 
-A run is told from another by its model, revision, dtype, quantization, weights, tokenizer, and the
-settings of its command line. The batch size, the mesh and the choice of tasks are not among them:
-the first two change no number, and a task is evaluated alone. Every result file holds
+A run is told from another by its model, revision, dtype, quantization, precision of products,
+weights, tokenizer, and the settings of its command line. The batch size, the mesh and the choice of
+tasks are not among them: the first two change no number, and a task is evaluated alone. Every
+result file holds
 
-    model, revision, dtype, quantization, weights_sha256    at the top
+    model, revision, dtype, quantization, matmul_precision, weights_sha256    at the top
     run            the settings, and a key that stands for the model (`names.model_key`)
 
 and a directory holds the results of one run. A run that finds those of another one there is
@@ -28,7 +29,14 @@ from taskvec_jax.models.origin import path_key
 
 Identity = dict[str, Any]
 
-OF_MODEL = ("model", "revision", "dtype", "quantization", "weights_sha256")
+OF_MODEL = (
+    "model",
+    "revision",
+    "dtype",
+    "quantization",
+    "matmul_precision",
+    "weights_sha256",
+)
 SHORT_HASH = 8  # characters of a hash, for people
 
 
@@ -65,6 +73,7 @@ def of_model(model: Model) -> Identity:
         "revision": model.revision,
         "dtype": model.config.dtype,
         "quantization": quantization(model.config.quantization),
+        "matmul_precision": model.config.matmul_precision,
         "weights_sha256": model.weights_sha256,
     }
 
@@ -131,6 +140,8 @@ def say(name: str, identity: Identity) -> str:
         return f"revision {value}" if value else "default revision"
     if name == "quantization":
         return "not quantized" if value == "none" else str(value)
+    if name == "matmul_precision":
+        return f"matmul precision {value}"
     if name in ("model", "dtype"):
         return str(value)
     if name.endswith("_sha256"):
@@ -198,7 +209,15 @@ def _said(names: Sequence[str], run: Identity) -> str:
 
 def describe(run: Identity) -> str:
     """A run in one line, its model aside."""
-    order = ("revision", "dtype", "quantization", "seed", "num_prompts", "num_demonstrations")
+    order = (
+        "revision",
+        "dtype",
+        "quantization",
+        "matmul_precision",
+        "seed",
+        "num_prompts",
+        "num_demonstrations",
+    )
     names = [name for name in order if name in run and (run[name] or name != "revision")]
     return _said(names, run)
 
@@ -239,8 +258,9 @@ def labels(runs: Sequence[Identity], places: Sequence[Path]) -> list[str]:
 def directory_name(run: Identity, defaults: Identity) -> str:
     """The name of the directory for the results of a run, after all that tells it from others.
 
-    The model's key, with its revision, and the dtype always; quantization and settings where they
-    are not the default: `smollm2-135m-instruct_float32`, `pythia-70m@step1000_bfloat16_int8_seed1`.
+    The model's key, with its revision, and the dtype always; quantization, precision of products
+    and settings where they are not the default: `smollm2-135m-instruct_float32`,
+    `pythia-70m@step1000_bfloat16_int8_seed1`.
 
     Args:
       run: with "model_key".
@@ -249,6 +269,8 @@ def directory_name(run: Identity, defaults: Identity) -> str:
     parts = [run["model_key"], run["dtype"]]
     if run["quantization"] != "none":
         parts.append(run["quantization"])
+    if run.get("matmul_precision", "highest") != "highest":
+        parts.append(f"precision_{run['matmul_precision']}")
     for name, default in defaults.items():
         value = run.get(name, default)
         if value != default:

@@ -34,6 +34,7 @@ from taskvec_jax.errors import TaskVecError
 
 What = Mapping[str, Any]
 CRC_BYTES = 4
+GOES_ON = "the same command goes on from here"
 _START = re.compile(rb'(?=\{"crc": \d)')  # of an entry; inside one, quotes stand behind a backslash
 
 
@@ -58,6 +59,19 @@ class Journal:
             self._file = _locked(self.path)
         atexit.register(self.close)  # bad input may end the run before anything is kept
         self._values = self._load()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        """Closes it; of a run that is interrupted, says that nothing finished is lost.
+
+        Raises:
+          KeyboardInterrupt: with a message, instead of the one that came.
+        """
+        self.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            raise KeyboardInterrupt(GOES_ON) from None
 
     def close(self) -> None:
         """Lets another process have it; one that holds nothing is taken away."""

@@ -11,6 +11,7 @@ import signal
 from typing import Any
 
 from experiments.run.flags import console
+from experiments.run.journal import GOES_ON
 from taskvec_jax.distributed.processes import anywhere
 
 _asked = False
@@ -34,5 +35,5 @@ def stop_if_asked() -> None:
       SystemExit: 0, if SIGTERM came to any of them.
     """
     if anywhere(_asked):
-        console.print("stopped by SIGTERM between two units; the same command goes on from here")
+        console.print(f"stopped by SIGTERM between two units; {GOES_ON}")
         raise SystemExit(0)

@@ -22,7 +22,7 @@ from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Pair, Task
 
-OF_MODEL = ("model", "revision", "dtype", "quantization")
+OF_MODEL = ("model", "revision", "dtype", "quantization", "matmul_precision")
 OF_RUN = tuple(
     f.name for f in dataclasses.fields(Settings) if f.name not in ("batch_size", "template")
 )

@@ -49,6 +49,7 @@ def run_from_flags(model: str | None = None) -> identity.Identity:
         "revision": revision,
         "dtype": FLAGS.dtype,
         "quantization": identity.quantization(FLAGS.quantization),
+        "matmul_precision": FLAGS.matmul_precision,
         **identity.of_settings(
             settings_from_flags(), short_demonstrations(), FLAGS.task_data, FLAGS.task_file
         ),
@@ -164,7 +165,7 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
         "revision": model.revision,
         "dtype": model.config.dtype,
         "quantization": identity.quantization(model.config.quantization),
-        "matmul_precision": matmul_precision(),
+        "matmul_precision": model.config.matmul_precision,
         "seed": seed,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer.sha256,
@@ -180,11 +181,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"  # run from its source tree
-
-
-def matmul_precision() -> str:
-    """What --jax_default_matmul_precision, or the environment, asks for."""
-    return str(jax.config.values["jax_default_matmul_precision"] or "default")
 
 
 def _module_name() -> str:

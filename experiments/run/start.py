@@ -8,6 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
+from convert.help import group
+from convert.progress import in_words
 from experiments.run import flags as command
 from experiments.run import own_tasks, preemption, rerun, timing
 from experiments.run.flags import FLAGS, console
@@ -30,6 +32,7 @@ from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
+from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 
 
@@ -37,8 +40,9 @@ def define_flags() -> None:
     """All flags a study needs."""
     command.define_model_flags()
     command.define_prompt_flags()
-    flags.DEFINE_string("out", None, "Directory for results; results/<run> when left out.")
-    rerun.define_flag()
+    with group("Memory and results"):
+        flags.DEFINE_string("out", None, "Directory for results; results/<run> when left out.")
+        rerun.define_flag()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,8 @@ def ask(checks: Sequence[Callable[[DecoderConfig], None]] = ()) -> Asked:
                 check(config)
             tokenizer = own_tasks.tokenizer_of(FLAGS.model, FLAGS.revision)
             if tokenizer is not None:
-                fitted = fitting_tasks(tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks))
+                must_fit = bool(FLAGS.tasks)
+                fitted = fitting_tasks(tokenizer, tasks, settings, must_fit, config)
     return Asked(settings, tasks, available, fitted)
 
 
@@ -150,7 +155,7 @@ def say_time(study: Study) -> None:
     console.print(
         f"--half_width={FLAGS.half_width:g}: {study.settings.num_prompts} prompts of each split;"
         " about "
-        + ", ".join(f"{timing.in_words(s)} for {name}" for name, s in found.items())
+        + ", ".join(f"{in_words(s)} for {name}" for name, s in found.items())
         + " here. A task with fewer pairs asks for fewer distinct queries, and its interval stays"
         " wider than it looks.",
         markup=False,
@@ -171,12 +176,17 @@ def open_journal(out: Path) -> Journal:
 
 
 def fitting_tasks(
-    tokenizer: Tokenizer, tasks: Sequence[Task], settings: Settings, must_fit: bool
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    settings: Settings,
+    must_fit: bool,
+    config: DecoderConfig | None = None,
 ) -> tuple[list[Task], dict[str, str]]:
     """The tasks that a tokenizer and these settings can pose, found before any costs time.
 
     Args:
       must_fit: the tasks were named one by one, so one that does not fit is an error.
+      config: of the model, whose context a prompt must not exceed; None: that is seen later.
 
     Returns:
       The tasks, and why the others were left out, by name.
@@ -188,7 +198,9 @@ def fitting_tasks(
     for task in tasks:
         try:
             fitted = fit(task, tokenizer, settings.template, settings.filter)
-            draw_prompts(fitted, dataclasses.replace(settings, num_prompts=1), "test")
+            (first,) = draw_prompts(fitted, dataclasses.replace(settings, num_prompts=1), "test")
+            if config is not None:
+                _check_length(config, task, tokenizer.encode_all([first.icl(), *first.dummies()]))
         except TaskVecError as error:
             if must_fit:
                 raise
@@ -199,6 +211,13 @@ def fitting_tasks(
     if not fitting:
         raise why
     return fitting, left_out
+
+
+def _check_length(config: DecoderConfig, task: Task, texts: Sequence[Sequence[int]]) -> None:
+    try:
+        check_texts(config, texts)
+    except TaskVecError as error:
+        raise TaskVecError(f"{task.name}: {error}") from None
 
 
 def tell_left_out(left_out: Mapping[str, str]) -> None:

@@ -22,11 +22,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from convert.progress import Overall
 from experiments.run import flags as command
 from experiments.run import identity, rerun
 from experiments.run.fingerprint import fingerprint
 from experiments.run.journal import Journal
-from experiments.run.results import matmul_precision, provenance
+from experiments.run.results import provenance
 from experiments.run.vectors import VectorFiles
 from experiments.run.writing import WriteError
 from taskvec_jax.errors import TaskVecError
@@ -70,6 +71,7 @@ class Study:
       record: where the tasks come from and which were left out, for the result files.
       started: when the experiment under way began.
       advance: called with the number of prompts just finished, while a task is evaluated.
+      overall: what the experiment is a piece of, for progress bars; None: it is run alone.
     """
 
     model: Model
@@ -83,6 +85,7 @@ class Study:
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
     started: float = dataclasses.field(default_factory=time.monotonic)
     advance: Callable[[int], None] = lambda steps: None
+    overall: Overall | None = None
 
     def what(
         self,
@@ -111,7 +114,6 @@ class Study:
             "tokenizer": self.model.tokenizer.sha256,
             "config": self.model.config.to_dict(),
             "device": [device.platform, device.device_kind],
-            "matmul_precision": matmul_precision(),
             "task": task and {"name": task.name, "sha256": task_sha256(task)},
             "settings": decisive,
             **more,
@@ -287,7 +289,7 @@ class Study:
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
         """A progress bar over units; what it yields is called with each unit's name, before it."""
-        with command.progress_bar() as bar:
+        with command.progress_bar(self.overall) as bar:
             row = bar.add_task(title, total=total)
             begun = 0
 

@@ -47,13 +47,6 @@ def estimate(
     return {"layer_sweep": plain, "main_results": plain + more}
 
 
-def in_words(seconds: float) -> str:
-    """`40 s`, `12 minutes`, `3.5 hours`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
-
-
 def _seconds(call: Callable[[], Any]) -> float:
     call()  # compiles
     started = time.monotonic()

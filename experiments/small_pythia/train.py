@@ -21,6 +21,8 @@ The model shipped as `pythia-icl-small` is model/ of the first command, and trai
 Expected: ICL 0.98 by step 360 and 1.00 at the end (625 s on 2 cores shared with twenty other
 processes, 2,090 tokens/s). Without the vector-prompting loss, after 600 steps, ICL 0.93 and no task
 vector at any layer: at most 0.27, which is the zero-shot baseline (320 s).
+
+Time: 10 minutes (2 cores shared with other work).
 """
 
 # Long because: a command with twenty flags, its log and its resuming.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -109,13 +109,16 @@ class MeshShape:
         return cls(**sizes)
 
 
-def make_mesh(shape: MeshShape) -> Mesh:
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of the first devices; physical neighbours lie along `model`, before it is factored.
+
+    Args:
+      devices: to choose from; None: those that JAX sees.
 
     Raises:
       TaskVecError: there are too few devices, or some of a process's are left out.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if shape.devices > len(devices) or (jax.process_count() > 1 and shape.devices < len(devices)):
         few = ", ".join(
             str(MeshShape(len(devices) // m, m))

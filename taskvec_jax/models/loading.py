@@ -26,7 +26,7 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import checkpoint_path, from_hub_or_wheel
 from taskvec_jax.models.soundness import check_model
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.transformer.config import QUANTIZATIONS
+from taskvec_jax.transformer.config import PRECISIONS, QUANTIZATIONS
 from taskvec_jax.transformer.decoder import Decoder
 
 
@@ -37,6 +37,7 @@ def load_model(
     revision: str | None = None,
     mesh: MeshChoice = None,
     quantization: str = "none",
+    matmul_precision: str = "highest",
 ) -> Model:
     """Loads a model by name, or from any place that `convert` reads, or a converted model.
 
@@ -57,6 +58,8 @@ def load_model(
         the config that chooses; None: the first device has all.
       quantization: "none"; "int8" keeps the kernels of linear maps in one byte a number, "int4" in
         half of one, while products are in `dtype`; see quantization.py.
+      matmul_precision: how products of float32 numbers are computed on devices that have several
+        ways, one of `taskvec_jax.transformer.config.PRECISIONS`; see `DecoderConfig`.
 
     Raises:
       TaskVecError: an unknown name, a path without a model, an unsupported or damaged one, a kept
@@ -66,6 +69,10 @@ def load_model(
     keep_programs()
     if quantization not in QUANTIZATIONS:
         raise TaskVecError(f"quantization is {quantization!r}; allowed: {', '.join(QUANTIZATIONS)}")
+    if matmul_precision not in PRECISIONS:
+        raise TaskVecError(
+            f"matmul_precision is {matmul_precision!r}; allowed: {', '.join(PRECISIONS)}"
+        )
     name, path = str(name_or_path), Path(name_or_path)
     with all_or_none():
         fetched = from_hub_or_wheel(name, revision)
@@ -95,6 +102,7 @@ def load_model(
             Tokenizer(opened.tokenizer, config.vocab_size),
             hash_params(params),
         )
+    config = dataclasses.replace(config, matmul_precision=matmul_precision)
     model = Model(
         name, Decoder(config), params, tokenizer, config, weights_sha256, mesh, revision, source
     )

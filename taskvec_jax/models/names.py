@@ -6,6 +6,7 @@ the path of a file or a directory. Nothing here reads weights.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -18,6 +19,7 @@ from taskvec_jax.models.registry import NAMED_MODELS, Shipped
 from taskvec_jax.transformer.config import DecoderConfig
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OF_FILES = (".gguf", ".pth", ".bin", ".safetensors", ".json", ".pt")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 
 
@@ -101,14 +103,33 @@ def from_hub_or_wheel(name: str, revision: str | None) -> bool:
     if known is not None or on_hub:
         return True
     if not name or not Path(name).exists():
-        close = difflib.get_close_matches(name, NAMED_MODELS, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise TaskVecError(
-            f"unknown model {name!r}{hint}; allowed: {', '.join(NAMED_MODELS)}, ORG/NAME of the"
-            " Hugging Face hub, or the path of a Hugging Face directory, a .gguf file, Meta's"
-            " consolidated.*.pth or a converted model"
-        )
+        raise TaskVecError(_not_there(name))
     return False
+
+
+def _not_there(name: str) -> str:
+    """What to say of what is no known name, no ORG/NAME and no path that exists."""
+    path = Path(name)
+    if name and (len(path.parts) > 1 or path.suffix in _OF_FILES or name[0] in ".~"):
+        nearest = next(place for place in path.parents if place.exists())
+        missing = path.relative_to(nearest).parts[0]
+        there: list[str] = []
+        with contextlib.suppress(OSError):  # not a directory, or not to be read
+            there = [entry.name for entry in nearest.iterdir()]
+        close = difflib.get_close_matches(missing, there, n=1, cutoff=0.7)
+        hint = f" (did you mean {nearest / close[0]}?)" if close else ""
+        tilde = "; the shell does not read ~ after =, write $HOME" if name[0] == "~" else ""
+        return (
+            f"model {name!r}: there is no such file or directory; {nearest.resolve()} has no"
+            f" {missing}{hint}{tilde}"
+        )
+    close = difflib.get_close_matches(name, NAMED_MODELS, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return (
+        f"unknown model {name!r}{hint}; allowed: a name that `python -m convert` lists, such as"
+        f" {', '.join([*NAMED_MODELS][:3])}; ORG/NAME of the Hugging Face hub; or the path of a"
+        " Hugging Face directory, a .gguf file, Meta's consolidated.*.pth or a converted model"
+    )
 
 
 def describe(name_or_path: str, revision: str | None = None) -> tuple[str, DecoderConfig]:

@@ -18,8 +18,13 @@ from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Override, Params
+from taskvec_jax.transformer.linear import attention_precision
 
 NUM_TOKENS = 4
+KNOWN = 128  # rows, columns and summands of the known product
+# A product of float32 numbers is off by this share of its largest element at most, by precision:
+# rounding to 24 bits, to 11 (TF32), to 8 (bfloat16); a sum of 128 products adds little to it.
+PRODUCT_TOLERANCE = {"highest": 3e-6, "high": 2e-3, "default": 2e-2}
 # Logits of two runs that should agree, as a share of their own size.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
 
@@ -36,9 +41,14 @@ def _read(
 
 @functools.partial(jax.jit, static_argnames="config")
 def _look(
-    config: DecoderConfig, params: Params, tokens: jax.Array, layer: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Finite [L + 1] (last: the logits), their size, and how far two overrides move them."""
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    layer: jax.Array,
+    known: tuple[np.ndarray, np.ndarray],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Finite [L + 1] (last: the logits), their size, how far two overrides move them, and the
+    product of the known matrices as attention computes it."""
     decoder = Decoder(config)
     last = tokens.shape[1] - 1
 
@@ -58,7 +68,35 @@ def _look(
     finite = jnp.isfinite(reads[0]).all(axis=(1, 2))
     finite = jnp.concatenate([finite, jnp.isfinite(logits[0]).all()[None]])
     moved = jnp.abs(logits[1] - logits[0]).max(axis=-1)
-    return finite, jnp.abs(logits[0]).max(), moved[0], moved[1]
+    product = jnp.matmul(*known, precision=attention_precision(config))
+    return finite, jnp.abs(logits[0]).max(), moved[0], moved[1], product
+
+
+def known_matrices() -> tuple[np.ndarray, np.ndarray]:
+    """Two float32 matrices whose elements need all of their 24 bits."""
+    places = np.arange(KNOWN * KNOWN, dtype=np.float64).reshape(KNOWN, KNOWN)
+    return np.sin(places).astype(np.float32), np.cos(3 * places).astype(np.float32)
+
+
+def check_product(name: str, config: DecoderConfig, product: np.ndarray) -> None:
+    """Refuses a device that computes float32 products with fewer digits than it was asked for.
+
+    Args:
+      product: of `known_matrices`, as the device computes it.
+
+    Raises:
+      TaskVecError: it is further from the product in float64 than its precision allows.
+    """
+    a, b = (matrix.astype(np.float64) for matrix in known_matrices())
+    right, precision = a @ b, attention_precision(config)
+    off = float(np.abs(product - right).max() / np.abs(right).max())
+    if not off <= PRODUCT_TOLERANCE[precision]:
+        raise TaskVecError(
+            f"{name}: a known product of float32 matrices is off by {off:.1e} of its size on this"
+            f" device; precision {precision} allows {PRODUCT_TOLERANCE[precision]:.0e}. Numbers"
+            " would not be those of float32: unset what lowers the precision (XLA_FLAGS,"
+            " NVIDIA_TF32_OVERRIDE), or ask for it with --matmul_precision=default"
+        )
 
 
 def check_model(name: str, decoder: Decoder, params: Params) -> None:
@@ -69,16 +107,19 @@ def check_model(name: str, decoder: Decoder, params: Params) -> None:
 
     Raises:
       TaskVecError: activations that are not finite (it names the first such layer), or an
-        override that does what it should not, or nothing; or a machine that sums wrongly.
+        override that does what it should not, or nothing; or a machine that sums wrongly, or
+        computes products with fewer digits than the config asks for.
     """
     check_sums()
     config = decoder.config
     length = min(NUM_TOKENS, max(1, config.max_length - 1))
     tokens = np.arange(1, 1 + length, dtype=np.int32) * 7919 % config.vocab_size
     layer = config.num_layers // 2
-    finite, size, own, other = map(
-        to_host, _look(config, params, np.stack([tokens, tokens]), np.int32(layer))
+    finite, size, own, other, product = map(
+        to_host,
+        _look(config, params, np.stack([tokens, tokens]), np.int32(layer), known_matrices()),
     )
+    check_product(name, config, product)
     if not finite.all():
         first = int(np.argmin(finite))
         place = f"after layer {first}" if first < config.num_layers else "at the logits"

@@ -23,6 +23,7 @@ FEW_PAIRS = 70
 LETTERS = 3  # an answer of this many letters, each its own token, counts as spelled out
 NOT_SPELLED = "the vocabulary cannot spell them (their text does not come back from its tokens)"
 CHANGED = "the answer changes the tokens before it"
+KEEP_LONGER = "keep answers of several tokens with --filter=none"
 NOT_ONE = "the answer is not one token"
 BY_LETTER = "the answer is spelled letter by letter, so that its first token says one letter"
 FILTERS = ("single_token", "none")
@@ -151,7 +152,7 @@ def _fit(task: Task, tokenizer: Tokenizer, template: Template, filter: str) -> F
         if always or (spaced and len(spaced) >= LEADING_SPACE_SHARE * len(kept)):
             kept, left_out, leading_space = spaced, reasons, True
     if not kept:
-        longer = "; keep longer answers with --filter=none" if NOT_ONE in left_out else ""
+        longer = f"; {KEEP_LONGER}" if NOT_ONE in left_out else ""
         raise TaskVecError(
             f"{task.name}: this tokenizer leaves none of {len(task.pairs)} pairs;"
             f" {_reasons(left_out)}{longer}; choose other tasks or another template (--template),"
@@ -218,6 +219,15 @@ def _reasons(left_out: Mapping[str, int]) -> str:
     return "left out: " + ", ".join(f"{count} because {reason}" for reason, count in ordered)
 
 
+def _ways_out(left_out: Mapping[str, int]) -> str:
+    """What to do where a task has too few pairs for a prompt."""
+    fewer = "ask for fewer demonstrations or dummy queries"
+    if not left_out:
+        return f"; {fewer}"
+    ways = f"{KEEP_LONGER}, or {fewer}" if NOT_ONE in left_out else fewer
+    return f" ({_reasons(left_out)}); {ways}"
+
+
 def sample(
     fitted: FittedTask,
     *,
@@ -244,8 +254,7 @@ def sample(
         raise TaskVecError(
             f"{fitted.task.name}: {num_demonstrations} demonstrations, a query and"
             f" {num_dummy_queries} dummy queries need {need} different pairs, but only"
-            f" {len(fitted.pairs)} are left; ask for fewer demonstrations or dummy queries"
-            + (f" ({_reasons(fitted.left_out)})" if fitted.left_out else "")
+            f" {len(fitted.pairs)} are left{_ways_out(fitted.left_out)}"
         )
     prompts = []
     for i in range(start, start + count):

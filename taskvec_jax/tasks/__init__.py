@@ -18,6 +18,7 @@ __all__ = [
     "TASKS",
     "Pair",
     "Task",
+    "full_name",
     "read_own_tasks",
     "read_task_directory",
     "read_task_file",
@@ -75,6 +76,36 @@ def registry(
     return tasks
 
 
+def full_name(name: str, tasks: Mapping[str, Task]) -> str:
+    """The name of a task that is called by it, or as tables and figures show it.
+
+    `linguistic_antonyms`, `antonyms` and `Antonyms` are one, and so are `algorithmic_to_upper`,
+    `to_upper` and `to upper`.
+
+    Raises:
+      TaskVecError: no such task, or several of different categories.
+    """
+    if name in tasks:
+        return name
+    plain = _plain(name)
+    found = [
+        full for full, task in tasks.items() if plain in (_plain(full), _plain(task.short_name))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TaskVecError(f"task {name!r} may be {' or '.join(found)}; write one of these")
+    known = {_plain(task.short_name): full for full, task in tasks.items()}
+    known |= {_plain(full): full for full in tasks}
+    close = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
+    hint = f" (did you mean {known[close[0]]}?)" if close else ""
+    raise TaskVecError(f"unknown task {name!r}{hint}; allowed: {', '.join(tasks)}")
+
+
+def _plain(name: str) -> str:
+    return "_".join(name.lower().replace("_", " ").split())
+
+
 def select(
     names: list[str] | None,
     directory: Path | None,
@@ -84,7 +115,7 @@ def select(
     """The tasks a run asks for.
 
     Args:
-      names: task names, or None for all.
+      names: task names, or None for all; see `full_name`.
       directory: as in `registry`.
       own: as in `registry`.
       added: as in `registry`.
@@ -97,10 +128,7 @@ def select(
         return list(tasks.values())
     if not names:
         raise TaskVecError("no task is named; name at least one, or leave the flag out for all")
-    if unknown := [name for name in names if name not in tasks]:
-        close = difflib.get_close_matches(unknown[0], tasks, n=1, cutoff=0.5)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise TaskVecError(f"unknown task {unknown[0]!r}{hint}; allowed: {', '.join(tasks)}")
+    names = [full_name(name, tasks) for name in names]
     if len(set(names)) != len(names):
         raise TaskVecError(f"a task is named twice in {', '.join(names)}")
     return [tasks[name] for name in names]

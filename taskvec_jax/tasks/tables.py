@@ -3,7 +3,8 @@
 A row of a CSV or TSV file is input, output, and any number of other answers that are also right.
 A first row that holds the words input and output names the columns, in any order; every column
 called accepted holds another answer. Spaces around a cell do not count, and empty cells at the end
-of a row are left out.
+of a row are left out. A line that begins with "# ", or is "#" alone, is a comment; an input that
+begins so stands in quotes.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 from taskvec_jax.tasks.pairs import PAIR_KEYS, Problems
 
 Entries = list[tuple[int, Any]]
+_COMMENT = re.compile(
+    r"^#(?:[ \r].*)?$", re.MULTILINE
+)  # its line stays, so that lines keep their number
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_table(text: str, separator: str, problems: Problems) -> Entries:
     """The rows of a CSV or TSV file."""
+    text = _COMMENT.sub("", text)
     reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
     rows: Entries = []
     try:
@@ -68,7 +74,7 @@ def read_json_lines(text: str, problems: Problems) -> Entries:
 def kind_of(text: str) -> str:
     """The ending that a text without a name would have: .json, .jsonl, .tsv or .csv."""
     first = text.lstrip()[:1]
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = [line for line in _COMMENT.sub("", text).split("\n") if line.strip()]
     if first in ("{", "["):
         try:
             json.loads(text)

@@ -4,6 +4,7 @@ A directory holds `category/name.json`, each `{input: output}` or a list of
 `{"input", "output", "accepted"}` (accepted is optional). A file of one's own tasks is
 
 * a table of pairs, CSV, TSV or JSONL: one task, called own_ and the file's name (see tables.py);
+  in CSV and TSV a line that begins with "# " is a comment;
 * JSON: pairs as above, one task again; or one object `{"category": ..., "name": ..., "pairs": ...}`
   or a list of them, and optionally `"match"`, `"leading_space"` and `"ignore_case"` (see
   `task.Task`); or
@@ -88,7 +89,14 @@ def check_own_tasks(path: Path) -> tuple[list[Task], list[str]]:
       The tasks that are right, and one line for each problem.
     """
     problems = Problems("standard input" if path == STANDARD_INPUT else path)
-    if path.suffix == ".py":
+    if path.is_dir():
+        problems.add(
+            0,
+            "is a directory; --task_file takes a file of tasks, --task_data a directory of"
+            " category/name.json",
+        )
+        found = []
+    elif path.suffix == ".py":
         found = _run(path, problems)
     elif path == STANDARD_INPUT or path.suffix.lower() in ENDINGS:
         found = _own(path, problems)
@@ -96,7 +104,7 @@ def check_own_tasks(path: Path) -> tuple[list[Task], list[str]]:
         problems.add(0, f"ends in {path.suffix or 'nothing'!r}; allowed: {', '.join(ENDINGS)}")
         found = []
     if not found and not problems:
-        problems.add(0, "holds no task")
+        problems.add(0, "holds no task; python -m experiments.tasks --new=FILE writes a template")
     seen: set[str] = set()
     for task in found:
         if task.name in seen:
@@ -160,8 +168,13 @@ def _own(path: Path, problems: Problems) -> list[Task]:
         pairs = pairs_of(entries, problems)
     else:
         pairs = pairs_of(read_table(text, SEPARATORS[kind], problems), problems)
+    return [Task(OWN, name_of(path), tuple(pairs))] if pairs and not problems else []
+
+
+def name_of(path: Path) -> str:
+    """The name, inside its category, of a task whose file holds pairs alone."""
     name = "stdin" if path == STANDARD_INPUT else re.sub(r"\W+", "_", path.stem).strip("_")
-    return [Task(OWN, name or "pairs", tuple(pairs))] if pairs and not problems else []
+    return name or "pairs"
 
 
 def _are_tasks(raw: Any) -> bool:

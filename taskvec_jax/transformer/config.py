@@ -17,6 +17,7 @@ from taskvec_jax.transformer.rope import RopeScaling
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 QUANTIZATIONS = ("none", "int8", "int4")
+PRECISIONS = ("highest", "high", "default")
 FAMILIES = tuple(  # the modules of blocks/
     sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "blocks")]))
 )
@@ -88,6 +89,11 @@ class DecoderConfig:
       quantization: "none": every parameter in `dtype`. "int8": the kernels of linear maps as int8
         with a float32 scale for each output channel. "int4": four bits a number, with a scale for
         each group of inputs of a channel (see quantization.py). Products in `dtype`.
+      matmul_precision: how products of float32 numbers are computed, one of `PRECISIONS`.
+        "highest": in float32 on every device. "high": with half of the digits (TF32 on an NVIDIA
+        GPU, three products of bfloat16 on a TPU). "default": as the device does if nobody says
+        (TF32, one product of bfloat16). A CPU knows one precision. In half precision it concerns
+        attention alone, which is computed in "high" at most; see linear.py.
     """
 
     family: str
@@ -111,6 +117,7 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = None
     unembed_bias: bool = False
     quantization: str = "none"
+    matmul_precision: str = "highest"
     sliding_window: int | None = None
     window_layers: tuple[bool, ...] = ()
     window_rope_base: float | None = None
@@ -135,6 +142,7 @@ class DecoderConfig:
             "dtype": DTYPES,
             "gelu": GELUS,
             "quantization": QUANTIZATIONS,
+            "matmul_precision": PRECISIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -32,7 +32,7 @@ from taskvec_jax.transformer.config import FAMILIES, DecoderConfig
 from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.edits import Override, canonical
 from taskvec_jax.transformer.layers import capped, site_shapes
-from taskvec_jax.transformer.linear import project
+from taskvec_jax.transformer.linear import kernel_precision, project
 from taskvec_jax.transformer.writes import apply_at, check_edits, check_lengths, poison
 
 __all__ = ["Decoder", "Override", "Params"]  # Override: where it has always been found
@@ -296,6 +296,7 @@ class Decoder(nn.Module):
                 "...d,vd->...v",
                 x.astype(c.dtype),
                 parts.embed.embedding,
+                precision=kernel_precision(c),
                 preferred_element_type=jnp.dtype(c.stream_dtype),
             )
         if c.logit_divisor != 1:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.context import AttentionContext, Visit, unvisited
-from taskvec_jax.transformer.linear import project
+from taskvec_jax.transformer.linear import attention_precision, project
 
 
 def site_shapes(config: DecoderConfig, rows: int, num_tokens: int) -> dict[str, tuple[int, ...]]:
@@ -95,12 +95,13 @@ def attend(
     # rows and heads are split over devices, and axes that are split cannot be merged there.
     q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, -1, K)
     k, v = (y.transpose(0, 2, 1, 3) for y in (k, v))
-    scores = jnp.einsum("bgqk,bgsk->bgqs", q, k)
+    precision = attention_precision(config)
+    scores = jnp.einsum("bgqk,bgsk->bgqs", q, k, precision=precision)
     scale = K**-0.5 if config.attention_scale is None else config.attention_scale
     scores = capped(scores.reshape(B, G, H // G, T, S) * scale, config.attention_softcap)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = visit("pattern", jax.nn.softmax(scores, axis=-1)).reshape(B, G, -1, S)
-    mixed = jnp.einsum("bgqs,bgsk->bgqk", weights, v)
+    mixed = jnp.einsum("bgqs,bgsk->bgqk", weights, v, precision=precision)
     return mixed.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 

@@ -2,6 +2,11 @@
 
 Parameters and inputs may be half precision; sums and results are in the dtype of the residual
 stream. quantization.py makes the kernels that are read here.
+
+A product of two float32 arrays is computed in float32 only where its precision says so: an NVIDIA
+GPU otherwise rounds them to TF32 (11 bits), a TPU to bfloat16 (8 bits). So every product of this
+project names its precision: those with parameters `kernel_precision`, those of attention
+`attention_precision`. A product of half-precision arrays is exact either way.
 """
 
 from __future__ import annotations
@@ -42,6 +47,23 @@ def pack(numbers: jax.Array, axis: int) -> jax.Array:
     return jnp.squeeze(low | (high << 4), axis + 1)
 
 
+def kernel_precision(config: DecoderConfig) -> str:
+    """The precision of products with parameters, whose operands are in the parameter dtype."""
+    return config.matmul_precision if config.dtype == config.stream_dtype else "default"
+
+
+def attention_precision(config: DecoderConfig) -> str:
+    """The precision of attention's products, whose operands are in the dtype of the stream.
+
+    Of a half-precision model it is "high" at most. Its queries, keys and values are sums of rounded
+    numbers, good to 8 bits; "high" keeps 11 bits or more of them, and a TPU takes half as long for
+    it as for "highest".
+    """
+    if config.dtype != config.stream_dtype and config.matmul_precision == "highest":
+        return "high"
+    return config.matmul_precision
+
+
 def project(
     config: DecoderConfig, features: int | tuple[int, ...], use_bias: bool, *, axes: int = 1
 ) -> Any:
@@ -59,6 +81,7 @@ def project(
         use_bias=use_bias,
         dtype=config.dtype,
         param_dtype=config.dtype,
+        precision=kernel_precision(config),
         dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=stream),
     )
 
@@ -87,6 +110,7 @@ class Int8Linear(nn.Module):
             x.astype(c.dtype),
             kernel.astype(c.dtype),
             (summed, ((), ())),
+            precision=kernel_precision(c),
             preferred_element_type=stream,
         )
         y = y * scale.astype(stream)
@@ -121,7 +145,11 @@ class Int4Linear(nn.Module):
         kernel = kernel.reshape(*outer, last, *self.features).astype(c.dtype)
         summed = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
         y = jax.lax.dot_general(
-            x.astype(c.dtype), kernel, (summed, ((), ())), preferred_element_type=stream
+            x.astype(c.dtype),
+            kernel,
+            (summed, ((), ())),
+            precision=kernel_precision(c),
+            preferred_element_type=stream,
         )
         if self.use_bias:
             y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)

@@ -76,7 +76,7 @@ _KINDS = {"int8": quantize_kernel, "int4": quantize_kernel_4}
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "quantization"))
-def _quantise_stack(kernel: jax.Array, axes: int, quantization: str) -> tuple[jax.Array, jax.Array]:
+def quantize_stack(kernel: jax.Array, axes: int, quantization: str) -> tuple[jax.Array, jax.Array]:
     """A kernel of each layer of [L, ...] in turn: a float32 copy of one layer at most."""
     return jax.lax.map(lambda layer: _KINDS[quantization](layer, axes), kernel)
 
@@ -90,7 +90,7 @@ def quantize_leaf(path: str, leaf: jax.Array, quantization: str) -> dict[str, ja
     if quantization == "none" or not quantized(path) or leaf.dtype in (jnp.int8, jnp.uint8):
         return {path: leaf}
     if path.startswith("layers/"):
-        kernel, scale = _quantise_stack(leaf, input_axes(path), quantization)
+        kernel, scale = quantize_stack(leaf, input_axes(path), quantization)
     else:
         kernel, scale = _KINDS[quantization](leaf, input_axes(path))
     return {path: kernel, path + SCALE: scale}

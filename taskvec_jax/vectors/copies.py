@@ -51,7 +51,7 @@ def take_layer(params: Params, index: jax.Array) -> Params:
     def take(leaf: jax.Array, index: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
-    def take_bits(leaf: jax.Array) -> jax.Array:
+    def take_bits(leaf: jax.Array, index: jax.Array) -> jax.Array:
         # XLA's CPU compiler widens 16-bit floats before it slices them: the whole stack, at every
         # call, for a tenth of the time. As whole numbers they are left alone; and the barrier
         # keeps it from making whole numbers of the whole stack before the loop.
@@ -59,11 +59,13 @@ def take_layer(params: Params, index: jax.Array) -> Params:
         bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
         return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.tree.map(
-        lambda leaf: take_bits(leaf) if on_cpu and leaf.dtype in HALF else take(leaf, index),
-        params["params"]["layers"],
-    )
+    def take_one(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype not in HALF:
+            return take(leaf, index)
+        # By the platform a program is compiled for, which need not be the one that compiles it.
+        return jax.lax.platform_dependent(leaf, index, cpu=take_bits, default=take)
+
+    return jax.tree.map(take_one, params["params"]["layers"])
 
 
 def run_copies(

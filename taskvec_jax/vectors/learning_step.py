@@ -59,7 +59,7 @@ def losses_of(
         wanted = jnp.asarray(examples.wanted, logits.dtype)
         share = jnp.exp(wanted)  # [B, V]
         entropy = jnp.sum(share * wanted, axis=-1)[:, None]
-        losses = entropy + whole - jnp.einsum("bv,bcv->bc", share, logits)
+        losses = entropy + whole - jnp.einsum("bv,bcv->bc", share, logits, precision="highest")
     else:
         losses = -log_probability(logits, jnp.asarray(examples.answers))
     return losses, top(jax.lax.stop_gradient(logits))[0]

@@ -20,6 +20,7 @@ from typing import Any
 import hf
 import numpy as np
 import pytest
+from slow import SLOW
 from zygote import QUICK
 
 import taskvec_jax.models.atomic as atomic
@@ -272,8 +273,7 @@ def test_the_command_says_no_in_one_line(tmp_path: Path) -> None:
 
 
 def test_conversion_keeps_to_its_memory(tmp_path: Path) -> None:
-    slow = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
-    kinds = ("safetensors", "bin", "pth", "gguf") if slow else ("safetensors",)
+    kinds = ("safetensors", "bin", "pth", "gguf") if SLOW else ("safetensors",)
     done = run(
         "experiments.bench.conversion",
         "--layers=8",

@@ -25,6 +25,7 @@ import safetensors.torch
 import sentencepiece
 import tokenizers
 import torch
+from slow import SLOW
 from test_convert_gguf import write_llama
 from test_convert_sources import split_gguf
 
@@ -35,7 +36,6 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten
 
 SEEDS = [2026, 7, *map(int, os.environ.get("TASKVEC_FUZZ_SEEDS", "").split())]
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 FILES = int(os.environ.get("TASKVEC_FUZZ_FILES", "1000" if SLOW else "200"))  # of a kind and seed
 SMALL_FILES = max(40, FILES // 5)  # of each kind that takes longer to read
 SECONDS_A_FILE = 0.1  # on average

@@ -7,7 +7,6 @@ added to the scales of Gemma's norms (Gemma3Model.norm_shift), Conv1D transposed
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from slow import slow
 from transformers.models.qwen2 import tokenization_qwen2
 
 from convert.formats.byte_level import QWEN_2_PATTERN
@@ -134,9 +134,7 @@ def test_a_gguf_file_equals_the_model_it_is_made_from(name: str, tmp_path: Path)
     hf.assert_same(hf.run_ours(ours, TOKENS), hf.run_hf(theirs, TOKENS))
 
 
-@pytest.mark.skipif(
-    os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="slow; set TASKVEC_SLOW_TESTS=1"
-)
+@slow
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [

@@ -126,7 +126,7 @@ HUGE = 2**63
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a length of 4 bytes where 0 are left"),
+        (b"", "does not begin with GGUF; give a .gguf file"),
         (gguf_bytes(magic=b"GGML"), "does not begin with GGUF"),
         (gguf_bytes(version=1), "version 1"),
         (gguf_bytes(version=3 << 24), "little endian"),

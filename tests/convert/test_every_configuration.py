@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import hf
 import numpy as np
 import pytest
+from slow import slow
 
 from convert.families import HF_FAMILIES
 from convert.verify.families import SETTINGS, compare_family
 from convert.verify.reference import write_random_model
 
 ALL = {**hf.CONFIGS, **hf.MORE_CONFIGS}
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 
 
 def test_the_matrix_has_at_least_60_configurations_and_every_family() -> None:
@@ -22,7 +21,7 @@ def test_the_matrix_has_at_least_60_configurations_and_every_family() -> None:
     assert SETTINGS.keys() == HF_FAMILIES.keys() == hf.MODELS.keys()
 
 
-@pytest.mark.skipif(not SLOW, reason="compiles two programs for each; set TASKVEC_SLOW_TESTS=1")
+@slow  # compiles two programs for each; set TASKVEC_SLOW_TESTS=1
 @pytest.mark.parametrize("name", ALL)
 def test_every_token_in_every_layer_equals_transformers(name: str, tmp_path: Path) -> None:
     hf.save(hf.random_model(ALL[name]()), tmp_path)

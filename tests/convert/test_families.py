@@ -8,6 +8,7 @@ from pathlib import Path
 import hf
 import numpy as np
 import pytest
+from slow import slow
 
 from convert import families
 from convert.families import GGUF_FAMILIES, HF_FAMILIES
@@ -20,7 +21,17 @@ from taskvec_jax.transformer.decoder import FAMILY_MODULES
 TOKENS = np.array([5, 71, 2, 33, 99, 14, 14, 60, 8, 41, 93])
 
 
-@pytest.mark.parametrize("name", hf.CONFIGS)
+# One or two of each family; every configuration runs with the slow tests.
+QUICK = {
+    *("llama", "llama-rope-llama3", "mistral-window", "neox", "neox-sequential", "gptj", "gpt2"),
+    *("qwen2-windows", "qwen3", "gemma", "gemma2", "gemma3", "olmo-clipped", "olmo2", "olmo3"),
+    *("phi3-partial", "granite"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=slow) for name in hf.CONFIGS]
+)
 def test_residuals_and_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     theirs = hf.random_model(hf.CONFIGS[name]())
     ours = load_model(hf.save(theirs, tmp_path))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import pytest
 import torch
 import transformers
 from conftest import logits_of, read_of
+from slow import SLOW, slow
 
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -80,7 +80,6 @@ def default_reference(default_gguf: Path) -> Any:
         ).eval()
 
 
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 A_TASK = 60 if SLOW else 4  # prompts
 
 
@@ -128,7 +127,7 @@ def test_the_default_model_predicts_what_hugging_face_predicts(
         np.testing.assert_array_equal(said[few[i : i + 25]], want)
 
 
-@pytest.mark.skipif(not SLOW, reason="reads 1,080 prompts of a real model twice")
+@slow  # reads 1,080 prompts of a real model twice
 def test_bfloat16_keeps_float32s_token_on_99_of_100_real_prompts(default_model, real_prompts, said):
     """At the arrow of 60 prompts of each task, without exception for near-ties."""
     assert len(real_prompts) == 1080

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from slow import SLOW
 
 from convert.verify import goldens, report
 from convert.verify.certificate import Certificate, Run, Site, compare
@@ -38,9 +38,7 @@ def changed(params: Params, path: str, change: Any) -> Params:
 FAMILIES = ["llama-rope-llama3", "neox", "gptj"]
 
 
-@pytest.mark.parametrize(
-    "name", FAMILIES if os.environ.get("TASKVEC_SLOW_TESTS") == "1" else FAMILIES[1:2]
-)
+@pytest.mark.parametrize("name", FAMILIES if SLOW else FAMILIES[1:2])
 def test_the_certificate_of_every_family_is_clean_down_to_float64(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

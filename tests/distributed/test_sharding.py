@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
+from slow import SLOW, slow
 from zygote import QUICK
 
 from convert import cli as command
@@ -38,7 +39,6 @@ from taskvec_jax.models.registry import NAMED_MODELS
 from taskvec_jax.transformer.decoder import leaf_shapes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 SMALL = ("--num_prompts=2", "--batch_size=3", "--tasks=algorithmic_to_upper")
 
 
@@ -273,13 +273,11 @@ def swept(out: Path) -> str:
 @pytest.mark.parametrize(
     ("count", "mesh"),
     [
-        pytest.param(
-            2, "data:2", marks=pytest.mark.skipif(not SLOW, reason="starts three processes")
-        ),
+        pytest.param(2, "data:2", marks=slow),
         pytest.param(
             4,
             "data:2,model:2",
-            marks=pytest.mark.skipif(not SLOW, reason="slow: set TASKVEC_SLOW_TESTS=1"),
+            marks=slow,
         ),
     ],
 )
@@ -294,7 +292,7 @@ def test_several_processes_write_the_bytes_of_one(tiny_model, tmp_path, count, m
     assert left == ["", "", ".json", ".jsonl", ".png", ".svg"]  # "": arrays/ and vectors/
 
 
-@pytest.mark.skipif(not SLOW, reason="compiles training for 8 devices")
+@slow  # compiles training for 8 devices
 def test_training_and_learned_vectors_lose_on_8_devices_what_they_lose_on_one(cases):
     found = cases["gradients"]
     assert found["placed"]

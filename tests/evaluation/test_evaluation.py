@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
+from slow import SLOW
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import injection_check
@@ -20,9 +19,6 @@ from taskvec_jax.models.registry import SMALL_MODEL
 from taskvec_jax.prompting.templates import PAPER
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.vectors.sweep import read_texts, sweep_layers
-
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
-OPTIMISED = True  # the default model computes here
 
 
 @pytest.mark.parametrize(

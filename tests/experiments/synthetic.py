@@ -296,12 +296,19 @@ class Maker:
         def task() -> dict[str, Any]:
             return {
                 "positions": {
-                    place: {"accuracy": self.curve(0.9 - 0.15 * i), "kl": self.curve(0.9 - 0.1 * i)}
+                    place: {
+                        "accuracy": self.curve(0.9 - 0.15 * i),
+                        "kl": self.curve(0.9 - 0.1 * i),
+                        "layer": 20,
+                        "test": self.score(0.6),
+                    }
                     for i, place in enumerate(places)
                 },
                 "layers": {
                     "accuracy": [self.curve(0.1 * i) for i in range(8)],
                     "read_layers": list(range(0, LAYERS, 4)),
+                    "best": [20, 20],
+                    "test": self.score(0.6),
                 },
             }
 

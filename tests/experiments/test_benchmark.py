@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
+from slow import SLOW, slow
 from tiny_checkpoint import run, save_tiny
 
 from experiments.bench.machine import peak_flops
+from taskvec_jax.models.registry import SMALL_MODEL
 
 FLAGS = (
     "--num_prompts=3",
@@ -18,7 +19,6 @@ FLAGS = (
     "--tasks=algorithmic_to_upper",
     "--dtypes=float32",
 )
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 STAGES = (
     "layer_loop,naive,prefix_cache,wavefront,shared_demonstrations,packed,torch_paper,torch_loop"
 )
@@ -67,7 +67,7 @@ def test_the_headline_has_its_figures(result):
     assert all(value > 0 for value in measured.values())
 
 
-@pytest.mark.skipif(not SLOW, reason="compiles six programs")
+@slow  # compiles six programs
 def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path, tokenizer):
     shape = save_tiny(tmp_path / "tiny", tokenizer)
     out = tmp_path / "out"
@@ -92,6 +92,18 @@ def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path,
     assert peak_flops("cpu") is None
     sizes = [result["dtypes"][dtype]["weight_bytes"] for dtype in ("bfloat16", "int8")]
     assert sizes[0] > sizes[1]
+
+
+@pytest.mark.skipif(not SLOW, reason="compiles generation")
+def test_generation_is_measured_beside_transformers_and_says_the_same(tmp_path):
+    out = f"--out={tmp_path}"
+    done = run("bench.generation", f"--model={SMALL_MODEL}", "--new_tokens=4", "--turns=2", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "generation.json").read_text())
+    assert list(result["batch_sizes"]) == ["1", "16"]
+    for line in result["batch_sizes"].values():
+        assert line["agreement"] == 1.0
+        assert line["lowest"] <= line["ratio"] <= line["highest"]
 
 
 @pytest.mark.parametrize(

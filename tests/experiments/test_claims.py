@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pytest
+from slow import slow
 
 from experiments import claims
 from experiments.page import claims as page
@@ -149,7 +149,7 @@ def test_a_file_that_is_no_list_of_claims_is_refused(tmp_path):
     assert FILE.is_file()
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="runs the default model")
+@slow  # runs the default model
 def test_claims_made_for_the_default_model_are_run_from_end_to_end(default_model, tmp_path):
     made = [
         MADE,

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slow import slow
 from tiny_checkpoint import save_tiny
 from zygote import QUICK, Zygote
 
+from convert import cli
 from taskvec_jax.models.registry import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -147,7 +149,7 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
     [
         ("layer_sweep", ["--model=lama-7b"], "unknown model 'lama-7b' (did you mean llama-7b?)"),
         ("layer_sweep", ["--model={tmp}"], "no model here; expected a directory with config.json"),
-        ("layer_sweep", ["--tasks=capitals"], "unknown task 'capitals'; allowed:"),
+        ("layer_sweep", ["--tasks=zebras"], "unknown task 'zebras'; allowed:"),
         ("layer_sweep", ["--num_prompts=0"], "num_prompts is 0; it must be at least 1"),
         ("layer_sweep", ["--num_prompts=many"], "num_prompts"),
         ("layer_sweep", ["--dtype=int4"], "dtype"),
@@ -160,7 +162,11 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
             ["--num_demonstrations=30", "--tasks=algorithmic_to_upper"],
             "ask for fewer demonstrations",
         ),
-        ("show", ["--task=capitals"], "unknown task 'capitals'"),
+        (
+            "show",
+            ["--task=capitals"],
+            "unknown task 'capitals' (did you mean knowledge_country_capital?)",
+        ),
         ("show", ["--layer=30"], "--layer=30 is out of range; allowed: 0 to 29"),
         ("layer_sweep", [GROWN, "--memory_gb=nan"], "--memory_gb=nan; it must be above 0"),
         ("patch_map", [GROWN, "--patches="], "--patches=[]: it is empty"),
@@ -199,7 +205,7 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
         ("show", [GROWN, "--tasks=bijection_1,bijection_2"], "one task is shown, but"),
         ("show", [GROWN, "--task=bijection_1", "--tasks=bijection_2"], "one task is shown, but"),
         ("show", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
-        ("layer_sweep", ["--tasks=antonyms"], "(did you mean linguistic_antonyms?)"),
+        ("layer_sweep", ["--tasks=antonims"], "(did you mean linguistic_antonyms?)"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_status_2(
@@ -220,6 +226,13 @@ def test_bad_input_gets_one_line_and_exit_status_2(
     assert "Traceback" not in child.printed
     assert not out.exists()
     assert "loading" not in child.printed, "no mistake of these takes a model to be found"
+
+
+def test_a_flag_may_be_written_with_hyphens():
+    assert cli.underscored("--log-dir=a-b") == "--log_dir=a-b"
+    assert cli.underscored("--nolog-dir") == "--nolog_dir"
+    for word in ("--no-such=1", "-5", "a-b", "--"):
+        assert cli.underscored(word) == word
 
 
 def test_any_prompt_is_shown_without_the_ones_before_it(zygote, tmp_path):
@@ -248,7 +261,7 @@ def test_show_shows_the_task_that_is_asked_for(zygote, tmp_path, flags, shown):
     assert all(len(line.split()) >= 4 for line in rows), "a newline is a token, and breaks no row"
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="compiles without a cache")
+@slow  # compiles without a cache
 def test_a_full_disk_is_one_line_and_leaves_no_torn_file(tmp_path):
     """A limit on the size of files stands for a disk without room."""
     out = tmp_path / "out"

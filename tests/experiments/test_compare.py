@@ -11,7 +11,6 @@ from experiments.commands import seeds
 from experiments.compare import compare_runs, paired, section
 from experiments.page.section import lines
 from experiments.run.rerun import task_of, task_record
-from experiments.run.timing import in_words
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.tasks import TASKS, Pair, Task
 
@@ -89,7 +88,3 @@ def test_a_task_is_read_back_from_its_record():
     own = Task("own", "x", (Pair("a", "b", ("c",)), Pair("d", "e")), related=("own_y",))
     for task in (*TASKS.values(), own):
         assert task_of(copy.deepcopy(task_record(task))) == task
-
-
-def test_times_are_said_in_words():
-    assert [in_words(s) for s in (40.2, 720, 12_600)] == ["40 s", "12 minutes", "3.5 hours"]

@@ -239,6 +239,17 @@ def test_a_category_with_an_underscore_is_a_category_in_geometry():
     ] == [pytest.approx(2 / 6)]
 
 
+@pytest.mark.parametrize(("order", "nearest"), [([0, 1], 1.0), ([1, 0], 0.0)])
+def test_thetas_from_wrong_labels_are_held_against_right_ones_of_other_prompts(order, nearest):
+    """Two tasks on two axes; from wrong labels the same again, or each on the other's axis."""
+    rng = np.random.RandomState(0)
+    thetas = 0.1 * rng.standard_normal((2, 4, 1, 5)) + np.eye(5)[:2, None, None]
+    found = task_geometry.describe(
+        {"x_a": "x", "y_b": "y"}, [*thetas], 0, seed=0, wrong=[*thetas[order]]
+    )
+    assert found["wrong_labels"] == {"separability": 1.0, "nearest_right_theta": nearest}
+
+
 def test_geometry_keeps_the_distances_of_one_layer_at_a_time(monkeypatch):
     made: list[weakref.ref[np.ndarray]] = []
     most = 0

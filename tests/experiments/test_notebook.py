@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-import pytest
+from slow import slow
 
 from experiments.notebooks.execute import TOUR, execute, read
 from taskvec_jax.models.registry import DEFAULT_MODEL, SMALL_MODEL
@@ -47,7 +45,7 @@ def test_the_stored_tour_is_of_the_default_model_and_whole():
     assert "Error" not in told
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="two minutes")
+@slow  # two minutes
 def test_the_tour_gives_its_stored_outputs_again_on_the_default_model():
     told, stored = texts(execute(read(TOUR))), texts(read(TOUR))
     kept = [

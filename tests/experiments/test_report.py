@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import synthetic
+from slow import slow
 from tiny_checkpoint import SMALL, run, save_tiny
 
 from experiments.bijections import SOURCES
@@ -19,7 +19,6 @@ from experiments.report import build
 from taskvec_jax.models.origin import path_key
 from taskvec_jax.tasks import TASKS as ALL_TASKS
 
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 TASKS_KNOWN = set(ALL_TASKS)
 # Below these, names are of pairs, doses, places, layers or other tasks.
 VARIED = (
@@ -164,7 +163,7 @@ def test_the_page_is_rebuilt_from_json_alone(paper, tmp_path):
     assert build([paper], paper).encode() == before
 
 
-@pytest.mark.skipif(not SLOW, reason="a whole paper")
+@slow  # a whole paper
 def test_an_experiment_that_cannot_be_run_is_left_out_and_leaves_nothing_stale(tmp_path, tiny_path):
     """Three thetas are too few for geometry; all else runs."""
     (tmp_path / "task_geometry.json").write_text("{}")
@@ -206,7 +205,7 @@ def test_all_pairs_of_tasks_that_share_queries_conflict(tmp_path, tiny_path):
             assert pair[name]["a"]["n"] == 4
 
 
-@pytest.mark.skipif(not SLOW, reason="two whole papers")
+@slow  # two whole papers
 def test_foreign_task_data_own_tasks_and_several_models_run_everything(
     tmp_path, tiny_path, tokenizer
 ):

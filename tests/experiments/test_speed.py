@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LLAMA
+from slow import SLOW, slow
 from tiny_checkpoint import save_tiny
 from zygote import QUICK
 
@@ -33,7 +34,6 @@ from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_sched
 from taskvec_jax.vectors.rows import Rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 OPTIMISED = True  # what the compiler makes is looked at here
 
 
@@ -91,6 +91,7 @@ print(json.dumps([len(shapes), sum(name.endswith("backend_compile_duration") for
 """
 
 
+@slow
 def test_nothing_compiles_beside_the_programs_of_the_sweep_and_the_look_at_the_model(
     tmp_path, tokenizer
 ):
@@ -125,7 +126,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 """
 
 
-@pytest.mark.skipif(not SLOW, reason="runs the default model")
+@slow  # runs the default model
 @pytest.mark.skipif(not hasattr(resource, "RUSAGE_CHILDREN"), reason="needs Unix accounting")
 def test_peak_memory_stays_below_the_flag(tmp_path, default_model):
     bound = 1.3
@@ -149,7 +150,7 @@ def test_peak_memory_stays_below_the_flag(tmp_path, default_model):
     assert int(result.stdout.splitlines()[-1]) <= bound * 1e9
 
 
-@pytest.mark.skipif(not SLOW, reason="compiles a large model for 8 devices")
+@slow  # compiles a large model for 8 devices
 def test_the_plan_is_what_the_compiler_needs_for_llama_30b_on_8_devices():
     told = subprocess.run(
         [

@@ -110,8 +110,8 @@ def test_other_libraries_another_machine_and_another_precision_give_other_names(
     with monkeypatch.context() as patched:
         patched.setattr(studies, "numeric_versions", lambda: {"jax": "0.0.1"})
         assert name_of() != plain
-    with jax.default_matmul_precision("highest"):
-        assert name_of() != plain
+    other = dataclasses.replace(LLAMA, matmul_precision="high")
+    assert name_of(model=model(config=other)) != plain
     with monkeypatch.context() as patched:
         other = type("Device", (), {"platform": "tpu", "device_kind": "TPU v4"})
         patched.setattr(jax, "devices", lambda: [other()])

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from tiny_checkpoint import run
+
+from experiments.examples.template import write_template
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.tasks import select
+from taskvec_jax.tasks.task_file import check_own_tasks
 
 
 @pytest.fixture
@@ -62,8 +68,44 @@ def test_a_file_with_too_little_left_is_told_the_way_out(tmp_path, default_model
     result = run("tasks", str(path))
     assert result.returncode == 0, result.stderr
     assert "needs 8 different pairs, and 0 are kept" in result.stdout
-    assert "--filter=none" in result.stdout
+    assert "answers of several tokens are kept with --filter=none" in result.stdout
     assert "to run it" not in result.stdout
     assert "0 are kept" not in run("tasks", str(path), "--filter=none").stdout
     shown = run("tasks", str(path), "--show=own_cities")
     assert "left out  example|:|a|->  →  New| York  (the answer is not one token)" in shown.stdout
+
+
+def test_a_file_to_begin_with_is_written_and_says_what_comes_next(tmp_path):
+    path = tmp_path / "my tasks.csv"
+    made = run("tasks", f"--new={path}")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == (
+        f"wrote {path}; put your pairs into it, then: python -m experiments.tasks '{path}'\n"
+    )
+    assert "--tasks=own_my_tasks" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("mine.csv", ["own_mine"]), ("m.py", ["own_past_tense", "own_reversed"])]
+)
+def test_a_file_to_begin_with_has_comments_and_tasks_that_can_be_run(tmp_path, name, tasks):
+    path = tmp_path / name
+    write_template(path)
+    found, problems = check_own_tasks(path)
+    assert (problems, [task.name for task in found]) == ([], tasks)
+    assert all(len(task.pairs) >= 8 for task in found), "enough for a prompt"
+    text = path.read_text()
+    assert "--filter=none" in text
+    assert f"python -m experiments.tasks {path}\n" in text
+    (asked,) = re.findall(r"--tasks=(\S+)\n", text)
+    assert [task.name for task in select(asked.split(","), None, path)] == tasks
+    with pytest.raises(TaskVecError, match="is there already; choose another name"):
+        write_template(path)
+    assert path.read_text() == text
+
+
+def test_a_file_to_begin_with_is_of_a_kind_that_has_comments(tmp_path):
+    with pytest.raises(TaskVecError, match=r"ends in '\.json'; allowed: \.csv, \.py \(JSON has no"):
+        write_template(tmp_path / "x.json")
+    with pytest.raises(TaskVecError, match=r"cannot be written \(.*No such file"):
+        write_template(tmp_path / "gone" / "x.csv")

@@ -14,6 +14,7 @@ from typing import Any
 import chex
 import numpy as np
 import pytest
+from slow import slow
 from zygote import QUICK, ROOT, Child, Zygote
 
 from convert.export import export
@@ -50,6 +51,7 @@ def whole() -> tuple[State, list[float]]:
     return losses_from(training.initial_state(CONFIG, SETTINGS))
 
 
+@slow
 def test_the_same_seed_gives_the_same_curve_and_weights(whole):
     again = losses_from(training.initial_state(CONFIG, SETTINGS))
     assert again[1] == whole[1]

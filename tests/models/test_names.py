@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from slow import SLOW
 
 import convert
 from convert.export import FAMILIES
@@ -141,7 +142,7 @@ COUNTED = [
     if name not in named_configs()
     or name in ("qwen2.5-0.5b", "qwen3-0.6b", "gpt2", "olmo-1b", "olmo-2-1b", "gemma-2b")
     or name in ("gemma-2-2b", "gemma-3-270m", "phi-3-mini", "granite-3-2b")
-    or os.environ.get("TASKVEC_SLOW_TESTS") == "1"
+    or SLOW
 ]
 
 

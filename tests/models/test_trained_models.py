@@ -5,7 +5,6 @@ Slow: 0.25 and 1.1 GB are fetched, and transformers takes 7 GB of memory for the
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from slow import slow
 
 from convert.fetch import wheel
 from taskvec_jax.models.generating import generate
@@ -25,9 +25,7 @@ from taskvec_jax.models.registry_types import JoinedFile
 from taskvec_jax.prompting.prompts import fit, sample
 from taskvec_jax.tasks import TASKS
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="slow; set TASKVEC_SLOW_TESTS=1"
-)
+pytestmark = slow
 OPTIMISED = True  # real models compute here
 NAMES = [name for name, model in NAMED_MODELS.items() if isinstance(model.source, JoinedFile)]
 TEXTS = (

@@ -136,6 +136,18 @@ def test_every_problem_of_a_python_file_is_named_with_its_line(tmp_path, text, p
     assert f"{path}:{problem}" in found[0] or problem in found[0]
 
 
+def test_what_begins_like_a_comment_is_an_input_where_it_is_none(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text('"# heading",h1\n#1,one\n# comment,no\nC#,language\n')
+    (task,) = read_own_tasks(path)
+    assert [pair.input for pair in task.pairs] == ["# heading", "#1", "C#"]
+
+
+def test_a_directory_is_told_from_a_file_and_the_other_flag_named(tmp_path):
+    with pytest.raises(TaskVecError, match=r"is a directory; --task_file takes .*--task_data"):
+        read_own_tasks(tmp_path)
+
+
 def test_other_endings_and_missing_files_are_refused(tmp_path):
     with pytest.raises(TaskVecError, match=r"allowed: \.json, \.jsonl, \.csv, \.tsv, \.py"):
         read_own_tasks(tmp_path / "mine.toml")
@@ -171,6 +183,15 @@ La Paz,Sucre,Bolivia
 ,Port au Prince,Haiti
 """,
     "quoted.csv": '\ufeff"France","Paris"\r\nBolivia,Sucre,La Paz\r\nHaiti,"Port au Prince"\r\n',
+    "commented.csv": """# France,Lyon
+#\r
+input,output,accepted
+France,Paris
+# a, b
+Bolivia,Sucre,La Paz
+Haiti,Port au Prince
+""",
+    "commented.tsv": "# no\tpair\nFrance\tParis\nBolivia\tSucre\tLa Paz\nHaiti\tPort au Prince\n#",
     "capitals.tsv": "France\tParis\nBolivia\tSucre\tLa Paz\nHaiti\tPort au Prince\n",
     "dict.json": """{"France": "Paris", "Bolivia": ["Sucre", "La Paz"],
  "Haiti": "Port au Prince"}""",
@@ -219,6 +240,8 @@ def test_tasks_may_stand_one_a_line(tmp_path):
         ("a.csv", "input,output\na,b,c\n", "2: 3 cells; the first row names 2 columns"),
         ("a.csv", "input,output\na\n", "2: pair 1: '' must be a string"),
         ("a.csv", 'a,"b\nc"\n', "2: pair 1: 'b\\nc' must be a string of one line"),
+        ("a.csv", "# one\n#\na,b\n# two\nc\n", "5: pair 2 is ['c']; it must be"),
+        ("a.csv", "# a,b\n", "holds no task; python -m experiments.tasks --new=FILE writes"),
         ("a.csv", 'a,"b\n', "cannot be read as a table"),
         ("a.csv", "", "holds no task"),
         ("a.tsv", "a,b\n", "1: pair 1 is ['a,b']"),

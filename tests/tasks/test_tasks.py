@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.tasks import TASKS, Pair, read_task_directory, select
+from taskvec_jax.tasks import TASKS, Pair, full_name, read_task_directory, select
 from taskvec_jax.tasks.regularity import commonest_change
 
 PAPER_TASKS = """
@@ -247,11 +247,34 @@ def test_how_much_of_a_task_one_change_of_spelling_does():
     assert share > 0.8  # a score of .8 on this task can be one rule
 
 
+@pytest.mark.parametrize(
+    "name", ["linguistic_antonyms", "antonyms", "Antonyms", " antonyms", "Linguistic antonyms"]
+)
+def test_a_task_is_known_by_the_name_that_tables_and_figures_show(name):
+    assert [task.name for task in select([name], None)] == ["linguistic_antonyms"]
+    assert full_name("to upper", TASKS) == full_name("To_Upper", TASKS) == "algorithmic_to_upper"
+    for full, task in TASKS.items():
+        assert full_name(full.replace("_", " "), TASKS) == full
+        assert full_name(task.short_name.replace("_", " "), TASKS) == full
+
+
+def test_a_short_name_of_two_tasks_is_refused_and_a_mistyped_one_explained(tmp_path):
+    own = tmp_path / "mine.json"
+    own.write_text('{"category": "own", "name": "antonyms", "pairs": {"a": "b"}}')
+    with pytest.raises(TaskVecError, match="may be linguistic_antonyms or own_antonyms; write one"):
+        select(["antonyms"], None, own)
+    assert select(["own_antonyms"], None, own)[0].category == "own"
+    with pytest.raises(TaskVecError, match=r"'antonims' \(did you mean linguistic_antonyms\?\)"):
+        select(["antonims"], None)
+    with pytest.raises(TaskVecError, match="a task is named twice"):
+        select(["antonyms", "linguistic_antonyms"], None)
+
+
 def test_an_empty_directory_and_unknown_names_are_refused(tmp_path):
     with pytest.raises(TaskVecError, match="no task files"):
         read_task_directory(tmp_path)
-    with pytest.raises(TaskVecError, match="unknown task 'capitals'; allowed: algorithmic_"):
-        select(["capitals"], None)
+    with pytest.raises(TaskVecError, match="unknown task 'zebras'; allowed: algorithmic_"):
+        select(["zebras"], None)
     with pytest.raises(TaskVecError, match="named twice"):
         select(["linguistic_antonyms", "linguistic_antonyms"], None)
     with pytest.raises(TaskVecError, match="no task is named"):

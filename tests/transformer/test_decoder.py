@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 from conftest import LLAMA, TINY, logits_of, random_params, read_of
+from slow import first_is_quick
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
@@ -165,6 +166,7 @@ def test_gradient_through_the_override_matches_finite_differences():
         vector = jax.random.normal(jax.random.key(2), (config.width,), jnp.float64)
         direction = jax.random.normal(jax.random.key(3), (config.width,), jnp.float64)
 
+        @jax.jit
         def loss(v):
             logits = decoder.apply(params, TOKENS[:1], (1, 4, v))
             return jax.nn.logsumexp(logits[0, -1]) - logits[0, -1, 7]
@@ -319,7 +321,7 @@ def test_an_impossible_config_is_refused(change, message):
         dataclasses.replace(LLAMA, **change)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", first_is_quick(["bfloat16", "float16"]))
 def test_half_precision_stays_close_and_its_residual_stream_is_float32(dtype):
     for config in (LLAMA, TINY["pythia-parallel"]):
         params = random_params(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, PYTHIA, TINY, random_params
+from slow import SLOW
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer import edits
@@ -26,7 +26,6 @@ from taskvec_jax.transformer.linear import project
 TOKENS = np.array([[3, 17, 88, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 99]], np.int32)
 LENGTHS = np.array([7, 5], np.int32)
 B, T = TOKENS.shape
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 
 
 class Case(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLAMA, random_params
+from slow import SLOW, first_is_quick, slow
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.generating import generate
@@ -21,7 +21,6 @@ from taskvec_jax.transformer import edits
 from taskvec_jax.transformer.decoder import Decoder
 from taskvec_jax.transformer.generation import split_layers
 
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 PROMPTS, NEW = (20, 32) if SLOW else (6, 12)  # transformers generates one prompt at a time
 NEAR = 1e-4  # a margin between the best two tokens below this may fall either way
 
@@ -55,7 +54,7 @@ def test_greedy_generation_is_transformers_token_for_token(family):
     assert len({token for ids in got for token in ids}) > PROMPTS  # not one token for ever
 
 
-@pytest.mark.parametrize("edit", ["prompt", "always"])
+@pytest.mark.parametrize("edit", first_is_quick(["prompt", "always"]))
 @pytest.mark.parametrize("family", hooks.BLOCKS)
 def test_generation_with_edits_is_transformers_with_hooks(family, edit):
     reference, model = hooks.pair(family)
@@ -203,7 +202,7 @@ def test_logits_that_are_not_finite_are_an_error_and_no_token():
         made(SMALL, edits=broken)
 
 
-@pytest.mark.skipif(not SLOW, reason="minutes")
+@slow  # minutes
 def test_the_default_model_generates_what_transformers_does(default_model, default_gguf):
     import warnings
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, TINY, logits_of, model_of, random_params, read_of
+from slow import first_is_quick
 from tiny_checkpoint import save_tiny
 
 from taskvec_jax.distributed.plan import plan_lines, sweep_bytes, weight_bytes
@@ -28,7 +29,7 @@ TOKENS = np.array([[3, 17, 101, 5, 29, 64, 8], [90, 2, 2, 41, 77, 13, 120]], np.
 GPTJ = dataclasses.replace(
     PYTHIA, family="gptj", attention_bias=False, unembed_bias=True, num_layers=3
 )
-ALL = {name: TINY[name] for name in ("llama-grouped-tied", "pythia-parallel")} | {"gptj": GPTJ}
+ALL = {name: TINY[name] for name in ("pythia-parallel", "llama-grouped-tied")} | {"gptj": GPTJ}
 
 
 def in_axes(path: str) -> tuple[int, ...]:
@@ -50,7 +51,7 @@ def dequantized(leaves: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-@pytest.fixture(params=ALL, scope="module")
+@pytest.fixture(params=first_is_quick(ALL, 2), scope="module")
 def both(request) -> tuple[DecoderConfig, Any, DecoderConfig, Any]:
     """A decoder of each family, whole and in int8."""
     config = ALL[request.param]

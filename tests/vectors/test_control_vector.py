@@ -10,12 +10,11 @@ the same vector one layer off (2026-11-26).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 from llama_cpp import LlamaCpp
+from slow import slow
 
 from taskvec_jax import TaskVector, add
 from taskvec_jax.models.model import Model
@@ -24,7 +23,7 @@ OPTIMISED = True
 TEXT = "example: hot-> cold\nexample: up-> down\nexample: fast->"
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="needs llama.cpp")
+@slow  # needs llama.cpp
 def test_llama_cpp_adds_an_exported_vector_after_the_layer_it_is_of(
     default_model: Model, default_gguf: Path, tmp_path: Path
 ):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
 
 import jax
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, TINY, model_of
+from slow import first_is_quick, slow
 
 from experiments.bench import work
 from taskvec_jax.errors import TaskVecError
@@ -72,7 +72,7 @@ def drawn(model: Model) -> tuple[list[list[int]], list[int], np.ndarray]:
     return texts, answers, outputs.astype(np.float32)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_is_quick(MODELS))
 def test_the_map_is_the_loop_of_single_patches_on_every_family(name, tokenizer):
     model = model_of(MODELS[name], tokenizer)
     texts, answers, outputs = drawn(model)
@@ -140,7 +140,7 @@ def test_the_count_of_operations_is_the_one_by_hand():
     assert flops.head_map_flops(c, 7) == text + copies + 31 * answer
 
 
-@pytest.mark.skipif(os.environ.get("TASKVEC_SLOW_TESTS") != "1", reason="minutes of torch")
+@slow  # minutes of torch
 def test_on_the_default_model_the_map_is_torchs_loop_with_hooks_in_a_thirtieth_of_its_time(
     default_model,
 ):

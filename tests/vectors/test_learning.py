@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, logits_of, model_of, random_params
+from slow import first_is_quick, slow
 
 from experiments import learned_task_vector
 from experiments.page import learned_task_vector as page
@@ -78,6 +79,7 @@ def test_losses_are_those_of_injecting_each_vector_alone(model, wanted):
         np.testing.assert_allclose(losses[:, c], want, rtol=1e-5, atol=1e-5)
 
 
+@slow
 def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model):
     """Against a plain loop over blocks that knows no copies and no branches."""
     positions, batch, layers = 3, examples(shortest=3), [0, 2, 4]
@@ -112,7 +114,7 @@ def test_vectors_at_the_last_tokens_are_written_together_after_their_layer(model
 
 @pytest.mark.parametrize(
     ("config", "wanted", "positions"),
-    [(LLAMA, False, ()), (PYTHIA, True, (2,))],
+    first_is_quick([(LLAMA, False, ()), (PYTHIA, True, (2,))]),
     ids=["answers", "distribution at two positions"],
 )
 def test_gradients_through_the_override_match_finite_differences(config, wanted, positions):
@@ -175,6 +177,7 @@ def test_a_layer_learns_the_same_alone_and_among_others(model):
     np.testing.assert_allclose(alone.vectors[0], together.vectors[3], rtol=1e-3, atol=1e-4)
 
 
+@slow
 def test_two_positions_are_learned_together_in_one_program(model):
     batch = examples(shortest=2)
     before = learning_step.train_step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
@@ -295,6 +298,25 @@ def test_no_pair_is_in_two_of_train_dev_and_test(tokenizer, name):
     assert split.dealt == (name == "algorithmic_next_letter")
 
 
+def test_a_control_task_asks_for_the_same_inputs_with_outputs_that_stay(tokenizer):
+    fitted = fit(TASKS["linguistic_antonyms"], tokenizer)
+    split = learned_task_vector.split_pairs(fitted, Settings())
+    control = learned_task_vector.relabel(split, fitted, seed=0)
+    dealt: dict[str, str] = {}
+    for name in ("train", "dev"):
+        before, after = getattr(split, name), getattr(control, name)
+        assert [pair.input for pair in after] == [pair.input for pair in before]
+        dealt |= {pair.input: pair.output for pair in after}
+        changed = [a.output != b.output for a, b in zip(before, after, strict=True)]
+        assert np.mean(changed) > 0.9
+    for before, after in zip(split.test, control.test, strict=True):
+        assert after.query.input == before.query.input
+        assert dealt.setdefault(after.query.input, after.query.output) == after.query.output
+    outputs = {pair.output for pair in fitted.pairs}
+    assert set(dealt.values()) <= outputs
+    assert learned_task_vector.relabel(split, fitted, seed=0) == control
+
+
 def test_too_few_pairs_to_learn_from_are_refused():
     pairs = tuple(Pair(f"a{i}", f"b{i}") for i in range(9))
     fitted = FittedTask(Task("own", "x", pairs), pairs, False, 9)
@@ -315,7 +337,7 @@ def tiny_study(model: Model, out: Path) -> Study:
     return Study(model, [task], [task], settings, settings, out, journal)
 
 
-@pytest.mark.parametrize("positions", [1, 2])
+@pytest.mark.parametrize("positions", first_is_quick([1, 2]))
 def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, positions):
     study = tiny_study(two_layers, tmp_path)
     task = study.tasks[0]
@@ -323,8 +345,10 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     found = learned_task_vector.learn_task(study, task, [0, 1], recipe, "theta", "kl", positions)
     study.journal.close()
     assert len(list((tmp_path / "arrays").glob("*.npy"))) == 1
-    for name in ("extracted", "mean_theta", "learned"):
+    for name in ("extracted", "mean_theta", "learned", "control"):
         assert [score["n"] for score in found[name]] == [4, 4]
+    gaps = np.subtract(*([s["accuracy"] for s in found[key]] for key in ("learned", "control")))
+    np.testing.assert_allclose(found["selectivity"], gaps)
     assert (np.array(found["dev_accuracy"]) >= found["dev_accuracy_of_mean"]).all()
     assert np.array(found["train_losses"]).min() > 0  # a KL
     result: dict[str, Any] = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
@@ -340,7 +364,7 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     assert list(page.draw_figures(result)) == ["learned_task_vector"]
 
 
-@pytest.mark.parametrize("init", ["zero", "random"])
+@pytest.mark.parametrize("init", first_is_quick(["zero", "random"]))
 def test_vectors_that_start_elsewhere_than_theta_learn_too(two_layers, tmp_path, monkeypatch, init):
     study = tiny_study(two_layers, tmp_path)
     started: list[tuple[np.ndarray, np.ndarray]] = []
@@ -353,7 +377,7 @@ def test_vectors_that_start_elsewhere_than_theta_learn_too(two_layers, tmp_path,
     recipe = learning.Recipe(steps=40, batch_size=4, learning_rate=0.2, check_every=40)
     found = learned_task_vector.learn_task(study, study.tasks[0], [0, 1], recipe, init, "kl")
     study.journal.close()
-    ((initial, norms),) = started
+    (initial, norms), *_ = started
     size = np.linalg.norm(initial, axis=-1)
     np.testing.assert_allclose(size, 0 * norms if init == "zero" else norms, rtol=1e-5)
     losses = np.array(found["train_losses"])

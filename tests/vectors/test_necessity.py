@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, model_of
+from slow import SLOW
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
@@ -19,7 +19,6 @@ from taskvec_jax.vectors import necessity
 from taskvec_jax.vectors.copies import take_layer
 from taskvec_jax.vectors.necessity import cut_task
 
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 CONFIGS = {
     "llama": dataclasses.replace(LLAMA, num_layers=3),
     "pythia": dataclasses.replace(PYTHIA, num_layers=2),

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, model_of, read_of
+from conftest import FLAVOURS, TINY, model_of, read_of
+from slow import first_is_quick
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
@@ -45,7 +46,7 @@ def defined(model: Model, text: list[int], override=None) -> tuple[np.ndarray, n
     return np.asarray(residuals[:, 0]), np.asarray(logits[0])
 
 
-@pytest.fixture(params=TINY, scope="module")
+@pytest.fixture(params=FLAVOURS, scope="module")
 def model(request, tokenizer: Tokenizer) -> Model:
     return model_of(TINY[request.param], tokenizer)
 
@@ -145,7 +146,7 @@ def test_many_vectors_at_any_layers_equal_injecting_each_alone(model):
             )
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
+@pytest.mark.parametrize("batch_size", first_is_quick([2, 1, 64]))
 def test_batch_size_and_row_order_change_nothing(model, batch_size):
     rows = ragged_rows(model.config.vocab_size)
     residuals, _ = sweep.read_texts(model, rows, batch_size=4)
