@@ -43,38 +43,47 @@ def section(result: dict[str, Any]) -> Section:
         "Where can the task be read, and where written?",
         words,
         [
-            _pivot(
-                result,
-                "accuracy",
-                "Test accuracy of each way, read → written, at the layer that is best on dev",
-            ),
-            _pivot(result, "kl", "Lowest KL of each way (nats), and its layer"),
+            _accuracies(result),
+            _divergences(result),
         ],
         {
             "patch_map_positions": "Accuracy and KL from the full prompt's prediction by layer and"
-            " place (read → written), mean over tasks.",
-            "patch_map_tasks": "Accuracy by layer and place, task by task.",
-            "patch_map_layers": "Accuracy when theta is read after the layer of the row and written"
-            " after that of the column, both at the arrow.",
+            " place (read → written), mean over tasks; accuracy on dev prompts, by first tokens.",
+            "patch_map_tasks": "Accuracy on dev by layer and place, task by task.",
+            "patch_map_layers": "Accuracy on dev when theta is read after the layer of the row and"
+            " written after that of the column, both at the arrow.",
         },
     )
 
 
-def _pivot(result: dict[str, Any], key: str, caption: str) -> Table:
+def _accuracies(result: dict[str, Any]) -> Table:
+    """A row a task, a column a way."""
+    titles, rows = about.titles_of(result), []
+    for name, task in result["tasks"].items():
+        cells = [score(value["test"]) for value in task["positions"].values()]
+        layers = [value["layer"] for value in task["positions"].values()]
+        noted = [
+            dataclasses.replace(cell, note=f"{cell.note}; layer {layer}")
+            for cell, layer in zip(cells, layers, strict=True)
+        ]
+        rows.append([task_cell(titles, name), *noted])
+    return Table(
+        "Test accuracy of each way, read → written, at the layer that is best on dev",
+        ["task", *_places(result)],
+        rows,
+    )
+
+
+def _divergences(result: dict[str, Any]) -> Table:
     """A row a task, a column a way."""
     titles, rows = about.titles_of(result), []
     for name, task in result["tasks"].items():
         cells = []
         for value in task["positions"].values():
-            if key == "accuracy":
-                cell = score(value["test"])
-                cells.append(dataclasses.replace(cell, note=f"layer {value['layer']}, {cell.note}"))
-            else:
-                best = int(np.argmin(value["kl"]))
-                cells.append(
-                    Cell(f"{value['kl'][best]:.2f}", value["kl"][best], "", f"layer {best}")
-                )
+            best = int(np.argmin(value["kl"]))
+            cells.append(Cell(f"{value['kl'][best]:.2f}", value["kl"][best], "", f"layer {best}"))
         rows.append([task_cell(titles, name), *cells])
+    caption = "Lowest KL from the full prompt's prediction of each way (nats), and its layer"
     return Table(caption, ["task", *_places(result)], rows)
 
 
@@ -120,8 +129,8 @@ def _draw_mean(result: dict[str, Any]) -> Any:
     row, layer = np.unravel_index(means["accuracy"].argmax(), means["accuracy"].shape)
     title = (
         f"The task travels best along {places[row]}, after layer {layer}:"
-        f" {means['accuracy'].max():.2f} (mean of {len(tasks)} tasks; read → written at; bright is"
-        " better in both)"
+        f" {means['accuracy'].max():.2f} on dev (mean of {len(tasks)} tasks; read → written at;"
+        " bright is better in both)"
     )
     return figures.finish(figure, result, title)
 
@@ -142,7 +151,7 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
         best.append(places[int(grid.max(axis=1).argmax())])
     figures.outer_labels(panels, "layer", "read → written")
     most = max(set(best), key=best.count)
-    title = f"{most} is the best way for {best.count(most)} of {len(tasks)} tasks (accuracy)"
+    title = f"{most} is the best way for {best.count(most)} of {len(tasks)} tasks (on dev)"
     return figures.finish(figure, result, title)
 
 
@@ -164,6 +173,6 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     figures.outer_labels(panels, "written after layer", "read after layer")
     title = (
         f"Read and written after the same layer, theta scores {np.mean(own):.2f} at best; after any"
-        f" two, {np.mean(other):.2f} (mean of {len(tasks)} tasks)"
+        f" two, {np.mean(other):.2f} (on dev, mean of {len(tasks)} tasks)"
     )
     return figures.finish(figure, result, title)
