@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 from conftest import LLAMA, random_params
 from in_process import Done, run
+from slow import slow
 
 from convert.export import export
 from experiments.commands import registry
@@ -31,9 +32,9 @@ FEW = ("--num_prompts=2", "--batch_size=4")  # a test is no result
 ONE = "--tasks=to_upper"
 LLAMA_DIRECTORY = "my-llama"
 CITIES = """# a pair a line; further columns are other right answers
-a,NewYork,NY
-b,LosAngeles,LA
-c,"Washington,DC",Washington
+a,NY,BigApple
+b,LA
+c,DC,"Washington,DC"
 """
 
 
@@ -100,7 +101,7 @@ def test_own_csv_of_answers_of_several_tokens(place):
 
 
 def test_own_template(place):
-    found = result(job("template", *FEW, ONE, "--rule=paper", model=LLAMA_DIRECTORY).printed)
+    found = result(job("own template", *FEW, ONE, "--rule=paper", model=LLAMA_DIRECTORY).printed)
     (task,) = found["tasks"].values()
     assert all(prompt.startswith("Q:") for prompt in task["outcomes"]["prompts"])
 
@@ -146,6 +147,7 @@ def test_a_colleagues_result_run_again(place):
     assert ours["tasks"] == theirs["tasks"]
 
 
+@slow
 def test_the_paper_on_a_cluster(place, monkeypatch):
     """With the main results alone, and without a cluster to ask."""
     asked = []
