@@ -482,7 +482,10 @@ class Maker:
                 "dealt": False,
                 **{
                     key: [self.score(share) for _ in layers]
-                    for key, share in (("extracted", 0.4), ("mean_theta", 0.3), ("learned", 0.9))
+                    for key, share in (
+                        *(("extracted", 0.4), ("mean_theta", 0.3)),
+                        *(("learned", 0.9), ("control", 0.2)),
+                    )
                 },
                 "baseline": self.score(0.1),
                 "icl": self.score(0.9),
