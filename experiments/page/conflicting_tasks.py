@@ -179,7 +179,7 @@ def _draw_bars(result: dict[str, Any]) -> Any:
 
 
 def _draw_matrices(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     pairs, titles = result["pairs"], about.titles_of(result)
     rows, columns = (sorted({pair[side] for pair in pairs.values()}) for side in ("a", "b"))
@@ -199,6 +199,6 @@ def _draw_matrices(result: dict[str, Any]) -> Any:
             for a in rows
         ]
         names = [[titles[name] for name in some] for some in (rows, columns)]
-        figures.heat_map(axis, grid, *names, label="share", upright=True)
+        charts.heat_map(axis, grid, *names, label="share", upright=True)
         axis.set_title(title)
     return figures.finish(figure, result, _title(result))

@@ -116,7 +116,7 @@ def _questions(task: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """The means as curves, and every task as a row of numbers below them."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = list(result["tasks"].values()), about.titles_of(result)
     asked = [question for question, _ in _questions(tasks[0])]
@@ -134,22 +134,22 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
             above.remove()
             below.remove()
             continue
-        figures.curve(above, places, np.mean(grid, axis=0), "task_vector", marker="o", ms=4)
+        charts.curve(above, places, np.mean(grid, axis=0), "task_vector", marker="o", ms=4)
         if question == "demonstrations":
             icl = [
                 np.mean([task["demonstrations"][dose]["icl"]["accuracy"] for task in tasks])
                 for dose in doses[question]
             ]
-            figures.curve(above, places, icl, "icl", marker="D", ms=4)
+            charts.curve(above, places, icl, "icl", marker="D", ms=4)
         if question == "scale when added":
             replaced = float(np.mean([task["replaced"]["accuracy"] for task in tasks]))
             above.axhline(replaced, color=figures.ink(), ls=":", lw=1.3, label="replacing")
-        figures.shares(above)
+        charts.shares(above)
         above.set_xticks(places, names)
         above.set_xlim(-0.5, len(names) - 0.5)
         above.set_title(question)
         rows = [titles[name] for name in result["tasks"]]
-        figures.heat_map(below, grid, rows, names, write=".2f", upright=False)
+        charts.heat_map(below, grid, rows, names, write=".2f", upright=False)
     panels[0].set_ylabel(f"accuracy, mean of {len(tasks)}")
     counts = doses["demonstrations"]
     title = "How much of what makes a task vector"

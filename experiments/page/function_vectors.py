@@ -195,7 +195,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_scores(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles, mean = result["tasks"], about.titles_of(result), result["mean"]
     figure, (axes,) = figures.canvas(9, 0.22 * len(tasks) + 0.7)
@@ -203,7 +203,7 @@ def _draw_scores(result: dict[str, Any]) -> Any:
     shown = ("baseline", "function_vector", "task_vector", "icl")
     for shift, name in zip((0.27, 0.09, -0.09, -0.27), shown, strict=True):
         scores = [task["scores"][name] for task in tasks.values()]
-        figures.pointed(axes, scores, places + shift, name)
+        charts.pointed(axes, scores, places + shift, name)
     controls = [
         max(
             task["scores"][name]["accuracy"]
@@ -216,8 +216,8 @@ def _draw_scores(result: dict[str, Any]) -> Any:
     axes.plot(controls, places, label="hardest control", **tick)
     axes.set_yticks(places, [titles[name] for name in tasks])
     for y in places[:-1]:
-        figures.rule(axes, y - 0.5)
-    figures.shares(axes, "x")
+        charts.rule(axes, y - 0.5)
+    charts.shares(axes, "x")
     axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
     title = (
         f"A sum of a few heads, added, scores {mean['function_vector']['accuracy']:.2f}; theta,"
@@ -229,7 +229,7 @@ def _draw_scores(result: dict[str, Any]) -> Any:
 
 
 def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     layers = [str(layer) for layer in range(result["num_layers"])]
     grid = np.mean([result["tasks"][name]["aie"] for name in mattering], axis=0).T  # [H, L]
@@ -238,7 +238,7 @@ def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
     most = float(np.abs(grid).max()) or 1.0
     heads = [str(head) for head in range(len(grid))]
     colours = figures.DIVERGING
-    figures.heat_map(axis, grid, heads, layers, low=-most, high=most, label="AIE", colours=colours)
+    charts.heat_map(axis, grid, heads, layers, low=-most, high=most, label="AIE", colours=colours)
     axis.set(xlabel="layer", ylabel="head")
     head, layer = np.unravel_index(grid.argmax(), grid.shape)
     title = (
@@ -249,7 +249,7 @@ def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, count = result["tasks"], result["num_layers"]
     figure, (left, right) = figures.canvas(figures.WIDTH, 2.9, 1, 2)
@@ -264,7 +264,7 @@ def _draw_layers(result: dict[str, Any]) -> Any:
         means[name] = np.mean([t["accuracy_by_layer"][name] for t in tasks.values()], axis=0)
         left.plot(range(count), means[name], ls=style, color=colour, lw=1.8, label=label)
         key.append(figures.line_entry(label, color=colour, ls=style, lw=1.8))
-    figures.shares(left)
+    charts.shares(left)
     left.set(xlabel="layer", ylabel="accuracy on dev")
     cosines = np.array([task["cosine_to_theta"] for task in tasks.values()])
     right.plot(range(count), cosines.mean(axis=0), color=figures.ink(), lw=1.8, label="mean")
@@ -275,7 +275,7 @@ def _draw_layers(result: dict[str, Any]) -> Any:
         key.append(figures.swatch("lowest to highest of the tasks", figures.ink(), alpha=0.2))
     right.set(xlabel="layer", ylabel="cosine, function vector and theta")
     for axis in (left, right):
-        figures.layers(axis, count)
+        charts.layers(axis, count)
     best = int(means["added"].argmax())
     title = (
         f"The function vector works best after layer {best}: {means['added'][best]:.2f}; it is"

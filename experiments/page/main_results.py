@@ -377,13 +377,13 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_scores(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = in_order(result), about.titles_of(result)
     figure, (axes,) = figures.canvas(9, 0.24 * len(tasks) + 0.7)
     places = np.arange(len(tasks))[::-1]
     for shift, measure in zip((0.22, 0, -0.22), MEASURES, strict=True):
-        figures.pointed(axes, [task[measure] for task in tasks.values()], places + shift, measure)
+        charts.pointed(axes, [task[measure] for task in tasks.values()], places + shift, measure)
     hardest = [np.mean(t["outcomes"][t["hardest"]]["correct"]) for t in tasks.values()]
     tick = {"color": figures.LOOKS["control"].colour, "marker": "|", "ls": "", "ms": 11, "mew": 2}
     axes.plot(hardest, places, label="hardest control", **tick)
@@ -402,13 +402,13 @@ def _draw_scores(result: dict[str, Any]) -> Any:
         places, [titles[name] + ("" if task["beats"] else " °") for name, task in tasks.items()]
     )
     for y in places[:-1]:
-        figures.rule(axes, y - 0.5)
+        charts.rule(axes, y - 0.5)
     able = sum(task["icl_able"] for task in tasks.values())
     if 0 < able < len(tasks):
-        figures.rule(axes, len(tasks) - able - 0.5, strong=True)
+        charts.rule(axes, len(tasks) - able - 0.5, strong=True)
         said = "below: tasks that ICL does not do"
         keys.append(figures.line_entry(said, color=figures.quiet(), lw=1.2))
-    figures.shares(axes, "x")
+    charts.shares(axes, "x")
     axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
     mean = result["mean"]["icl_able"] or result["mean"]["all"]
     beating = sum(task["beats"] for task in tasks.values())

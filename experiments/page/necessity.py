@@ -97,7 +97,7 @@ def _interval(value: dict[str, Any]) -> str:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """The three curves with their intervals."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     shown, count = _shown(result), result["num_layers"]
     figure, (axis,) = figures.canvas(9, 3.4)
@@ -119,12 +119,12 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         key.append(figures.line_entry(title, **style))
     levels = {name: shown[name]["accuracy"] for name in ("icl", "baseline")}
     for name, height in levels.items():
-        figures.level(axis, height, name)
+        charts.level(axis, height, name)
     key += figures.key_of(
         levels, **{k: f"{figures.LOOKS[k].title} {height:.2f}" for k, height in levels.items()}
     )
-    figures.layers(axis, count)
-    figures.shares(axis)
+    charts.layers(axis, count)
+    charts.shares(axis)
     axis.set(xlabel="layer l (0-based)", ylabel="accuracy on test")
     crossed = shown["crossings"]
     needed = (

@@ -103,7 +103,7 @@ def _places(result: dict[str, Any]) -> list[str]:
 
 
 def _draw_mean(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks = list(result["tasks"].values())
     places, layers = _places(result), [str(layer) for layer in range(result["num_layers"])]
@@ -114,7 +114,7 @@ def _draw_mean(result: dict[str, Any]) -> Any:
     size = 0.24 * len(places) + 0.8
     figure, axes = figures.canvas(figures.WIDTH, size, 1, 2, sharey=True)
     for axis, key, label in ((axes[0], "accuracy", "accuracy"), (axes[1], "kl", "KL, nats")):
-        figures.heat_map(
+        charts.heat_map(
             axis,
             means[key],
             places,
@@ -136,7 +136,7 @@ def _draw_mean(result: dict[str, Any]) -> Any:
 
 
 def _draw_tasks(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     places, layers = _places(result), [str(layer) for layer in range(result["num_layers"])]
@@ -146,17 +146,17 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
     best = []
     for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
         grid = np.array([value["accuracy"] for value in task["positions"].values()])
-        figures.heat_map(axis, grid, places, layers, label="" if i else "accuracy", beside=panels)
-        figures.panel_title(axis, titles[name])
+        charts.heat_map(axis, grid, places, layers, label="" if i else "accuracy", beside=panels)
+        charts.panel_title(axis, titles[name])
         best.append(places[int(grid.max(axis=1).argmax())])
-    figures.outer_labels(panels, "layer", "read → written")
+    charts.outer_labels(panels, "layer", "read → written")
     most = max(set(best), key=best.count)
     title = f"{most} is the best way for {best.count(most)} of {len(tasks)} tasks (on dev)"
     return figures.finish(figure, result, title)
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     layers = [str(layer) for layer in range(result["num_layers"])]
@@ -165,12 +165,12 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
         grid = np.array(task["layers"]["accuracy"])
         rows = [str(layer) for layer in task["layers"]["read_layers"]]
-        figures.heat_map(axis, grid, rows, layers, label="" if i else "accuracy", beside=panels)
-        figures.panel_title(axis, titles[name])
+        charts.heat_map(axis, grid, rows, layers, label="" if i else "accuracy", beside=panels)
+        charts.panel_title(axis, titles[name])
         diagonal = [grid[row, layer] for row, layer in enumerate(task["layers"]["read_layers"])]
         own.append(max(diagonal))
         other.append(grid.max())
-    figures.outer_labels(panels, "written after layer", "read after layer")
+    charts.outer_labels(panels, "written after layer", "read after layer")
     title = (
         f"Read and written after the same layer, theta scores {np.mean(own):.2f} at best; after any"
         f" two, {np.mean(other):.2f} (on dev, mean of {len(tasks)} tasks)"

@@ -108,11 +108,11 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_mean(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     names, grid = result["templates"], _mean_grid(result)
     figure, (axes,) = figures.canvas(7.5, 0.42 * len(names) + 0.9)
-    figures.heat_map(axes, grid, names, names, write=".2f", label="accuracy")
+    charts.heat_map(axes, grid, names, names, write=".2f", label="accuracy")
     axes.set(xlabel="written under", ylabel="read under")
     home, away = _home_and_away(grid)
     title = (
@@ -123,7 +123,7 @@ def _draw_mean(result: dict[str, Any]) -> Any:
 
 
 def _draw_tasks(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     names, tasks, titles = result["templates"], result["tasks"], about.titles_of(result)
     figure, panels = figures.small_multiples(len(tasks), 5, 0.2 * len(names) + 0.6)
@@ -131,11 +131,11 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
     better = 0
     for axis, (name, task) in zip(panels, tasks.items(), strict=True):
         grid = np.array([[cell["accuracy"] for cell in row] for row in task["task_vector"]])
-        figures.heat_map(axis, grid, numbers, numbers, write=".2f")
-        figures.panel_title(axis, titles[name])
+        charts.heat_map(axis, grid, numbers, numbers, write=".2f")
+        charts.panel_title(axis, titles[name])
         home, away = _home_and_away(grid)
         better += home > away
-    figures.outer_labels(panels, "written under", "read under")
+    charts.outer_labels(panels, "written under", "read under")
     said = "; ".join(f"{i + 1} {name}" for i, name in enumerate(names))
     title = f"Theta scores more at home than elsewhere in {better} of {len(tasks)} tasks ({said})"
     return figures.finish(figure, result, title)

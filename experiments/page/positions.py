@@ -78,7 +78,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Curves by layer, a panel for each prompt that is written into."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, mean = list(result["tasks"].values()), result["mean"]
     conditions = list(tasks[0]["dev_accuracy_by_layer"])
@@ -100,8 +100,8 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
             style = {"color": colour, "marker": marker, "ms": 3, "ls": "--" if more else line}
             axis.plot(range(len(curve)), curve, lw=1.5, label=label, **style)
             key[label] = figures.line_entry(label, lw=1.5, **style)
-        figures.layers(axis, result["num_layers"])
-        figures.shares(axis)
+        charts.layers(axis, result["num_layers"])
+        charts.shares(axis)
         axis.set_xlabel("layer, the first one of a window")
         axis.set_title(f"into {target} prompts")
     panels[0].set_ylabel("accuracy on dev")

@@ -72,7 +72,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """A panel for tasks, and one for mixes."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     groups = {"tasks": result["mean"], "two-way mixes": result["mean_of_mixes"]}
     groups = {name: group for name, group in groups.items() if group}
@@ -98,7 +98,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         axis.set_xlabel("demonstrations")
         axis.set_xticks(result["counts"])
         axis.set_title(f"mean of {name}")
-        figures.shares(axis)
+        charts.shares(axis)
     panels[0].set_ylabel("accuracy on test")
     columns = next(iter(groups.values()))["columns"]
     said = "; ".join(

@@ -141,7 +141,7 @@ def _draw_map(result: dict[str, Any]) -> Any:
 
 def _draw_tasks(result: dict[str, Any]) -> Any:
     """The t-SNE map once for each task, its own points in colour."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     labels, names = np.array(result["labels"]), result["tasks"]
     titles, points = about.titles_of(result), np.array(result["tsne"])
@@ -153,7 +153,7 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
         colour = figures.colour_of(categories[task], categories)
         axis.plot(*points[mine].T, "o", color=colour, ms=4, mew=0, label=titles[names[task]])
         own = result["own_neighbour"][task]
-        figures.panel_title(axis, f"{titles[names[task]]}: {own:.0%}")
+        charts.panel_title(axis, f"{titles[names[task]]}: {own:.0%}")
         axis.set_xticks([])
         axis.set_yticks([])
     apart = sum(own == 1 for own in result["own_neighbour"])
@@ -200,7 +200,7 @@ def _draw_distances(result: dict[str, Any]) -> Any:
 
 
 def _draw_matrix(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     titles = about.titles_of(result)
     names = [titles[name] for name in result["tasks"]]
@@ -210,7 +210,7 @@ def _draw_matrix(result: dict[str, Any]) -> Any:
     apart = [v for i, row in enumerate(grid) for j, v in enumerate(row) if i != j and v is not None]
     high = max((v for row in grid for v in row if v is not None), default=1.0)
     label = "mean cosine distance"
-    figures.heat_map(
+    charts.heat_map(
         axes, grid, names, names, high=high, label=label, colours=f"{figures.HEAT}_r", upright=True
     )
     title = "Mean cosine distance of thetas, task by task"
@@ -220,7 +220,7 @@ def _draw_matrix(result: dict[str, Any]) -> Any:
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     figure, (axes,) = figures.canvas(9, 2.8)
     count = result["num_layers"]
@@ -236,8 +236,8 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     axes.axhline(result["chance"], label="chance of the same task", **baseline)
     chosen = {"ls": "-", "color": figures.quiet(), "lw": 0.8}
     axes.axvline(result["layer"], label="_chosen", **chosen)
-    figures.layers(axes, count)
-    figures.shares(axes)
+    charts.layers(axes, count)
+    charts.shares(axes)
     axes.set(xlabel="layer", ylabel="nearest neighbour is")
     key += [
         figures.line_entry("chance of the same task", **baseline),

@@ -62,7 +62,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Two heat maps of the right word's rank: task x layer."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     names = [titles[name] for name in tasks]
@@ -75,7 +75,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     ):
         grid = [np.log10(np.array(task[key]) + 1).tolist() for task in tasks.values()]
         last = key == "query_answer_rank"
-        figures.heat_map(
+        charts.heat_map(
             axis,
             grid,
             names,
