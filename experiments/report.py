@@ -5,10 +5,11 @@
 
 The files of a directory must be of one run: one model, dtype, seed and settings. Several
 directories stand one after the other, each under its model and what tells its run from the others.
-Writes report.html under --out (the directory itself for one run): a headline in words, tables
-that sort and filter, every figure in light and dark, worst examples, and for each number the
-command, versions and hashes behind it. The page holds all it needs: no script, style, font or
-image comes from anywhere else, and its content policy forbids it.
+Writes report.html under --out (the directory itself for one run): five lines for a reader who has
+not read the paper, a glossary, tables that sort, filter and save as CSV, every figure in light and
+dark with the values of its lines, worst examples, and for each number the command, versions and
+hashes behind it. The page holds all it needs: no script, style, font or image comes from anywhere
+else, and its content policy forbids it.
 
 Time: seconds.
 """
@@ -18,8 +19,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import functools
-import html
 import importlib
 import json
 import shlex
@@ -31,8 +30,9 @@ import jinja2
 from absl import flags
 from markupsafe import Markup
 
-from experiments.commands.registry import ON_PAGE
-from experiments.page.section import Cell, Section, Table
+from experiments.commands.registry import EXPERIMENTS
+from experiments.page import about, drawing, summary, tables
+from experiments.page.section import Section
 from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
@@ -42,12 +42,12 @@ from experiments.run.writing import write_whole
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.registry import DEFAULT_MODEL
 
-NAMES = tuple(experiment.name for experiment in ON_PAGE)
+NAMES = (*EXPERIMENTS, "emergence")
 CROSS = "cross_models"
-TEMPLATE = Path(__file__).parent / "page" / "report.html.j2"
-LONG_TEXT = 40
-MANY_ROWS = 40  # a longer table scrolls in its own frame
-LEAD = 2  # sentences of the first section that open the page
+SAME = {"layer_sweep": "main_results"}  # shown where the other, which holds all of it, is missing
+# A figure on a narrow screen is no smaller: its least text, 8 points, is 9 pixels then.
+SMALLEST = 9 / (8 * 100 / 72)
+PAGE = Path(__file__).parent / "page"
 
 
 def page_of(name: str) -> Any:
@@ -69,6 +69,7 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
     runs: list[identity.Identity] = []
     for directory in directories:
         names = [name for name in NAMES if (directory / f"{name}.json").exists()]
+        names = [name for name in names if SAME.get(name) not in names]
         if not names:
             raise TaskVecError(
                 f"{directory}: no results; expected {NAMES[0]}.json and others, which"
@@ -77,41 +78,45 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
         found = {f"{name}.json": _run_of(directory, name) for name in names}
         identity.check_alike(directory, found)
         names_of.append(names)
-        runs.append(found[f"{names[0]}.json"])
+        run = found[f"{names[0]}.json"]
+        runs.append(run | {"model": about.model_name(str(run["model"]))})
     articles: list[dict[str, Any]] = []
-    labels = identity.labels(runs, directories)
+    labels = identity.labels(runs, [Path(path) for path in about.tell_apart(directories)])
     for i, (directory, names, label) in enumerate(zip(directories, names_of, labels, strict=True)):
         parts = [_part(directory, name, f"{i}-", label) for name in names]
-        articles.append({"model": label, "run": identity.describe(runs[i]), "parts": parts})
+        articles.append({"model": label, "facts": about.facts(parts[0]["result"]), "parts": parts})
     first = [article["parts"][0]["section"].words for article in articles]
     title = "Task vectors: " + ", ".join(article["model"] for article in articles)
     several = len(articles) > 1
-    if cross is not None and _compares(cross, runs):
-        side_by_side = {"model": "", "run": "", "parts": [_part(cross, CROSS, "")]}
-        articles.insert(0 if several else 1, side_by_side)
-    lead = []
+    results = {part["name"]: part["result"] for part in articles[0]["parts"]}
+    headline = " ".join(words[0] for words in first)
+    lines = [summary.ASKED, summary.TRIED, *(words[0] for words in first)]
     if not several:  # the top of the page says it; once is enough
+        lines = summary.five_lines(results, first[0][0], first[0][1:])
         top = articles[0]["parts"][0]
-        lead, rest = first[0][1:LEAD], first[0][LEAD:]
-        top["section"] = dataclasses.replace(top["section"], words=rest)
+        top["section"] = dataclasses.replace(top["section"], words=first[0][1:])
+    if cross is not None and _compares(cross, runs):
+        side_by_side = {"model": "", "facts": {}, "parts": [_part(cross, CROSS, "")]}
+        articles.insert(0 if several else 1, side_by_side)
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE, encoding="utf-8"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    results = ",".join(map(str, directories))
-    return template.render(
+    where = ",".join(map(str, about.tell_apart(directories)))
+    return environment.get_template("report.html.j2").render(
         title=title,
         several=several,
-        headline=" ".join(words[0] for words in first),
-        lead=lead,
+        headline=headline,
+        lines=lines,
+        glossary=summary.GLOSSARY,
         articles=articles,
-        show_table=show_table,
+        show_table=tables.show_table,
         source=published()["source"]["paper"],
-        rebuild=f"python -m experiments.report --results={shlex.quote(results)}",
+        rebuild=f"python -m experiments.report --results={shlex.quote(where)}",
     )
 
 
@@ -161,112 +166,64 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
     path = directory / f"{name}.json"
     page = page_of(name)
     with _reading(path, name):
-        content = path.read_text(encoding="utf-8")
-        result = json.loads(content)
-        if label is not None:
-            result["model"] = label
-        section: Section = page.section(result)
-        images = _images(name, content)
+        result = json.loads(path.read_text(encoding="utf-8"))
+        images = drawing.images(page, result)
+        shown = result if label is None else result | {"model": label}
+        section: Section = page.section(shown)
     provenance = result.get("provenance")
     return {
         "id": f"{prefix}{name.replace('_', '-')}",
+        "name": name,
         "result": result,
         "section": section,
+        "tables": [*section.tables, *section.page_tables],
         "figures": [
-            {"stem": stem, "caption": section.captions.get(stem, stem), **image}
-            for stem, image in images.items()
+            _figure(stem, section.captions.get(stem, stem), image) for stem, image in images.items()
         ],
-        "provenance": provenance,
+        "command": about.without_directories(provenance["command"]) if provenance else "",
         "facts": _facts(result) if provenance else [],
     }
 
 
-@functools.cache
-def _images(name: str, content: str) -> dict[str, dict[str, Any]]:
-    """An experiment's figures as data addresses, by stem: drawn once for all pages of a run."""
-    from experiments.page import figures  # matplotlib is slow to import
-
-    drawn: dict[str, dict[str, Any]] = {}
-    for theme in ("light", "dark"):
-        with figures.theme(theme):
-            for stem, figure in page_of(name).draw_figures(json.loads(content)).items():
-                image = base64.b64encode(figures.render(figure, "svg")).decode()
-                entry = drawn.setdefault(stem, {"width": round(100 * figure.get_figwidth())})
-                entry[theme] = f"data:image/svg+xml;base64,{image}"
-                figures.plt.close(figure)
-    return drawn
+def _figure(stem: str, caption: str, drawn: drawing.Drawn) -> dict[str, Any]:
+    """A figure as images in the page's own address, and what the page says of its lines."""
+    light, dark = (
+        f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+        for svg in (drawn.svg, drawing.dark(drawn.svg))
+    )
+    lines = json.dumps(drawn.lines, ensure_ascii=False, separators=(",", ":"))
+    return {
+        "stem": stem,
+        "caption": caption,
+        "light": light,
+        "dark": dark,
+        "width": drawn.width,
+        "least": round(drawn.width * SMALLEST),
+        "lines": Markup(lines.replace("<", "\\u003c").replace("&", "\\u0026")),
+        "names": list(dict.fromkeys(line["name"] for line in drawn.lines)),
+    }
 
 
 def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     provenance, settings = result["provenance"], dict(result["settings"])
     tasks = settings.pop("tasks", [])
     device = provenance["device"]
-    return [
-        ("model", str(result["model"])),
+    found = [
+        ("model", about.model_name(str(result["model"]))),
         ("source", ", ".join(f"{k} {v}" for k, v in provenance.get("source", {}).items())),
+        ("weights", about.weights(result)),
         ("weights sha256", provenance["weights_sha256"]),
         ("tokenizer sha256", provenance["tokenizer_sha256"]),
-        (
-            "dtype",
-            f"{provenance['dtype']}, quantization {result.get('quantization')}, matmul precision"
-            f" {provenance['matmul_precision']}",
-        ),
+        ("matmul precision", provenance["matmul_precision"]),
         ("device", f"{device['count']} x {device['kind']} ({device['platform']})"),
+        ("date", provenance.get("date") or "not recorded"),
+        ("commit", provenance.get("commit") or "not recorded"),
         ("seconds", f"{provenance['seconds']} (units found in the journal cost none)"),
         ("settings", ", ".join(f"{k}={v}" for k, v in settings.items() if v not in (None, {}))),
         ("tasks", ", ".join(tasks)),
         ("versions", ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())),
     ]
-
-
-def show_table(table: Table, named: bool) -> Markup:
-    """A table as HTML, with its filter.
-
-    Args:
-      named: show the caption; a folded table shows it already.
-    """
-    words = [any(row[i].value is None for row in table.rows) for i in range(len(table.columns))]
-    head = "".join(
-        f'<th scope="col" aria-sort="none"{_class(["words"] if is_words else [])}>'
-        f'<button type="button">{html.escape(column)}</button></th>'
-        for column, is_words in zip(table.columns, words, strict=True)
-    )
-    body, foot = (
-        "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-        for rows in (table.rows, table.summary)
-    )
-    foot = f"<tfoot>\n{foot}\n</tfoot>" if table.summary else ""
-    title = f"<b>{html.escape(table.caption)}</b>" if named else ""
-    tall = " tall" if len(table.rows) > MANY_ROWS else ""
-    label = html.escape(f"filter: {table.caption}", quote=True)
-    return Markup(
-        f'<div class="sheet"><div class="filter">{title}'
-        f'<input type="search" placeholder="filter rows" aria-label="{label}"><output></output>'
-        f'</div><div class="scroll{tall}" tabindex="0" role="group" aria-label="{label}">'
-        f'<table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody>{foot}</table>"
-        "</div></div>"
-    )
-
-
-def _cell(cell: Cell) -> str:
-    classes = [cell.tone] if cell.tone else []
-    if cell.value is None:
-        classes.append("words")
-        if len(cell.text) > LONG_TEXT:
-            classes.append("long")
-    value = "" if cell.value is None else f' data-value="{cell.value:.6g}"'
-    tip, small = "", ""
-    if cell.note and cell.value is None:
-        tip = f' title="{html.escape(cell.note, quote=True)}"'
-    elif cell.note:
-        small = f"<small>{html.escape(cell.note)}</small>"
-    words = html.escape(cell.text).replace("_", "_<wbr>")
-    return f"<td{_class(classes)}{value}{tip}>{words}{small}</td>"
-
-
-def _class(names: list[str]) -> str:
-    return f' class="{" ".join(names)}"' if names else ""
+    return [(name, about.without_directories(str(value))) for name, value in found]
 
 
 def write(directories: Sequence[Path], out: Path, cross: Path | None = None) -> Path:

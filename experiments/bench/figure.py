@@ -39,6 +39,7 @@ def draw(result: dict[str, Any], stem: Path) -> list[Path]:
     scaling = {dtype: d["depth_scaling"] for dtype, d in dtypes.items() if d["depth_scaling"]}
     with figures.theme("light"):
         ratios = {"gridspec_kw": {"width_ratios": [2, 1]}} if scaling else {}
+        shades = (figures.ink(), figures.quiet(), "#b9bec6")  # dtypes have no colour of their own
         figure, panels = figures.canvas(8 + 4 * bool(scaling), 5, 1, 1 + bool(scaling), **ratios)
         axes, height = panels[0], 0.8 / len(dtypes)
         for i, (dtype, entry) in enumerate(dtypes.items()):
@@ -49,7 +50,7 @@ def draw(result: dict[str, Any], stem: Path) -> list[Path]:
                 places,
                 [stage["steady_seconds"] for stage in stages],
                 height,
-                color=figures.COLOURS[i],
+                color=shades[i % len(shades)],
                 label=dtype,
             )
             axes.bar_label(
@@ -61,17 +62,13 @@ def draw(result: dict[str, Any], stem: Path) -> list[Path]:
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.invert_yaxis()
         axes.margins(x=0.2)
-        axes.set(
-            xlabel="seconds, steady, and the share of the GEMM peak spent on needed work",
-            title=f"{result['model']}: {len(result['settings']['tasks'])} tasks",
-        )
-        axes.legend(loc="lower right")
+        axes.set_xlabel("seconds, steady, and the share of the GEMM peak spent on needed work")
         for i, (dtype, rows) in enumerate(scaling.items()):
             panels[1].plot(
                 [row["half_square"] for row in rows],
                 [row["seconds"] for row in rows],
                 "o-",
-                color=figures.COLOURS[i],
+                color=shades[i % len(shades)],
                 label=dtype,
             )
             panels[1].set(
@@ -81,5 +78,7 @@ def draw(result: dict[str, Any], stem: Path) -> list[Path]:
                 xlim=(0, None),
                 ylim=(0, None),
             )
-            panels[1].legend()
-        return figures.save(figure, stem)
+        key = [figures.swatch(dtype, shades[i % len(shades)]) for i, dtype in enumerate(dtypes)]
+        title = f"Seconds of each step: {len(result['settings']['tasks'])} tasks"
+        of_all = result | {"dtype": " and ".join(dtypes)}
+        return figures.save(figures.finish(figure, of_all, title, key), stem)

@@ -19,14 +19,12 @@ class Experiment:
         `experiments.page.<name>`, if there is one, which has `section(result)` and
         `draw_figures(result)`; and of its JSON file.
       in_paper: `experiments.paper` runs it.
-      on_page: `experiments.report` shows it where its results lie beside the others.
       minutes: about how long it takes in a paper (default model, the paper's settings, 2 shared
         cores); how long a paper has still to go is reckoned from their ratios.
     """
 
     name: str
     in_paper: bool = True
-    on_page: bool = True
     minutes: float = 1.0
 
     @property
@@ -63,10 +61,9 @@ EXPERIMENTS = {
         Experiment("necessity", minutes=18),
         Experiment("positions", in_paper=False),
         Experiment("several_vectors", in_paper=False),
-        Experiment("learned_task_vector", in_paper=False, on_page=False),
-        Experiment("layer_sweep", in_paper=False, on_page=False),
+        Experiment("learned_task_vector", in_paper=False),
+        Experiment("layer_sweep", in_paper=False),
         Experiment("claims", in_paper=False),
     )
 }
-ON_PAGE = tuple(experiment for experiment in EXPERIMENTS.values() if experiment.on_page)
 IN_PAPER = tuple(experiment for experiment in EXPERIMENTS.values() if experiment.in_paper)

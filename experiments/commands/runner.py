@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.commands import options, seeds
 from experiments.commands.registry import EXPERIMENTS, Experiment
+from experiments.page import drawing
 from experiments.page.section import Section, lines
 from experiments.run import flags as command
 from experiments.run.flags import console
@@ -89,13 +90,7 @@ def finish(study: Study, experiment: Experiment) -> dict[str, Any]:
 
 def draw_all(experiment: Experiment, result: dict[str, Any], out: Path) -> list[Path]:
     """Draws an experiment's figures from its result as PNG and SVG."""
-    from experiments.page import figures  # matplotlib is slow to import
-
-    written = []
-    with figures.theme("light"):
-        for stem, figure in experiment.page.draw_figures(result).items():
-            written += figures.save(figure, out / stem)
-    return written
+    return drawing.write_all(experiment.page, result, out)
 
 
 def show(section: Section) -> None:

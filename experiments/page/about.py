@@ -97,7 +97,9 @@ def stamp(result: Mapping[str, Any]) -> str:
     if "models" in result and "model" not in result:  # of several runs
         return _stamp_of_several(result["models"])
     found = facts(result)
-    n = (result.get("settings") or {}).get("num_prompts", (result.get("run") or {}).get("num_prompts"))
+    n = (result.get("settings") or {}).get(
+        "num_prompts", (result.get("run") or {}).get("num_prompts")
+    )
     parts = [
         found["model"],
         found["weights"],

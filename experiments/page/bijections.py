@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, number, score, text
 
 NAME = "bijections"
 CONTROL = "unrelated"  # two tasks that are no inverses of each other, mixed in the same way
@@ -74,7 +74,7 @@ def section(result: dict[str, Any]) -> Section:
         )
     words += [
         f"ICL to task vector, both ways mixed: {'; '.join(sentences)}." if sentences else "",
-        *result["notes"],
+        *left_out(result["notes"]),
     ]
     return Section(
         "Can one vector hold a task and its inverse?",
@@ -98,15 +98,15 @@ def section(result: dict[str, Any]) -> Section:
             )
         ],
         {
-            NAME: "Accuracy in context and with the task vector: each direction alone, and both mixed"
-            " in one prompt."
+            NAME: "Accuracy in context and with the task vector: each direction alone, and both"
+            " mixed in one prompt."
         },
     )
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """ICL and task vector as points, three rows a pair."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     pairs = result["pairs"]
     if not pairs:
@@ -115,12 +115,12 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     figure, (axes,) = figures.canvas(9, 0.22 * len(rows) + 0.7)
     places = np.arange(len(rows))[::-1]
     for shift, measure in ((0.15, "icl"), (-0.15, "task_vector")):
-        figures.pointed(axes, [scores[measure] for *_, scores in rows], places + shift, measure)
+        charts.pointed(axes, [scores[measure] for *_, scores in rows], places + shift, measure)
     axes.set_yticks(places, [f"{pair_title(name)}: {way}" for name, way, _ in rows])
     for i, (name, *_) in enumerate(rows[1:]):
         if name != rows[i][0]:
-            figures.rule(axes, places[i] - 0.5, strong=True)
-    figures.shares(axes, "x")
+            charts.rule(axes, places[i] - 0.5, strong=True)
+    charts.shares(axes, "x")
     axes.set(ylim=(-0.6, len(rows) - 0.4), xlabel="accuracy on test, with 95 % intervals")
     mixed = [ways["both"] for name, ways in pairs.items() if "both" in ways and name != CONTROL]
     title = "One vector for two directions"

@@ -26,7 +26,7 @@ def level_of(task: dict[str, Any], column: str) -> float:
 
 def draw_mean(result: dict[str, Any]) -> Any:
     """One thin line a task, coloured by category, and their mean between zero-shot and ICL."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks = result["tasks"]
     titles = about.task_titles({name: task["category"] for name, task in tasks.items()})
@@ -39,17 +39,17 @@ def draw_mean(result: dict[str, Any]) -> Any:
         axes.plot(range(count), curve, color=colour, lw=0.9, alpha=0.5, label=titles[name])
     mean, spread = curves.mean(axis=0), curves.std(axis=0)
     bands = (mean - spread, mean + spread) if len(tasks) > 1 else None
-    figures.curve(axes, range(count), mean, "task_vector", label="mean", spread=bands, linewidth=3)
+    charts.curve(axes, range(count), mean, "task_vector", label="mean", spread=bands, linewidth=3)
     levels = {
         name: float(np.mean([level_of(task, name) for task in tasks.values()]))
         for name in ("baseline", "icl")
     }
     for name, height in levels.items():
-        figures.level(axes, height, name)
+        charts.level(axes, height, name)
     peak = int(mean.argmax())
     axes.plot([peak], [mean[peak]], "o", color=figures.LOOKS["task_vector"].colour, ms=7)
-    figures.layers(axes, count)
-    figures.shares(axes)
+    charts.layers(axes, count)
+    charts.shares(axes)
     axes.set(
         xlabel="layer after which theta is read and written (0-based)",
         ylabel="share of first tokens right",
@@ -74,7 +74,7 @@ def draw_mean(result: dict[str, Any]) -> Any:
 
 def draw_tasks(result: dict[str, Any]) -> Any:
     """A small panel a task."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks = result["tasks"]
     titles = about.task_titles({name: task["category"] for name, task in tasks.items()})
@@ -88,13 +88,13 @@ def draw_tasks(result: dict[str, Any]) -> Any:
         colour = figures.colour_of(task["category"], categories)
         curve = np.array(task["dev_accuracy_by_layer"])
         for column in ("baseline", "icl"):
-            figures.level(axes, level_of(task, column), column)
+            charts.level(axes, level_of(task, column), column)
         axes.plot(range(count), curve, color=colour, lw=1.8, label=titles[name])
         lifted += curve.max() > level_of(task, "baseline")
-        figures.panel_title(axes, titles[name])
-        figures.shares(axes)
-        figures.layers(axes, count)
-    figures.outer_labels(panels, "layer after which theta is read and written", "share right")
+        charts.panel_title(axes, titles[name])
+        charts.shares(axes)
+        charts.layers(axes, count)
+    charts.outer_labels(panels, "layer after which theta is read and written", "share right")
     keys = [*figures.key_of(("baseline", "icl")), *figures.category_key(categories)]
     title = (
         f"Task by task: at its best layer theta is above zero-shot on dev in {lifted} of"

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.page.section import Cell, Section, Table, number, text
 
-TONES = {"agrees": "good", "disagrees": "bad"}
+TONES = {"agrees": "good"}
 
 
 def section(result: dict[str, Any]) -> Section:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, number, score, task_cell, text
 
 NAME = "conflicting_tasks"
 MANY_PAIRS = 12  # more are shown as two matrices
@@ -46,16 +46,16 @@ def section(result: dict[str, Any]) -> Section:
             f"Mostly neither task is done in {', '.join(unable)}: such a pair says nothing about"
             " which of the two wins."
         )
-    words += result["notes"]
+    words += left_out(result["notes"])
     rows = []
     for key, pair in pairs.items():
         a, b = pair["a"], pair["b"]
         theirs = pair["published"] or {}
-        won = "good" if key in follows else "bad" if key in stays else ""
+        won = "good" if key in follows else ""
         rows.append(
             [
-                text(titles[a]),
-                text(titles[b]),
+                task_cell(titles, a),
+                task_cell(titles, b),
                 score(pair["plain"]["a"]),
                 score(pair["plain"]["b"]),
                 score(pair["theta"]["a"]),
@@ -73,8 +73,8 @@ def section(result: dict[str, Any]) -> Section:
         )
     examples = [
         [
-            text(titles[pair["a"]]),
-            text(titles[pair["b"]]),
+            task_cell(titles, pair["a"]),
+            task_cell(titles, pair["b"]),
             text(example["query"].strip()),
             text(example["answer_a"].strip()),
             text(example["answer_b"].strip()),
@@ -116,8 +116,8 @@ def section(result: dict[str, Any]) -> Section:
             ),
         ],
         {
-            NAME: "Share of answers right for A, for B and for neither: the plain prompt of A (upper"
-            " bar) and with theta of B at its last token (lower bar)."
+            NAME: "Share of answers right for A, for B and for neither: the plain prompt of A"
+            " (upper bar) and with theta of B at its last token (lower bar)."
             if len(pairs) <= MANY_PAIRS
             else "Share of answers right for the task of the prompt and for that of the vector."
         },
@@ -179,7 +179,7 @@ def _draw_bars(result: dict[str, Any]) -> Any:
 
 
 def _draw_matrices(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     pairs, titles = result["pairs"], about.titles_of(result)
     rows, columns = (sorted({pair[side] for pair in pairs.values()}) for side in ("a", "b"))
@@ -199,6 +199,6 @@ def _draw_matrices(result: dict[str, Any]) -> Any:
             for a in rows
         ]
         names = [[titles[name] for name in some] for some in (rows, columns)]
-        figures.heat_map(axis, grid, *names, label="share", upright=True)
+        charts.heat_map(axis, grid, *names, label="share", upright=True)
         axis.set_title(title)
     return figures.finish(figure, result, _title(result))

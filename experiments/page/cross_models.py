@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, text
+from experiments.page.section import Cell, Section, Table, number
 
 MEASURES = ("baseline", "task_vector", "icl")
 
@@ -27,7 +27,7 @@ def section(result: dict[str, Any]) -> Section:
     ]
     rows = [
         [
-            text(name, "good" if model["ours"] else ""),
+            Cell(f"{name} (this run)" if model["ours"] else name),
             number(model["num_layers"], 0),
             number(model["peak_layer"], 0),
             number(_depth(model)),
@@ -84,7 +84,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_depth(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     models = _named(result)
     figure, panels = figures.small_multiples(len(models), 4, 1.5)
@@ -94,14 +94,14 @@ def _draw_depth(result: dict[str, Any]) -> Any:
             curve = _curve(other)
             axes.plot(*curve, color=figures.quiet(), ls=":", lw=1.2, label="ours")
         depth, curve = _curve(model)
-        figures.curve(axes, depth, curve, "task_vector", linewidth=2.4 if model["ours"] else 1.5)
+        charts.curve(axes, depth, curve, "task_vector", linewidth=2.4 if model["ours"] else 1.5)
         best = int(np.nanargmax(curve))
         axes.plot(depth[best], curve[best], "o", color=figures.LOOKS["task_vector"].colour, ms=6)
-        figures.panel_title(axes, name)
-        figures.shares(axes)
+        charts.panel_title(axes, name)
+        charts.shares(axes)
         axes.set_xlim(0, 1.02)
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-    figures.outer_labels(panels, "depth: layer / number of layers", "accuracy")
+    charts.outer_labels(panels, "depth: layer / number of layers", "accuracy")
     peaks = [_depth(model) for model in ours]
     theirs = [_depth(model) for model in models.values() if not model["ours"]]
     title = (
@@ -122,7 +122,7 @@ def _curve(model: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_averages(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     models = _named(result)
     figure, (axes,) = figures.canvas(9, 0.28 * len(models) + 0.7)
@@ -133,10 +133,10 @@ def _draw_averages(result: dict[str, Any]) -> Any:
         values = np.array([np.nan if height is None else height for height in heights])
         axes.plot(values, places, look.marker, color=look.colour, ms=7, label=look.title)
     for y in places[:-1]:
-        figures.rule(axes, y - 0.5)
+        charts.rule(axes, y - 0.5)
     names = [f"{name}, {model['averages_tasks']} tasks" for name, model in models.items()]
     axes.set_yticks(places, names)
-    figures.shares(axes, "x")
+    charts.shares(axes, "x")
     axes.set(ylim=(-0.6, len(models) - 0.4), xlabel="mean accuracy over tasks where ICL gains .20")
     shares = [
         f"{share:.0%}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, score, task_cell
 
 NAME = "dose"
 
@@ -56,35 +57,47 @@ def section(result: dict[str, Any]) -> Section:
         f"Averaged over {largest} prompts, theta scores {over:.2f}, against {replaced:.2f} for each"
         " prompt's own."
     )
-    rows = []
-    for name, task in tasks.items():
-        for question, values in _questions(task):
-            rows += [
-                [
-                    text(name),
-                    text(question),
-                    number(float(dose), 0 if float(dose).is_integer() else 2),
-                    score(value.get("task_vector", value)),
-                    number(value.get("task_vector", value)["layer"], 0),
-                    score(value.get("icl")),
-                ]
-                for dose, value in values.items()
-            ]
     return Section(
         "How much of what makes a task vector?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
-            Table(
-                "Accuracy on test, each condition at its own layer, chosen on dev",
-                ["task", "what is varied", "dose", "task vector", "layer", "ICL"],
-                rows,
-            )
+            *(_pivot(result, question) for question, _ in _questions(first)),
+            _pivot(result, "demonstrations", "icl"),
         ],
         {
             NAME: "Accuracy by the number of demonstrations, of dummy queries, of prompts averaged"
             " over, and by the scale at which theta is added: mean over tasks above, every task"
             " below."
         },
+    )
+
+
+def _pivot(result: dict[str, Any], question: str, column: str = "task_vector") -> Table:
+    """A row a task, a column a dose."""
+    tasks, titles = result["tasks"], about.titles_of(result)
+    found = {name: dict(_questions(task))[question] for name, task in tasks.items()}
+    doses = sorted({dose for values in found.values() for dose in values}, key=float)
+    rows = []
+    for name, values in found.items():
+        cells = []
+        for dose in doses:
+            value = values.get(dose)
+            if column == "task_vector" and value is not None:
+                value = value.get("task_vector", value)
+                cell = score(value)
+                note = f"{cell.note}; layer {value['layer']}"
+                cells.append(dataclasses.replace(cell, note=note))
+            else:
+                cells.append(score(value and value[column]))
+        if question == "scale when added":
+            cells.append(score(tasks[name]["replaced"]))
+        rows.append([task_cell(titles, name), *cells])
+    what = "In-context accuracy" if column == "icl" else "Task-vector accuracy"
+    more = ["replacing"] if question == "scale when added" else []
+    return Table(
+        f"{what} on test by {question}, each condition at its own layer, chosen on dev",
+        ["task", *(f"{float(dose):g}" for dose in doses), *more],
+        rows,
     )
 
 
@@ -103,7 +116,7 @@ def _questions(task: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """The means as curves, and every task as a row of numbers below them."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = list(result["tasks"].values()), about.titles_of(result)
     asked = [question for question, _ in _questions(tasks[0])]
@@ -121,22 +134,22 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
             above.remove()
             below.remove()
             continue
-        figures.curve(above, places, np.mean(grid, axis=0), "task_vector", marker="o", ms=4)
+        charts.curve(above, places, np.mean(grid, axis=0), "task_vector", marker="o", ms=4)
         if question == "demonstrations":
             icl = [
                 np.mean([task["demonstrations"][dose]["icl"]["accuracy"] for task in tasks])
                 for dose in doses[question]
             ]
-            figures.curve(above, places, icl, "icl", marker="D", ms=4)
+            charts.curve(above, places, icl, "icl", marker="D", ms=4)
         if question == "scale when added":
             replaced = float(np.mean([task["replaced"]["accuracy"] for task in tasks]))
             above.axhline(replaced, color=figures.ink(), ls=":", lw=1.3, label="replacing")
-        figures.shares(above)
+        charts.shares(above)
         above.set_xticks(places, names)
         above.set_xlim(-0.5, len(names) - 0.5)
         above.set_title(question)
         rows = [titles[name] for name in result["tasks"]]
-        figures.heat_map(below, grid, rows, names, write=".2f", upright=False)
+        charts.heat_map(below, grid, rows, names, write=".2f", upright=False)
     panels[0].set_ylabel(f"accuracy, mean of {len(tasks)}")
     counts = doses["demonstrations"]
     title = "How much of what makes a task vector"

@@ -94,7 +94,8 @@ def marks(figure: Any) -> list[dict[str, Any]]:
 
     Returns:
       `name`, `at`, a pair of shares of the figure's width and height for every point, the height
-      counted from the top, and `values`, what the point says in words. Levels, which are the same
+      counted from the top, `values`, what the point says in words, and whether they are `joined`
+      by a line. Levels, which are the same
       everywhere, and artists whose label begins with an underscore are left out.
     """
     import numpy as np
@@ -124,7 +125,8 @@ def marks(figure: Any) -> list[dict[str, Any]]:
             shown = [i for i in range(len(x)) if np.isfinite(at[i]).all()]
             found.append(
                 {
-                    "name": name if not title or title == name else f"{title}: {name}",
+                    "joined": line.get_linestyle() not in ("None", "", " "),
+                    "name": name if not title or name in title else f"{title}: {name}",
                     "at": [[round(float(v), 4) for v in at[i]] for i in shown],
                     "values": [_value(x[i], y[i], ticks, axis_title) for i in shown],
                 }

@@ -40,7 +40,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Scores by step, and a heat map step x layer."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     steps = result["steps"]
     grid = [step["dev_accuracy_by_layer"] for step in steps]
@@ -48,15 +48,15 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     names = [f"{step['step']:,}" for step in steps]
     for key in ("baseline", "task_vector", "icl"):
         look = figures.LOOKS[key]
-        figures.curve(
+        charts.curve(
             left, range(len(steps)), [s[key] for s in steps], key, marker=look.marker, ms=4
         )
     left.set_xticks(range(len(steps)), names, rotation=90)
     left.set(xlabel="training step")
     left.set_title(f"accuracy on test, mean of {len(result['settings']['tasks'])} tasks")
-    figures.shares(left)
+    charts.shares(left)
     layers = [str(layer) for layer in range(len(grid[0]))]
-    figures.heat_map(right, grid, names, layers, label="accuracy")
+    charts.heat_map(right, grid, names, layers, label="accuracy")
     right.set(xlabel="layer after which theta is read and written", ylabel="training step")
     right.set_title("task vector on dev, by first tokens")
     when = result["appears"]

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, mean_score, number, score, text
+from experiments.page.section import (
+    Section,
+    Table,
+    left_out,
+    mean_score,
+    number,
+    score,
+    task_cell,
+    text,
+)
 
 NAME = "function_vectors"
 COLUMNS = {  # of the tables
@@ -28,9 +37,9 @@ COLUMNS = {  # of the tables
 
 def section(result: dict[str, Any]) -> Section:
     """The vector beside theta, its controls, its heads."""
-    tasks, mean = result["tasks"], result["mean"]
+    tasks, mean, titles = result["tasks"], result["mean"], about.titles_of(result)
     against, verdicts = result["against_theta"], result["verdicts"]
-    beating = [name for name, verdict in verdicts.items() if verdict["beats"]]
+    beating = [titles[name] for name, verdict in verdicts.items() if verdict["beats"]]
     words = [
         "A function vector added to the residual stream scores"
         f" {_interval(mean, 'function_vector')} over {len(tasks)} tasks, theta"
@@ -50,20 +59,20 @@ def section(result: dict[str, Any]) -> Section:
         f" {loop / 1e12:.3g}, {loop / ours:.0f} times as many."
     )
     if any(task["shared_queries"] for task in tasks.values()):
-        names = [name for name, task in tasks.items() if task["shared_queries"]]
+        names = [titles[name] for name, task in tasks.items() if task["shared_queries"]]
         words.append(
             "Too few pairs to keep test queries out of the prompts that the heads are averaged over"
             f" and chosen on: {', '.join(names)}."
         )
     columns = [name for name in COLUMNS if any(name in t["scores"] for t in tasks.values())]
     rows = [
-        [text(name), *(score(task["scores"].get(column)) for column in columns)]
+        [task_cell(titles, name), *(score(task["scores"].get(column)) for column in columns)]
         for name, task in tasks.items()
     ]
-    rows.append([text("mean"), *(mean_score(mean.get(column)) for column in columns)])
+    summary = [[text("mean"), *(mean_score(mean.get(column)) for column in columns)]]
     details = [
         [
-            text(name),
+            task_cell(titles, name),
             number(len(task["heads"]), 0),
             text(", ".join(f"{layer}.{head}" for layer, head in task["heads"][:5])),
             number(float(np.max(task["aie"])), 3),
@@ -75,10 +84,10 @@ def section(result: dict[str, Any]) -> Section:
         for name, task in tasks.items()
     ]
     captions = {
-        f"{NAME}_scores": "Accuracy on test: zero-shot, the function vector added, theta written, in"
-        " context; the tick is the hardest of the controls.",
+        f"{NAME}_scores": "Accuracy on test: zero-shot, the function vector added, theta written,"
+        " in context; the tick is the hardest of the controls.",
         f"{NAME}_layers": "Dev accuracy by layer, mean over tasks: the function vector added,"
-        " replacing, and added to shuffled prompts (left); its cosine with mean theta (right)."
+        " replacing, and added to shuffled prompts (left); its cosine with mean theta (right).",
     }
     if _mattering(result):
         captions[NAME] = (
@@ -88,12 +97,13 @@ def section(result: dict[str, Any]) -> Section:
         )
     return Section(
         "Which heads carry the task, and is their sum as good as theta?",
-        [*filter(None, words), *result["notes"]],
+        [*filter(None, words), *left_out(result["notes"])],
         [
             Table(
                 "Accuracy on test; each vector at its own layer, chosen on dev",
                 ["task", *(COLUMNS[column] for column in columns)],
                 rows,
+                summary,
             ),
             Table(
                 "Heads and layers",
@@ -185,7 +195,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_scores(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles, mean = result["tasks"], about.titles_of(result), result["mean"]
     figure, (axes,) = figures.canvas(9, 0.22 * len(tasks) + 0.7)
@@ -193,7 +203,7 @@ def _draw_scores(result: dict[str, Any]) -> Any:
     shown = ("baseline", "function_vector", "task_vector", "icl")
     for shift, name in zip((0.27, 0.09, -0.09, -0.27), shown, strict=True):
         scores = [task["scores"][name] for task in tasks.values()]
-        figures.pointed(axes, scores, places + shift, name)
+        charts.pointed(axes, scores, places + shift, name)
     controls = [
         max(
             task["scores"][name]["accuracy"]
@@ -206,19 +216,20 @@ def _draw_scores(result: dict[str, Any]) -> Any:
     axes.plot(controls, places, label="hardest control", **tick)
     axes.set_yticks(places, [titles[name] for name in tasks])
     for y in places[:-1]:
-        figures.rule(axes, y - 0.5)
-    figures.shares(axes, "x")
+        charts.rule(axes, y - 0.5)
+    charts.shares(axes, "x")
     axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
     title = (
         f"A sum of a few heads, added, scores {mean['function_vector']['accuracy']:.2f}; theta,"
-        f" written over the state, {mean['task_vector']['accuracy']:.2f} (mean of {len(tasks)} tasks)"
+        f" written over the state, {mean['task_vector']['accuracy']:.2f} (mean of {len(tasks)}"
+        " tasks)"
     )
     key = [*figures.point_key(shown), figures.line_entry("hardest control", **tick)]
     return figures.finish(figure, result, title, key)
 
 
 def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     layers = [str(layer) for layer in range(result["num_layers"])]
     grid = np.mean([result["tasks"][name]["aie"] for name in mattering], axis=0).T  # [H, L]
@@ -227,7 +238,7 @@ def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
     most = float(np.abs(grid).max()) or 1.0
     heads = [str(head) for head in range(len(grid))]
     colours = figures.DIVERGING
-    figures.heat_map(axis, grid, heads, layers, low=-most, high=most, label="AIE", colours=colours)
+    charts.heat_map(axis, grid, heads, layers, low=-most, high=most, label="AIE", colours=colours)
     axis.set(xlabel="layer", ylabel="head")
     head, layer = np.unravel_index(grid.argmax(), grid.shape)
     title = (
@@ -238,7 +249,7 @@ def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, count = result["tasks"], result["num_layers"]
     figure, (left, right) = figures.canvas(figures.WIDTH, 2.9, 1, 2)
@@ -253,7 +264,7 @@ def _draw_layers(result: dict[str, Any]) -> Any:
         means[name] = np.mean([t["accuracy_by_layer"][name] for t in tasks.values()], axis=0)
         left.plot(range(count), means[name], ls=style, color=colour, lw=1.8, label=label)
         key.append(figures.line_entry(label, color=colour, ls=style, lw=1.8))
-    figures.shares(left)
+    charts.shares(left)
     left.set(xlabel="layer", ylabel="accuracy on dev")
     cosines = np.array([task["cosine_to_theta"] for task in tasks.values()])
     right.plot(range(count), cosines.mean(axis=0), color=figures.ink(), lw=1.8, label="mean")
@@ -264,7 +275,7 @@ def _draw_layers(result: dict[str, Any]) -> Any:
         key.append(figures.swatch("lowest to highest of the tasks", figures.ink(), alpha=0.2))
     right.set(xlabel="layer", ylabel="cosine, function vector and theta")
     for axis in (left, right):
-        figures.layers(axis, count)
+        charts.layers(axis, count)
     best = int(means["added"].argmax())
     title = (
         f"The function vector works best after layer {best}: {means['added'][best]:.2f}; it is"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, mean_score, number, text
+from experiments.page.section import Section, Table, left_out, mean_score, number, text
 
 NAME = "head_ablation"
 TITLES = {
@@ -53,7 +53,7 @@ def section(result: dict[str, Any]) -> Section:
     ]
     return Section(
         "Which heads does in-context learning need?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
             Table(
                 "Accuracy of the whole prompt with heads ablated by their mean, mean over tasks",
@@ -70,7 +70,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Accuracy against the number of heads, and where the induction heads are."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     figure, (left, right) = figures.canvas(figures.WIDTH, 3.4, 1, 2)
     sizes, mean, key = [0, *result["sizes"]], result["mean"], []
@@ -91,10 +91,10 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         key.append(figures.line_entry(title, **style))
     left.set(xlabel="heads ablated (by their mean)", ylabel="accuracy in context")
     left.set_xticks(sizes)
-    figures.shares(left)
+    charts.shares(left)
     scores = np.array(result["induction_scores"]).T  # [H, L]
     heads, layers = ([str(i) for i in range(count)] for count in scores.shape)
-    figures.heat_map(right, scores, heads, layers, label="prefix matching")
+    charts.heat_map(right, scores, heads, layers, label="prefix matching")
     right.set(xlabel="layer", ylabel="head")
     right.set_title("how much each head is an induction head")
     most = result["sizes"][-1]

@@ -6,8 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page import by_layer
-from experiments.page.section import Section, span
+from experiments.page import about, by_layer
+from experiments.page.section import (
+    Cell,
+    Section,
+    Table,
+    headline,
+    mean_score,
+    number,
+    score,
+    span,
+    task_cell,
+    text,
+)
 
 NAME = "layer_sweep"
 COLUMNS = {
@@ -22,7 +33,12 @@ def section(result: dict[str, Any]) -> Section:
     """The means, and where the mean curve peaks; the rows were printed as they came."""
     curve = np.mean([task["dev_accuracy_by_layer"] for task in result["tasks"].values()], axis=0)
     peak = result["peak"]
-    words = []
+    able = result["mean"]["icl_able"]
+    mean = {name: value["accuracy"] for name, value in (able or result["mean"]["all"]).items()}
+    count = len(result["groups"]["icl_able" if able else "all"])
+    which = f"{count} tasks that ICL does" if able else f"{count} tasks, none of which ICL does"
+    shots = result["settings"]["num_demonstrations"]
+    words = [headline(result["model"], mean, shots, which)]
     for group, title in (("icl_able", "tasks that ICL does on dev"), ("all", "tasks, all of them")):
         if means := result["mean"][group]:
             words.append(
@@ -54,10 +70,39 @@ def section(result: dict[str, Any]) -> Section:
         "Where does the task vector work?",
         words,
         captions={
-            NAME: "Zero-shot prompts with theta injected after each layer: one thin line a task, their"
-            f" mean in blue. {by_layer.SCORING}",
+            NAME: "Zero-shot prompts with theta injected after each layer: one thin line a task,"
+            f" their mean in blue. {by_layer.SCORING}",
             f"{NAME}_tasks": f"The same, a panel a task. {by_layer.SCORING}",
         },
+        page_tables=[_table(result)],
+    )
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """A row a task."""
+    titles = about.titles_of(result)
+    rows = [
+        [
+            task_cell(titles, name),
+            text("yes" if task["icl_able"] else "no"),
+            *(score(task[column]) for column in COLUMNS),
+            Cell(str(task["best_layer"]), task["best_layer"]),
+            number(task["icl"]["queries"], 0),
+        ]
+        for name, task in result["tasks"].items()
+    ]
+    summary = [
+        [text(f"mean, {title}"), text(""), *(mean_score(means[column]) for column in COLUMNS)]
+        + [text("")] * 2
+        for group, title in (("icl_able", "tasks ICL does"), ("all", "all tasks"))
+        if (means := result["mean"][group])
+    ]
+    rule = next(iter(result["tasks"].values()))["rule"]
+    return Table(
+        f"Accuracy on test by {about.RULES[rule]}, layers chosen on dev, with 95 % intervals",
+        ["task", "ICL does it", *COLUMNS.values(), "layer", "distinct queries"],
+        rows,
+        summary,
     )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, number, score, task_cell
 
 NAME = "learned_task_vector"
+CONTROL = "learned for a control task"
 
 
 def _at(task: dict[str, Any], name: str, layer: int) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def _at(task: dict[str, Any], name: str, layer: int) -> dict[str, Any]:
 
 def section(result: dict[str, Any]) -> Section:
     """Learned beside extracted at each task's best layer."""
-    tasks = result["tasks"]
+    tasks, titles = result["tasks"], about.titles_of(result)
     rows, no_worse, gains = [], 0, []
     selectivity: list[float] = []
     for name, task in tasks.items():
@@ -32,7 +33,9 @@ def section(result: dict[str, Any]) -> Section:
         nearest = min(task["layers"], key=lambda layer: abs(layer - at))
         rows.append(
             [
-                text(name, note="few pairs: test prompts of its own" if task["dealt"] else ""),
+                task_cell(
+                    titles, name, "few pairs: test prompts of its own" if task["dealt"] else ""
+                ),
                 number(nearest, 0),
                 score(task["baseline"]),
                 score(own),
@@ -60,14 +63,14 @@ def section(result: dict[str, Any]) -> Section:
             " stood there of the query is gone: where that is all of it, no vector can answer."
         )
     if any(task["dealt"] for task in tasks.values()):
-        names = ", ".join(name for name, task in tasks.items() if task["dealt"])
+        names = ", ".join(titles[name] for name, task in tasks.items() if task["dealt"])
         words.append(
             f"Too few pairs to learn beside the main results' test prompts, so half of the pairs"
             f" were learned from and other prompts scored: {names}."
         )
     return Section(
         "What could a task vector do at best?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
             Table(
                 "Accuracy on test at the layer where extracted theta does best on dev",
@@ -90,8 +93,8 @@ def section(result: dict[str, Any]) -> Section:
             )
         ],
         {
-            NAME: "Accuracy on test of each prompt's own theta, the mean theta, the learned vector"
-            " and in-context learning.",
+            NAME: "Accuracy on test of each prompt's own theta, the mean theta, the learned vector,"
+            " one learned for a control task, and in-context learning.",
             f"{NAME}_cosine": "Cosine between the learned vector and the mean theta, by layer.",
         },
     )
@@ -119,31 +122,33 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def _draw_scores(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
-    figure, (axis,) = figures.canvas(9, 0.24 * len(tasks) + 0.7)
+    figure, (axis,) = figures.canvas(9, 0.27 * len(tasks) + 0.7)
     places = np.arange(len(tasks))[::-1]
-    for shift, key in ((0.27, "baseline"), (0.09, "extracted"), (-0.09, "learned"), (-0.27, "icl")):
+    shown = ("baseline", "control", "extracted", "learned", "icl")
+    for shift, key in zip((0.3, 0.15, 0, -0.15, -0.3), shown, strict=True):
         scores = [
             task[key] if key in ("baseline", "icl") else _at(task, key, task["extracted_layer"])
             for task in tasks.values()
         ]
         look = "task_vector" if key == "extracted" else key
-        figures.pointed(axis, scores, places + shift, look)
+        charts.pointed(axis, scores, places + shift, look)
     names = [f"{titles[name]} (layer {task['extracted_layer']})" for name, task in tasks.items()]
     axis.set_yticks(places, names)
     for y in places[:-1]:
-        figures.rule(axis, y - 0.5)
-    figures.shares(axis, "x")
+        charts.rule(axis, y - 0.5)
+    charts.shares(axis, "x")
     axis.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
-    key = figures.point_key(("baseline", "task_vector", "learned", "icl"))
+    looks = ("baseline", "control", "task_vector", "learned", "icl")
+    key = figures.point_key(looks, control=CONTROL)
     return figures.finish(figure, result, _title(result), key)
 
 
 def _draw_by_layer(result: dict[str, Any]) -> Any:
     """A small panel a task."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     figure, panels = figures.small_multiples(len(tasks), 6, 1.2)
@@ -151,28 +156,29 @@ def _draw_by_layer(result: dict[str, Any]) -> Any:
         layers = task["layers"]
         values = {
             key: [score["accuracy"] for score in task[key]]
-            for key in ("extracted", "mean_theta", "learned")
+            for key in ("extracted", "mean_theta", "learned", "control")
         }
-        figures.level(axis, task["icl"]["accuracy"], "icl")
-        figures.curve(axis, layers, values["learned"], "learned", linewidth=2.2)
-        figures.curve(axis, layers, values["extracted"], "task_vector")
-        figures.curve(
+        charts.level(axis, task["icl"]["accuracy"], "icl")
+        charts.curve(axis, layers, values["control"], "control", label=CONTROL)
+        charts.curve(axis, layers, values["learned"], "learned", linewidth=2.2)
+        charts.curve(axis, layers, values["extracted"], "task_vector")
+        charts.curve(
             axis, layers, values["mean_theta"], "task_vector", label="mean theta", linestyle=":"
         )
-        figures.panel_title(axis, titles[name])
-        figures.shares(axis)
-        figures.layers(axis, max(layers) + 1)
-    figures.outer_labels(panels, "layer", "accuracy on test")
+        charts.panel_title(axis, titles[name])
+        charts.shares(axis)
+        charts.layers(axis, max(layers) + 1)
+    charts.outer_labels(panels, "layer", "accuracy on test")
     key = [
         *figures.key_of(("learned", "task_vector"), task_vector="each prompt's own theta"),
         figures.line_entry("mean theta", color=figures.LOOKS["task_vector"].colour, ls=":"),
-        *figures.key_of(("icl",)),
+        *figures.key_of(("control", "icl"), control=CONTROL),
     ]
     return figures.finish(figure, result, _title(result), key)
 
 
 def _draw_cosines(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     figure, panels = figures.small_multiples(len(tasks), 6, 0.9)
@@ -180,14 +186,14 @@ def _draw_cosines(result: dict[str, Any]) -> Any:
     for axis, (name, task) in zip(panels, tasks.items(), strict=True):
         cosine = np.array(task["cosine"], float)
         axis.plot(task["layers"], cosine, color=figures.ink(), lw=1.6, label=titles[name])
-        figures.panel_title(axis, titles[name])
+        charts.panel_title(axis, titles[name])
         axis.set_ylim(-0.15, 1.05)
         axis.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
-        figures.layers(axis, max(task["layers"]) + 1)
+        charts.layers(axis, max(task["layers"]) + 1)
         highest.append(float(np.nanmax(cosine)) if np.isfinite(cosine).any() else 0.0)
-    figures.outer_labels(panels, "layer", "cosine")
+    charts.outer_labels(panels, "layer", "cosine")
     title = (
-        f"Cosine of the learned vector and the mean theta: {np.mean(highest):.2f} at its highest layer"
-        f" (mean of {len(tasks)} tasks)"
+        f"Cosine of the learned vector and the mean theta: {np.mean(highest):.2f} at its"
+        f" highest layer (mean of {len(tasks)} tasks)"
     )
     return figures.finish(figure, result, title)

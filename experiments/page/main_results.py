@@ -1,6 +1,6 @@
 """How `experiments.main_results` is shown: its words, tables and figures."""
 
-# Long because: one result has five tables and two figures.
+# Long because: one result has five tables and three figures.
 
 from __future__ import annotations
 
@@ -10,38 +10,24 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about, by_layer
-from experiments.page.section import Cell, Section, Table, number, score, span, text
+from experiments.page.section import (
+    Cell,
+    Section,
+    Table,
+    headline,
+    number,
+    score,
+    span,
+    task_cell,
+    text,
+)
 from taskvec_jax.evaluation.controls import CONTROLS
 
-GOOD_TASK = 0.75  # the same number as in `experiments.main_results`, which pages do not import
+EXAMPLES = 3  # of wrong answers of a task
 MEASURES = ("baseline", "task_vector", "icl")
 TITLES = {"baseline": "zero-shot", "icl": "ICL", "task_vector": "task vector"}
 PHRASES = {"baseline": "zero-shot"} | {name: c.phrase for name, c in CONTROLS.items()}
 WHOLE = {"full": "whole answers", "paper": "first tokens, as the paper scores them"}
-
-
-def section_headline(model: str, mean: Mapping[str, float], shots: int, tasks: str) -> str:
-    """What one vector does for a model, in a sentence that is true of any scores.
-
-    Args:
-      mean: over tasks, of baseline, task_vector and icl.
-      tasks: which ones.
-    """
-    base, vector, icl = mean["baseline"], mean["task_vector"], mean["icl"]
-    change = (
-        f"lifts zero-shot accuracy from {base:.2f} to {vector:.2f}"
-        if vector > base
-        else f"does not lift zero-shot accuracy ({base:.2f} without, {vector:.2f} with it)"
-    )
-    share = (
-        f": {(vector - base) / (icl - base):.0%} of what in-context learning adds"
-        if icl > base and vector > base
-        else ""
-    )
-    return (
-        f"On {model} one vector {change}, where {shots}-shot prompting reaches {icl:.2f}"
-        f" ({tasks}){share}."
-    )
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -53,7 +39,7 @@ def section(result: dict[str, Any]) -> Section:
     count = len(result["groups"][group])
     which = f"{count} tasks that ICL does" if able else f"{count} tasks, none of which ICL does"
     words = [
-        section_headline(result["model"], mean, result["settings"]["num_demonstrations"], which),
+        headline(result["model"], mean, result["settings"]["num_demonstrations"], which),
         *_statistics(result),
     ]
     one, own = (result["common_layer_paper"][name] for name in ("one_layer", "own_layer"))
@@ -81,13 +67,14 @@ def section(result: dict[str, Any]) -> Section:
             _worst_table(tasks),
         ],
         {
-            "main_results": "Zero-shot, task vector and in-context accuracy on test with 95 %"
-            " intervals. The tick is the hardest control; hollow diamonds are the published"
+            "main_results": "Zero-shot, task vector and in-context accuracy on test by"
+            f" {WHOLE[next(iter(tasks.values()))['rule']]}, with 95 % intervals. The tick is the"
+            " hardest control; hollow diamonds are the published"
             f" task-vector scores ({where or 'mean of the seven published models'}"
             f"{_other_pairs(result)}).",
-            "accuracy_by_layer": "Dev accuracy with theta injected after each layer, by first"
-            " tokens. Thin lines are tasks; the band is one standard deviation over the tasks"
-            f" whose best exceeds {GOOD_TASK} (the paper's rule).",
+            "accuracy_by_layer": "Zero-shot prompts with theta injected after each layer: one thin"
+            f" line a task, their mean in blue. {by_layer.SCORING}",
+            "accuracy_by_layer_tasks": f"The same, a panel a task. {by_layer.SCORING}",
         },
     )
 
@@ -95,7 +82,7 @@ def section(result: dict[str, Any]) -> Section:
 def _statistics(result: dict[str, Any]) -> list[str]:
     """The comparison with the controls, the pairing and the conditional accuracies, in words."""
     tasks, primary = result["tasks"], result["primary"]
-    words = []
+    words, titles = [], _titles(tasks)
     if primary:
         difference = primary["difference"]
         words.append(
@@ -115,7 +102,9 @@ def _statistics(result: dict[str, Any]) -> list[str]:
         f"{len(beating)} of {len(tasks)} task vectors are above every control, zero-shot among"
         " them (exact paired tests, corrected for the number of tasks)."
         + (
-            " Not shown for: " + ", ".join(name for name in tasks if name not in beating) + "."
+            " Not shown for: "
+            + ", ".join(titles[name] for name in tasks if name not in beating)
+            + "."
             if len(beating) < len(tasks)
             else ""
         )
@@ -161,6 +150,7 @@ def in_order(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scores_table(result: dict[str, Any], published_title: str, key: str) -> Table:
+    titles = _titles(result["tasks"])
     rule = next(iter(result["tasks"].values()))["rule"]
     other = "paper" if rule == "full" else "full"
     rows = []
@@ -171,16 +161,16 @@ def _scores_table(result: dict[str, Any], published_title: str, key: str) -> Tab
         hardest = task["hardest"]
         rows.append(
             [
-                text(name),
+                task_cell(titles, name),
                 text("yes" if task["icl_able"] else "no"),
                 score(task["baseline"]),
-                score(task["task_vector"], "good" if task["beats"] else "bad"),
+                score(task["task_vector"], "good" if task["beats"] else ""),
                 score(task["icl"]),
                 number(np.mean(recorded[hardest]["correct"])),
                 text(PHRASES[hardest]),
                 text(
                     "above all" if task["beats"] else "not shown",
-                    "good" if task["beats"] else "bad",
+                    "good" if task["beats"] else "quiet",
                     f"p = {task['p']:.2g} after correction",
                 ),
                 Cell(str(task["best_layer"]), task["best_layer"]),
@@ -244,13 +234,14 @@ def _controls_table(tasks: dict[str, Any]) -> Table:
             return found
         return Cell(found.text, found.value, found.tone, f"{found.note}; layer {layer}")
 
+    titles = _titles(tasks)
     rows = [
         [
-            text(name),
-            score(task["task_vector"], "good" if task["beats"] else "bad"),
+            task_cell(titles, name),
+            score(task["task_vector"], "good" if task["beats"] else ""),
             score(task["baseline"]),
             *(cell(task, control) for control in CONTROLS),
-            text(_nearest(task)),
+            *_nearest(task, titles),
             score(task["icl_wrong_labels"]),
             number(task["wrong_label_share"]),
         ]
@@ -273,16 +264,23 @@ def _controls_table(tasks: dict[str, Any]) -> Table:
     )
 
 
-def _nearest(task: dict[str, Any]) -> str:
+def _nearest(task: dict[str, Any], titles: Mapping[str, str]) -> list[Cell]:
+    """The cell of the other task that does best on dev; a dash where there is none."""
     others = task["other_tasks"]
-    return max(others, key=lambda name: others[name]["dev_accuracy"], default="–")
+    found = max(others, key=lambda name: others[name]["dev_accuracy"], default=None)
+    return [text("–") if found is None else task_cell(titles, found)]
+
+
+def _titles(tasks: Mapping[str, Any]) -> dict[str, str]:
+    """The names that tasks are shown by."""
+    return about.titles_of({"categories": {name: t["category"] for name, t in tasks.items()}})
 
 
 def _graded_table(tasks: dict[str, Any]) -> Table:
-    rows = []
+    rows, titles = [], _titles(tasks)
     for name, task in tasks.items():
         recorded = task["outcomes"]
-        row = [text(name)]
+        row = [task_cell(titles, name)]
         for column in ("baseline", "task_vector", "icl", "random"):
             row.append(number(float(np.mean(recorded[column]["logprob"]))))
             row.append(number(float(np.median(recorded[column]["rank"])), 0))
@@ -306,9 +304,10 @@ def _graded_table(tasks: dict[str, Any]) -> Table:
 
 
 def _data_table(tasks: dict[str, Any]) -> Table:
+    titles = _titles(tasks)
     rows = [
         [
-            text(name),
+            task_cell(titles, name),
             Cell(f"{task['num_pairs']} of {task['num_all_pairs']}", task["num_pairs"]),
             text("␣x-> ␣y" if task["leading_space"] else "x->y"),
             number(task["icl"]["n"], 0),
@@ -316,7 +315,7 @@ def _data_table(tasks: dict[str, Any]) -> Table:
             text("shared" if task["shared_queries"] else "apart"),
             number(task["dev_icl"]),
             number(task["dev_baseline"]),
-            text("; ".join(task["warnings"]), "bad" if task["warnings"] else ""),
+            text("; ".join(task["warnings"])),
         ]
         for name, task in tasks.items()
     ]
@@ -343,26 +342,27 @@ def _worst_table(tasks: dict[str, Any]) -> Table:
         tasks,
         key=lambda name: tasks[name]["task_vector"]["accuracy"] - tasks[name]["icl"]["accuracy"],
     )
-    rows = []
+    rows, titles = [], _titles(tasks)
     for name in order:
         recorded = tasks[name]["outcomes"]
         icl, vector = recorded["icl"], recorded["task_vector"]
         wrong = [i for i, right in enumerate(vector["correct"]) if not right]
         wrong.sort(key=lambda i: not icl["correct"][i])  # those that ICL gets right say most
-        rows += [
-            [
-                text(name),
-                text(recorded["queries"][i].strip()),
-                text(", ".join(recorded["answers"][i])),
-                text(icl["predicted"][i] or "(nothing)"),
-                text(vector["predicted"][i] or "(nothing)"),
-            ]
-            for i in wrong[:4]
+        shown = [
+            text(
+                f"{recorded['queries'][i].strip()} → {vector['predicted'][i] or '(nothing)'};"
+                f" right: {', '.join(recorded['answers'][i])};"
+                f" ICL: {icl['predicted'][i] or '(nothing)'}"
+            )
+            for i in wrong[:EXAMPLES]
         ]
+        if shown:
+            blank = [text("")] * (EXAMPLES - len(shown))
+            rows.append([task_cell(titles, name), number(len(wrong), 0), *shown, *blank])
     return Table(
-        "Worst examples: up to four a task where the vector's answer is wrong, as far as it was"
-        " needed to see that",
-        ["task", "query", "accepted answers", "ICL says", "with the task vector"],
+        f"Worst examples: up to {EXAMPLES} a task where the vector's answer is wrong, as far as it"
+        " was needed to see that",
+        ["task", "wrong of theta", *(f"example {i + 1}" for i in range(EXAMPLES))],
         rows,
     )
 
@@ -377,13 +377,13 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw_scores(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = in_order(result), about.titles_of(result)
     figure, (axes,) = figures.canvas(9, 0.24 * len(tasks) + 0.7)
     places = np.arange(len(tasks))[::-1]
     for shift, measure in zip((0.22, 0, -0.22), MEASURES, strict=True):
-        figures.pointed(axes, [task[measure] for task in tasks.values()], places + shift, measure)
+        charts.pointed(axes, [task[measure] for task in tasks.values()], places + shift, measure)
     hardest = [np.mean(t["outcomes"][t["hardest"]]["correct"]) for t in tasks.values()]
     tick = {"color": figures.LOOKS["control"].colour, "marker": "|", "ls": "", "ms": 11, "mew": 2}
     axes.plot(hardest, places, label="hardest control", **tick)
@@ -402,13 +402,13 @@ def _draw_scores(result: dict[str, Any]) -> Any:
         places, [titles[name] + ("" if task["beats"] else " °") for name, task in tasks.items()]
     )
     for y in places[:-1]:
-        figures.rule(axes, y - 0.5)
+        charts.rule(axes, y - 0.5)
     able = sum(task["icl_able"] for task in tasks.values())
     if 0 < able < len(tasks):
-        figures.rule(axes, len(tasks) - able - 0.5, strong=True)
+        charts.rule(axes, len(tasks) - able - 0.5, strong=True)
         said = "below: tasks that ICL does not do"
         keys.append(figures.line_entry(said, color=figures.quiet(), lw=1.2))
-    figures.shares(axes, "x")
+    charts.shares(axes, "x")
     axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
     mean = result["mean"]["icl_able"] or result["mean"]["all"]
     beating = sum(task["beats"] for task in tasks.values())

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, number, text
+from experiments.page import about
+from experiments.page.section import Section, Table, left_out, number, task_cell, text
 
 NAME = "necessity"
 TITLES = {
@@ -18,7 +19,7 @@ TITLES = {
 
 def section(result: dict[str, Any]) -> Section:
     """Where the two curves cross half of what in-context learning gains."""
-    tasks, shown = result["tasks"], _shown(result)
+    tasks, shown, titles = result["tasks"], _shown(result), about.titles_of(result)
     able = [name for name, task in tasks.items() if task["icl_able"]]
     which = (
         f"the {len(able)} of {len(tasks)} tasks that in-context learning does (chosen on dev)"
@@ -49,7 +50,7 @@ def section(result: dict[str, Any]) -> Section:
     ]
     rows = [
         [
-            text(name),
+            task_cell(titles, name),
             text("yes" if task["icl_able"] else "no", "" if task["icl_able"] else "quiet"),
             number(float(np.mean(task["correct"]["baseline"]))),
             number(float(np.mean(task["correct"]["icl"]))),
@@ -61,7 +62,7 @@ def section(result: dict[str, Any]) -> Section:
     ]
     return Section(
         "Is the arrow's state necessary in the whole prompt?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
             Table(
                 "Where the curves cross half of in-context learning's gain (– : nowhere, or no"
@@ -96,15 +97,18 @@ def _interval(value: dict[str, Any]) -> str:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """The three curves with their intervals."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     shown, count = _shown(result), result["num_layers"]
     figure, (axis,) = figures.canvas(9, 3.4)
-    key, styles = [], {
-        "no_attention": (figures.ink(), "-", "o"),
-        "other_state": (figures.ink(), "--", "v"),
-        "both": (figures.quiet(), "-.", "s"),
-    }
+    key, styles = (
+        [],
+        {
+            "no_attention": (figures.ink(), "-", "o"),
+            "other_state": (figures.ink(), "--", "v"),
+            "both": (figures.quiet(), "-.", "s"),
+        },
+    )
     for kind, title in TITLES.items():
         colour, line, marker = styles[kind]
         heights = [value["accuracy"] for value in shown[kind]]
@@ -115,12 +119,12 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         key.append(figures.line_entry(title, **style))
     levels = {name: shown[name]["accuracy"] for name in ("icl", "baseline")}
     for name, height in levels.items():
-        figures.level(axis, height, name)
+        charts.level(axis, height, name)
     key += figures.key_of(
         levels, **{k: f"{figures.LOOKS[k].title} {height:.2f}" for k, height in levels.items()}
     )
-    figures.layers(axis, count)
-    figures.shares(axis)
+    charts.layers(axis, count)
+    charts.shares(axis)
     axis.set(xlabel="layer l (0-based)", ylabel="accuracy on test")
     crossed = shown["crossings"]
     needed = (

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Cell, Section, Table, score, task_cell
 
 
 def section(result: dict[str, Any]) -> Section:
     """The best place, and the best pair of layers."""
-    rows, sentences = [], []
+    sentences, titles = [], about.titles_of(result)
     for name, task in result["tasks"].items():
-        for patch, value in task["positions"].items():
-            nearest = int(np.argmin(value["kl"]))
-            read, write = patch.split(":")
-            rows.append(
-                [
-                    text(name),
-                    text(read),
-                    text(write),
-                    score(value["test"]),
-                    number(value["layer"], 0),
-                    number(value["kl"][nearest]),
-                    number(nearest, 0),
-                ]
-            )
         (row, column), test = task["layers"]["best"], task["layers"]["test"]
         sentences.append(
-            f"{name}: read after {row}, written after {column}: {test['accuracy']:.2f}"
+            f"{titles[name]}: read after {row}, written after {column}: {test['accuracy']:.2f}"
             f" ({test['low']:.2f} to {test['high']:.2f})"
         )
     means = {
@@ -56,28 +43,48 @@ def section(result: dict[str, Any]) -> Section:
         "Where can the task be read, and where written?",
         words,
         [
-            Table(
-                "Test accuracy of each read and write place, at the layer that is best on dev",
-                [
-                    "task",
-                    "read at",
-                    "written at",
-                    "accuracy",
-                    "layer",
-                    "lowest KL (nats)",
-                    "layer of it",
-                ],
-                rows,
-            )
+            _accuracies(result),
+            _divergences(result),
         ],
         {
             "patch_map_positions": "Accuracy and KL from the full prompt's prediction by layer and"
-            " place (read → written), mean over tasks.",
-            "patch_map_tasks": "Accuracy by layer and place, task by task.",
-            "patch_map_layers": "Accuracy when theta is read after the layer of the row and written"
-            " after that of the column, both at the arrow.",
+            " place (read → written), mean over tasks; accuracy on dev prompts, by first tokens.",
+            "patch_map_tasks": "Accuracy on dev by layer and place, task by task.",
+            "patch_map_layers": "Accuracy on dev when theta is read after the layer of the row and"
+            " written after that of the column, both at the arrow.",
         },
     )
+
+
+def _accuracies(result: dict[str, Any]) -> Table:
+    """A row a task, a column a way."""
+    titles, rows = about.titles_of(result), []
+    for name, task in result["tasks"].items():
+        cells = [score(value["test"]) for value in task["positions"].values()]
+        layers = [value["layer"] for value in task["positions"].values()]
+        noted = [
+            dataclasses.replace(cell, note=f"{cell.note}; layer {layer}")
+            for cell, layer in zip(cells, layers, strict=True)
+        ]
+        rows.append([task_cell(titles, name), *noted])
+    return Table(
+        "Test accuracy of each way, read → written, at the layer that is best on dev",
+        ["task", *_places(result)],
+        rows,
+    )
+
+
+def _divergences(result: dict[str, Any]) -> Table:
+    """A row a task, a column a way."""
+    titles, rows = about.titles_of(result), []
+    for name, task in result["tasks"].items():
+        cells = []
+        for value in task["positions"].values():
+            best = int(np.argmin(value["kl"]))
+            cells.append(Cell(f"{value['kl'][best]:.2f}", value["kl"][best], "", f"layer {best}"))
+        rows.append([task_cell(titles, name), *cells])
+    caption = "Lowest KL from the full prompt's prediction of each way (nats), and its layer"
+    return Table(caption, ["task", *_places(result)], rows)
 
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +103,7 @@ def _places(result: dict[str, Any]) -> list[str]:
 
 
 def _draw_mean(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks = list(result["tasks"].values())
     places, layers = _places(result), [str(layer) for layer in range(result["num_layers"])]
@@ -107,7 +114,7 @@ def _draw_mean(result: dict[str, Any]) -> Any:
     size = 0.24 * len(places) + 0.8
     figure, axes = figures.canvas(figures.WIDTH, size, 1, 2, sharey=True)
     for axis, key, label in ((axes[0], "accuracy", "accuracy"), (axes[1], "kl", "KL, nats")):
-        figures.heat_map(
+        charts.heat_map(
             axis,
             means[key],
             places,
@@ -122,14 +129,14 @@ def _draw_mean(result: dict[str, Any]) -> Any:
     row, layer = np.unravel_index(means["accuracy"].argmax(), means["accuracy"].shape)
     title = (
         f"The task travels best along {places[row]}, after layer {layer}:"
-        f" {means['accuracy'].max():.2f} (mean of {len(tasks)} tasks; read → written at; bright is"
-        " better in both)"
+        f" {means['accuracy'].max():.2f} on dev (mean of {len(tasks)} tasks; read → written at;"
+        " bright is better in both)"
     )
     return figures.finish(figure, result, title)
 
 
 def _draw_tasks(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     places, layers = _places(result), [str(layer) for layer in range(result["num_layers"])]
@@ -139,19 +146,17 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
     best = []
     for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
         grid = np.array([value["accuracy"] for value in task["positions"].values()])
-        figures.heat_map(
-            axis, grid, places, layers, label="" if i else "accuracy", beside=panels
-        )
-        figures.panel_title(axis, titles[name])
+        charts.heat_map(axis, grid, places, layers, label="" if i else "accuracy", beside=panels)
+        charts.panel_title(axis, titles[name])
         best.append(places[int(grid.max(axis=1).argmax())])
-    figures.outer_labels(panels, "layer", "read → written")
+    charts.outer_labels(panels, "layer", "read → written")
     most = max(set(best), key=best.count)
-    title = f"{most} is the best way for {best.count(most)} of {len(tasks)} tasks (accuracy)"
+    title = f"{most} is the best way for {best.count(most)} of {len(tasks)} tasks (on dev)"
     return figures.finish(figure, result, title)
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     layers = [str(layer) for layer in range(result["num_layers"])]
@@ -160,14 +165,14 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
         grid = np.array(task["layers"]["accuracy"])
         rows = [str(layer) for layer in task["layers"]["read_layers"]]
-        figures.heat_map(axis, grid, rows, layers, label="" if i else "accuracy", beside=panels)
-        figures.panel_title(axis, titles[name])
+        charts.heat_map(axis, grid, rows, layers, label="" if i else "accuracy", beside=panels)
+        charts.panel_title(axis, titles[name])
         diagonal = [grid[row, layer] for row, layer in enumerate(task["layers"]["read_layers"])]
         own.append(max(diagonal))
         other.append(grid.max())
-    figures.outer_labels(panels, "written after layer", "read after layer")
+    charts.outer_labels(panels, "written after layer", "read after layer")
     title = (
         f"Read and written after the same layer, theta scores {np.mean(own):.2f} at best; after any"
-        f" two, {np.mean(other):.2f} (mean of {len(tasks)} tasks)"
+        f" two, {np.mean(other):.2f} (on dev, mean of {len(tasks)} tasks)"
     )
     return figures.finish(figure, result, title)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, score, text
+from experiments.page.section import Section, Table, left_out, number, score, task_cell, text
 
 NAME = "portability"
 
@@ -51,39 +51,23 @@ def section(result: dict[str, Any]) -> Section:
         f" one, {away:.2f} (mean of {len(result['tasks'])} tasks; the whole prompts score"
         f" {icl:.2f}), each pair of templates at its own layer.",
         *_relative(result),
-        *result["notes"],
+        *left_out(result["notes"]),
     ]
-    rows = [
-        [
-            text(task_name),
-            text(names[i]),
-            *(
-                score(cell, "good" if i == j else "")
-                for j, cell in enumerate(task["task_vector"][i])
-            ),
-            score(task["icl"][i]),
-            score(task["zero_shot"][i]),
-            number(task["num_pairs"], 0),
-        ]
-        for task_name, task in result["tasks"].items()
-        for i in range(len(names))
+    means = [
+        [text(name), *(number(value) for value in row)]
+        for name, row in zip(names, grid, strict=True)
     ]
     return Section(
         "Does a vector travel between templates?",
         words,
         [
             Table(
-                "Theta read under the template of the row, written under that of the column",
-                [
-                    "task",
-                    "read under",
-                    *(f"written: {name}" for name in names),
-                    "ICL (row)",
-                    "zero-shot (row)",
-                    "pairs",
-                ],
-                rows,
-            )
+                "Theta read under the template of the row, written under that of the column: mean"
+                f" of {len(result['tasks'])} tasks",
+                ["read under", *(f"written: {name}" for name in names)],
+                means,
+            ),
+            *(_read_under(result, i) for i in range(len(names))),
         ],
         {
             NAME: "Task-vector accuracy, mean of the tasks: rows are the template theta was read"
@@ -93,17 +77,42 @@ def section(result: dict[str, Any]) -> Section:
     )
 
 
+def _read_under(result: dict[str, Any], i: int) -> Table:
+    """A row a task, for theta read under one template."""
+    names, titles = result["templates"], about.titles_of(result)
+    return Table(
+        f"Theta read under {names[i]}, task by task",
+        [
+            "task",
+            *(f"written: {name}{' (home)' if i == j else ''}" for j, name in enumerate(names)),
+            "ICL under it",
+            "zero-shot under it",
+            "pairs",
+        ],
+        [
+            [
+                task_cell(titles, name),
+                *(score(cell) for cell in task["task_vector"][i]),
+                score(task["icl"][i]),
+                score(task["zero_shot"][i]),
+                number(task["num_pairs"], 0),
+            ]
+            for name, task in result["tasks"].items()
+        ],
+    )
+
+
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """A heat map of the mean, and one a task."""
     return {NAME: _draw_mean(result), f"{NAME}_tasks": _draw_tasks(result)}
 
 
 def _draw_mean(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     names, grid = result["templates"], _mean_grid(result)
     figure, (axes,) = figures.canvas(7.5, 0.42 * len(names) + 0.9)
-    figures.heat_map(axes, grid, names, names, write=".2f", label="accuracy")
+    charts.heat_map(axes, grid, names, names, write=".2f", label="accuracy")
     axes.set(xlabel="written under", ylabel="read under")
     home, away = _home_and_away(grid)
     title = (
@@ -114,7 +123,7 @@ def _draw_mean(result: dict[str, Any]) -> Any:
 
 
 def _draw_tasks(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     names, tasks, titles = result["templates"], result["tasks"], about.titles_of(result)
     figure, panels = figures.small_multiples(len(tasks), 5, 0.2 * len(names) + 0.6)
@@ -122,11 +131,11 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
     better = 0
     for axis, (name, task) in zip(panels, tasks.items(), strict=True):
         grid = np.array([[cell["accuracy"] for cell in row] for row in task["task_vector"]])
-        figures.heat_map(axis, grid, numbers, numbers, write=".2f")
-        figures.panel_title(axis, titles[name])
+        charts.heat_map(axis, grid, numbers, numbers, write=".2f")
+        charts.panel_title(axis, titles[name])
         home, away = _home_and_away(grid)
         better += home > away
-    figures.outer_labels(panels, "written under", "read under")
+    charts.outer_labels(panels, "written under", "read under")
     said = "; ".join(f"{i + 1} {name}" for i, name in enumerate(names))
     title = f"Theta scores more at home than elsewhere in {better} of {len(tasks)} tasks ({said})"
     return figures.finish(figure, result, title)

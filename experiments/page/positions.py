@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, mean_score, number, score, text
+from experiments.page import about
+from experiments.page.section import (
+    Section,
+    Table,
+    left_out,
+    mean_score,
+    number,
+    score,
+    task_cell,
+    text,
+)
 
 NAME = "positions"
 PLACES = {
@@ -19,7 +29,7 @@ PLACES = {
 
 def section(result: dict[str, Any]) -> Section:
     """Every condition at its best layer, and one position against all outputs."""
-    tasks, mean = result["tasks"], result["mean"]
+    tasks, mean, titles = result["tasks"], result["mean"], about.titles_of(result)
     conditions = list(next(iter(tasks.values()))["dev_accuracy_by_layer"])
     columns = ["baseline", "shuffled_icl", "icl", *conditions]
     paired = result["one_against_outputs"]
@@ -39,19 +49,27 @@ def section(result: dict[str, Any]) -> Section:
         f" (exact paired p = {paired['p']:.2g}, {paired['num_queries']} distinct queries).",
     ]
     rows = [
-        [text(name), *(score(task["scores"][column]) for column in columns)]
+        [task_cell(titles, name), *(score(task["scores"][column]) for column in columns)]
         for name, task in tasks.items()
     ]
-    rows.append([text("mean"), *(mean_score(mean[column]) for column in columns)])
+    summary = [[text("mean"), *(mean_score(mean[column]) for column in columns)]]
     layers = [
-        [text(name), *(number(task["scores"][column]["layer"], 0) for column in conditions)]
+        [
+            task_cell(titles, name),
+            *(number(task["scores"][column]["layer"], 0) for column in conditions),
+        ]
         for name, task in tasks.items()
     ]
     return Section(
         "One position or many?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
-            Table("Accuracy on test: what is written, into which prompt", ["task", *columns], rows),
+            Table(
+                "Accuracy on test: what is written, into which prompt",
+                ["task", *columns],
+                rows,
+                summary,
+            ),
             Table("The layer of each, the first one of a window", ["task", *conditions], layers),
         ],
         {NAME: "Dev accuracy by layer (the first one of a window), mean over tasks."},
@@ -60,7 +78,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Curves by layer, a panel for each prompt that is written into."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, mean = list(result["tasks"].values()), result["mean"]
     conditions = list(tasks[0]["dev_accuracy_by_layer"])
@@ -82,8 +100,8 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
             style = {"color": colour, "marker": marker, "ms": 3, "ls": "--" if more else line}
             axis.plot(range(len(curve)), curve, lw=1.5, label=label, **style)
             key[label] = figures.line_entry(label, lw=1.5, **style)
-        figures.layers(axis, result["num_layers"])
-        figures.shares(axis)
+        charts.layers(axis, result["num_layers"])
+        charts.shares(axis)
         axis.set_xlabel("layer, the first one of a window")
         axis.set_title(f"into {target} prompts")
     panels[0].set_ylabel("accuracy on dev")

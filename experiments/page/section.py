@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+_MISSING = re.compile(r"(.+) is left out: no task .+ in this run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Cell:
       tone: "", "good", "bad" or "quiet".
       note: a longer explanation.
       interval: of the value; in the terminal, where notes are not shown, it stands behind the text.
+      exact: the name that commands accept, where the text is another one; it stands in the terminal
+        and in files.
     """
 
     text: str
@@ -24,6 +29,7 @@ class Cell:
     tone: str = ""
     note: str = ""
     interval: str = ""
+    exact: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +55,61 @@ class Section:
       words: what was found, in sentences; the first is the headline.
       tables: the numbers; the first is shown open.
       captions: a sentence for each figure, by its file stem.
+      page_tables: more tables, which the terminal has shown row by row.
     """
 
     title: str
     words: Sequence[str]
     tables: Sequence[Table] = ()
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    page_tables: Sequence[Table] = ()
 
 
 def text(value: str, tone: str = "", note: str = "") -> Cell:
     """A cell of words."""
     return Cell(value, None, tone, note)
+
+
+def headline(model: str, mean: Mapping[str, float], shots: int, tasks: str) -> str:
+    """What one vector does for a model, in a sentence that is true of any scores.
+
+    Args:
+      mean: over tasks, of baseline, task_vector and icl.
+      tasks: which ones.
+    """
+    base, vector, icl = mean["baseline"], mean["task_vector"], mean["icl"]
+    change = (
+        f"lifts zero-shot accuracy from {base:.2f} to {vector:.2f}"
+        if vector > base
+        else f"does not lift zero-shot accuracy ({base:.2f} without, {vector:.2f} with it)"
+    )
+    share = (
+        f": {(vector - base) / (icl - base):.0%} of what in-context learning adds"
+        if icl > base and vector > base
+        else ""
+    )
+    return (
+        f"On {model} one vector {change}, where {shots}-shot prompting reaches {icl:.2f}"
+        f" ({tasks}){share}."
+    )
+
+
+def task_cell(titles: Mapping[str, str], name: str, note: str = "") -> Cell:
+    """A cell of one task."""
+    return Cell(titles[name], None, "", note, exact=name)
+
+
+def left_out(notes: Sequence[str]) -> list[str]:
+    """Notes of an experiment, what was left out of it in one sentence."""
+    missing = [found for note in notes if (found := _MISSING.fullmatch(note))]
+    rest = [note for note in notes if not _MISSING.fullmatch(note)]
+    words = []
+    if missing:
+        names = "; ".join(found[1].replace("_", " ") for found in missing)
+        words.append(f"Not among the tasks of this run, so left out: {names}.")
+    if rest:
+        words.append(f"Left out: {'; '.join(rest)}.")
+    return words
 
 
 def number(value: float | None, digits: int = 2, tone: str = "") -> Cell:
@@ -113,7 +163,7 @@ def lines(table: Table) -> list[str]:
     grid = [
         list(table.columns),
         *(
-            [f"{c.text} [{c.interval}]" if c.interval else c.text for c in r]
+            [f"{c.text} [{c.interval}]" if c.interval else c.exact or c.text for c in r]
             for r in (*table.rows, *table.summary)
         ),
     ]

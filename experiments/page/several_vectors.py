@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.page.section import Section, Table, mean_score, score, text
+from experiments.page import about
+from experiments.page.section import Section, Table, left_out, mean_score, score, task_cell, text
 
 NAME = "several_vectors"
 WAYS = {"base": "prompt as it is", "one": "theta at the last arrow", "many": "theta at every arrow"}
@@ -42,21 +43,27 @@ def section(result: dict[str, Any]) -> Section:
                 else ""
             )
         )
+    titles = about.titles_of(result)
     rows = [
-        [text(name), *(score(task["scores"].get(column)) for column in columns)]
+        [task_cell(titles, name), *(score(task["scores"].get(column)) for column in columns)]
         for name, task in result["tasks"].items()
     ]
-    for name, group in groups.items():
-        cells = [mean_score(group["columns"].get(column)) for column in columns]
-        rows.append([text(f"mean of {name}"), *cells])
+    summary = [
+        [
+            text(f"mean of {name}"),
+            *(mean_score(group["columns"].get(column)) for column in columns),
+        ]
+        for name, group in groups.items()
+    ]
     return Section(
         "One vector, or one at every arrow?",
-        [*words, *result["notes"]],
+        [*words, *left_out(result["notes"])],
         [
             Table(
                 "Accuracy on test by the prompt's demonstrations; each way at its own layer",
                 ["task", *columns],
                 rows,
+                summary,
             )
         ],
         {NAME: "Mean accuracy by the prompt's demonstrations, with 95 % intervals."},
@@ -65,7 +72,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """A panel for tasks, and one for mixes."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     groups = {"tasks": result["mean"], "two-way mixes": result["mean_of_mixes"]}
     groups = {name: group for name, group in groups.items() if group}
@@ -91,7 +98,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         axis.set_xlabel("demonstrations")
         axis.set_xticks(result["counts"])
         axis.set_title(f"mean of {name}")
-        figures.shares(axis)
+        charts.shares(axis)
     panels[0].set_ylabel("accuracy on test")
     columns = next(iter(groups.values()))["columns"]
     said = "; ".join(

@@ -91,7 +91,6 @@ def theme(name: str) -> Iterator[None]:
             "font.size": TEXT + 0.5,
             "legend.frameon": False,
             "legend.fontsize": TEXT + 0.5,
-            "figure.constrained_layout.use": True,
             "figure.max_open_warning": 0,
             "svg.hashsalt": "taskvec_jax",  # otherwise identifiers differ from run to run
         }

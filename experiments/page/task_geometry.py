@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, text
+from experiments.page.section import Section, Table, number, task_cell, text
 
 
 def section(result: dict[str, Any]) -> Section:
     """How far apart, and how separable."""
     by_layer = np.array(result["separability_by_layer"])
     layer, best = result["layer"], int(by_layer.argmax())
-    within, between = result["within"], result["between"]
+    within, between, titles = result["within"], result["between"], about.titles_of(result)
     words = [
         f"At layer {layer} of 0–{result['num_layers'] - 1}, {by_layer[layer]:.0%} of thetas have a"
         f" theta of their own task as nearest neighbour (chance {result['chance']:.0%}); the most"
@@ -30,7 +30,8 @@ def section(result: dict[str, Any]) -> Section:
         surface = group["surface_separability"]
         told = "" if surface is None else f", by their words {surface:.0%}"
         words.append(
-            f"Among tasks of the same inputs ({', '.join(group['tasks'])}):"
+            "Among tasks of the same inputs"
+            f" ({', '.join(titles[name] for name in group['tasks'])}):"
             f" {group['separability']:.0%}{told} (chance {group['chance']:.0%})."
         )
     if wrong := result.get("wrong_labels"):
@@ -54,13 +55,13 @@ def section(result: dict[str, Any]) -> Section:
             )
             if j != i
         ]
-        closest, neighbour = min(others) if others else (None, "–")
+        closest, neighbour = min(others) if others else (None, None)
         rows.append(
             [
-                text(name),
+                task_cell(titles, name),
                 number(result["own_neighbour"][i]),
                 number(result["mean_distance"][i][i], 3),
-                text(neighbour),
+                text("–") if neighbour is None else task_cell(titles, neighbour),
                 number(closest, 3),
             ]
         )
@@ -132,9 +133,7 @@ def _draw_map(result: dict[str, Any]) -> Any:
         axis.set_xticks([])
         axis.set_yticks([])
     key = [
-        figures.line_entry(
-            name, color=figures.colour_of(name, categories), marker="o", ls="", ms=5
-        )
+        figures.line_entry(name, color=figures.colour_of(name, categories), marker="o", ls="", ms=5)
         for name in dict.fromkeys(categories)
     ]
     return figures.finish(figure, result, _share(result), key)
@@ -142,7 +141,7 @@ def _draw_map(result: dict[str, Any]) -> Any:
 
 def _draw_tasks(result: dict[str, Any]) -> Any:
     """The t-SNE map once for each task, its own points in colour."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     labels, names = np.array(result["labels"]), result["tasks"]
     titles, points = about.titles_of(result), np.array(result["tsne"])
@@ -154,7 +153,7 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
         colour = figures.colour_of(categories[task], categories)
         axis.plot(*points[mine].T, "o", color=colour, ms=4, mew=0, label=titles[names[task]])
         own = result["own_neighbour"][task]
-        figures.panel_title(axis, f"{titles[names[task]]}: {own:.0%}")
+        charts.panel_title(axis, f"{titles[names[task]]}: {own:.0%}")
         axis.set_xticks([])
         axis.set_yticks([])
     apart = sum(own == 1 for own in result["own_neighbour"])
@@ -163,9 +162,7 @@ def _draw_tasks(result: dict[str, Any]) -> Any:
         " one of the same task (t-SNE; the share stands over each panel)"
     )
     key = [
-        figures.line_entry(
-            name, color=figures.colour_of(name, categories), marker="o", ls="", ms=5
-        )
+        figures.line_entry(name, color=figures.colour_of(name, categories), marker="o", ls="", ms=5)
         for name in dict.fromkeys(categories)
     ]
     key.append(
@@ -203,7 +200,7 @@ def _draw_distances(result: dict[str, Any]) -> Any:
 
 
 def _draw_matrix(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     titles = about.titles_of(result)
     names = [titles[name] for name in result["tasks"]]
@@ -213,7 +210,7 @@ def _draw_matrix(result: dict[str, Any]) -> Any:
     apart = [v for i, row in enumerate(grid) for j, v in enumerate(row) if i != j and v is not None]
     high = max((v for row in grid for v in row if v is not None), default=1.0)
     label = "mean cosine distance"
-    figures.heat_map(
+    charts.heat_map(
         axes, grid, names, names, high=high, label=label, colours=f"{figures.HEAT}_r", upright=True
     )
     title = "Mean cosine distance of thetas, task by task"
@@ -223,7 +220,7 @@ def _draw_matrix(result: dict[str, Any]) -> Any:
 
 
 def _draw_layers(result: dict[str, Any]) -> Any:
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     figure, (axes,) = figures.canvas(9, 2.8)
     count = result["num_layers"]
@@ -239,8 +236,8 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     axes.axhline(result["chance"], label="chance of the same task", **baseline)
     chosen = {"ls": "-", "color": figures.quiet(), "lw": 0.8}
     axes.axvline(result["layer"], label="_chosen", **chosen)
-    figures.layers(axes, count)
-    figures.shares(axes)
+    charts.layers(axes, count)
+    charts.shares(axes)
     axes.set(xlabel="layer", ylabel="nearest neighbour is")
     key += [
         figures.line_entry("chance of the same task", **baseline),

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, number, text
+from experiments.page.section import Section, Table, number, task_cell, text
 
 NAME = "vocabulary_projection"
-
-PAPER_OFFSET = 2
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -26,20 +24,20 @@ def section(result: dict[str, Any]) -> Section:
         "A dummy answer that is high already at the best layer means that theta carries answers"
         " beside the task: compare the last-layer replay among the controls.",
     ]
-    rows = []
+    offsets = sorted({at - t["best_layer"] for t in tasks.values() for at in t["layers"]})
+    titles, rows = about.titles_of(result), []
     for name, task in tasks.items():
-        for layer, found in zip(task["layers"], task["words"], strict=True):
-            offset = layer - task["best_layer"]
-            rows.append(
-                [
-                    text(name),
-                    number(layer, 0, "good" if offset == PAPER_OFFSET else ""),
-                    number(offset, 0),
-                    text(", ".join(found)),
-                ]
-            )
+        found = dict(zip(task["layers"], task["words"], strict=True))
+        at = [found.get(task["best_layer"] + offset, []) for offset in offsets]
+        rows.append(
+            [
+                task_cell(titles, name),
+                number(task["best_layer"], 0),
+                *(text(", ".join(some)) for some in at),
+            ]
+        )
     theirs = [
-        [text(model), text(task), text(", ".join(found))]
+        [text(model), text(task.replace("_", " ")), text(", ".join(found))]
         for model, table in result["published"].items()
         for task, found in table.items()
     ]
@@ -49,7 +47,7 @@ def section(result: dict[str, Any]) -> Section:
         [
             Table(
                 "Top words of the mean theta at the best layer + 0..4 (the paper shows + 2)",
-                ["task", "layer", "best +", "top words"],
+                ["task", "best layer", *(f"best + {offset}" for offset in offsets)],
                 rows,
             ),
             Table("The paper's Table 5", ["model", "task", "top words"], theirs),
@@ -64,7 +62,7 @@ def section(result: dict[str, Any]) -> Section:
 
 def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     """Two heat maps of the right word's rank: task x layer."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     tasks, titles = result["tasks"], about.titles_of(result)
     names = [titles[name] for name in tasks]
@@ -77,7 +75,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     ):
         grid = [np.log10(np.array(task[key]) + 1).tolist() for task in tasks.values()]
         last = key == "query_answer_rank"
-        figures.heat_map(
+        charts.heat_map(
             axis,
             grid,
             names,
@@ -96,7 +94,8 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     ]
     title = (
         f"Read as a prediction at its best layer, theta puts a dummy query's answer at rank"
-        f" {ranks[0]:,.0f}, the test query's at {ranks[1]:,.0f} of {result['vocab_size']:,} (median)"
+        f" {ranks[0]:,.0f}, the test query's at {ranks[1]:,.0f} of {result['vocab_size']:,}"
+        " (median)"
     )
     ring = {"marker": "o", "ls": "", "mfc": "none", "mec": figures.quiet(), "ms": 5}
     key = [figures.line_entry("ring: the layer that is best on dev", **ring)]

@@ -217,8 +217,8 @@ def num_prompts_from_flags() -> int:
 def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Settings:
     """The settings with the largest batch, at most the one asked for, that fits.
 
-    What fits is counted by `plan.sweep_bytes` for the longest prompts of these tasks under these
-    settings, and held against --memory_gb, or the memory of this machine without it.
+    What fits is counted by `footprint.sweep_bytes` for the longest prompts of these tasks under
+    these settings, and held against --memory_gb, or the memory of this machine without it.
 
     Raises:
       TaskVecError: --memory_gb is not above 0, or not even one prompt at a time fits in it.

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from convert.cli import FLAGS, console
-from experiments.run import identity
+from experiments.run import identity, source
 from experiments.run.flags import settings_from_flags
 from experiments.run.writing import write_whole
 from taskvec_jax.distributed.processes import all_or_none, is_first_process
@@ -146,7 +146,7 @@ def _say_replaced(path: Path, value: Any) -> None:
 
 
 def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
-    """Everything needed to run again: versions, device, dtype, hashes, command, seconds."""
+    """All that is needed to run again: versions, device, dtype, hashes, commit, command, date."""
     packages = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
     device = jax.devices()[0]
     return {
@@ -170,6 +170,8 @@ def provenance(model: Model, seed: int, seconds: float) -> dict[str, Any]:
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": model.tokenizer.sha256,
         "command": shlex.join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "date": source.date(),
+        "commit": source.commit(),
         "seconds": round(seconds, 3),
     }
 

@@ -341,23 +341,30 @@ def finish(
 
 def draw(result: dict[str, Any]) -> Any:
     """Loss and accuracy by step."""
-    from experiments.page import figures
+    from experiments.page import charts, figures
 
     lines = result["log"]
     steps = [line["step"] for line in lines]
-    figure, axes = figures.canvas(10, 3.6, 1, 2)
-    axes[0].plot(steps, [line["answer_loss"] for line in lines], color=figures.COLOURS[0])
-    axes[0].set(xlabel="step", ylabel="nats", yscale="log")
-    axes[0].set_title("loss of the answers")
-    shown = [("accuracy", "in context")]
+    figure, (left, right) = figures.canvas(figures.WIDTH, 3.0, 1, 2)
+    left.plot(steps, [line["answer_loss"] for line in lines], color=figures.ink(), label="loss")
+    left.set(xlabel="step", ylabel="nats", yscale="log")
+    left.set_title("loss of the answers")
+    charts.curve(right, steps, [line["accuracy"] for line in lines], "icl")
+    shown = ["icl"]
     if result["made_with"]["training"]["vector_loss"]:
-        shown.append(("vector_accuracy", "zero-shot, theta injected"))
-    for colour, (key, label) in zip(figures.COLOURS, shown, strict=False):
-        axes[1].plot(steps, [line[key] for line in lines], color=colour, label=label)
-    axes[1].set(xlabel="step", ylim=(-0.02, 1.02))
-    axes[1].set_title("share of answers that are right, on training rows")
-    axes[1].legend(loc="lower right")
-    return figure
+        vector = [line["vector_accuracy"] for line in lines]
+        charts.curve(right, steps, vector, "task_vector")
+        shown.append("task_vector")
+    right.set_xlabel("step")
+    charts.shares(right)
+    right.set_title("share of answers that are right, on training rows")
+    key = figures.key_of(shown, icl="in context", task_vector="zero-shot, theta injected")
+    title = (
+        f"After {steps[-1]:,} steps {lines[-1]['accuracy']:.2f} of the answers are right in context"
+        if lines
+        else "Training"
+    )
+    return figures.finish(figure, result, title, key)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from experiments.published.claims import FILE, claims_about
 from taskvec_jax.evaluation.controls import CONTROLS
 from taskvec_jax.evaluation.intervals import means
 from taskvec_jax.evaluation.results import Settings
-from taskvec_jax.evaluation.statistics import Outcomes, accuracy, compare, decide
+from taskvec_jax.evaluation.statistics import Outcomes, accuracy, compare
 from taskvec_jax.evaluation.summary import summarise
 from taskvec_jax.tasks import TASKS
 
@@ -121,7 +121,7 @@ class Maker:
         icl = self.rng.uniform(0.6, 1) if able else 0.05
         vector = icl * self.rng.uniform(0.6, 1)
         shares = {"baseline": 0.05, "icl": icl, "task_vector": vector}
-        shares |= {control: 0.1 for control in CONTROLS} | {"wrong_labels": vector / 2}
+        shares |= dict.fromkeys(CONTROLS, 0.1) | {"wrong_labels": vector / 2}
         columns, scores = {}, {}
         for column, share in shares.items():
             correct = self.hits(share)
@@ -129,7 +129,10 @@ class Maker:
                 "correct": correct,
                 "correct_full": correct,
                 "correct_paper": correct,
-                "predicted": [w if right else "something else" for w, right in zip(WORDS, correct, strict=True)],
+                "predicted": [
+                    w if right else "something else"
+                    for w, right in zip(WORDS, correct, strict=True)
+                ],
                 "layer": 20 if column not in ("baseline", "icl", "best_constant", "copy") else None,
             }
             if column not in ("best_constant", "copy"):
@@ -190,7 +193,9 @@ class Maker:
     def conflicting_tasks(self) -> dict[str, Any]:
         names = list(self.categories)
         first = [(a, b) for a, b in zip(names[::2], names[1::2], strict=False)]
-        every = [(a, b) for a in names for b in names[:4] if a != b] if len(names) > 18 else first[:5]
+        every = (
+            [(a, b) for a in names for b in names[:4] if a != b] if len(names) > 18 else first[:5]
+        )
         pairs = {f"{a}-{b}": self.pair(a, b) for a, b in every}
         notes = [f"x{i} / y{i} is left out: no task x{i} in this run" for i in range(6)]
         payload = {"pairs": pairs, "notes": notes, "published_model": "LLaMA 13B"}
@@ -208,7 +213,7 @@ class Maker:
             "b": b,
             "third": None,
             "plain": rates(0.8),
-            **{kind: rates(0.3) for kind in ("theta", "random", "theta_of_a", "theta_of_c")},
+            **{kind: rates(0.3) for kind in ("theta", "random", "theta_of_a")},
             "b_rate_above": {"against": "random", "difference": 0.3, "p": 0.01},
             "examples": [
                 {"query": "o", "answer_a": "p", "answer_b": "O", "said": "O"} for _ in range(4)
@@ -224,7 +229,9 @@ class Maker:
         thetas = [centre + 0.4 * self.rng.randn(5, 8, 6) for centre in centres]
         layer, names = 5, list(self.categories)
         texts = [f"{name} {i}" for name in names for i in range(5)]
-        found = task_geometry.describe(self.categories, thetas, layer, self.seed, texts, [names[:3]])
+        found = task_geometry.describe(
+            self.categories, thetas, layer, self.seed, texts, [names[:3]]
+        )
         shared = {"layer": layer, "num_layers": 8, "thetas_of_each_task": 5, "tasks": names}
         return self.result("task_geometry", shared | found)
 
@@ -238,7 +245,7 @@ class Maker:
             "query_answer_rank": ranks,
         }
         payload = {
-            "tasks": {name: task for name in self.categories},
+            "tasks": dict.fromkeys(self.categories, task),
             "num_layers": LAYERS,
             "vocab_size": 49152,
             "published_model": None,
@@ -249,7 +256,9 @@ class Maker:
     def bijections(self) -> dict[str, Any]:
         pairs = {}
         for name in [*bijections.SOURCES][: max(2, len(self.categories) // 3)]:
-            ways = {w: self.task(next(iter(self.categories))) for w in ("forward", "backward", "both")}
+            ways = {
+                w: self.task(next(iter(self.categories))) for w in ("forward", "backward", "both")
+            }
             ways["both"]["by_direction"] = {
                 way: {"icl": self.score(0.7), "task_vector": self.score(0.3)}
                 for way in ("forward", "backward")
@@ -287,12 +296,19 @@ class Maker:
         def task() -> dict[str, Any]:
             return {
                 "positions": {
-                    place: {"accuracy": self.curve(0.9 - 0.15 * i), "kl": self.curve(0.9 - 0.1 * i)}
+                    place: {
+                        "accuracy": self.curve(0.9 - 0.15 * i),
+                        "kl": self.curve(0.9 - 0.1 * i),
+                        "layer": 20,
+                        "test": self.score(0.6),
+                    }
                     for i, place in enumerate(places)
                 },
                 "layers": {
                     "accuracy": [self.curve(0.1 * i) for i in range(8)],
                     "read_layers": list(range(0, LAYERS, 4)),
+                    "best": [20, 20],
+                    "test": self.score(0.6),
                 },
             }
 
@@ -320,7 +336,11 @@ class Maker:
         def task() -> dict[str, Any]:
             falling = [self.hits(0.8 - 0.02 * layer) for layer in range(LAYERS)]
             rising = falling[::-1]
-            correct = {"baseline": self.hits(0.1), "icl": self.hits(0.8), "other_icl": self.hits(0.1)}
+            correct = {
+                "baseline": self.hits(0.1),
+                "icl": self.hits(0.8),
+                "other_icl": self.hits(0.1),
+            }
             correct |= {"no_attention": rising, "other_state": falling, "both": falling}
             found = {"icl_able": True, "queries": WORDS, "correct": correct}
             return found | {"crossings": necessity.crossings(necessity.curves_of(found))}
@@ -342,9 +362,16 @@ class Maker:
 
     def function_vectors(self) -> dict[str, Any]:
         columns = {
-            **{"baseline": 0.1, "icl": 0.9, "shuffled_icl": 0.3, "function_vector": 0.6},
-            **{"random_heads": 0.1, "random": 0.1, "other_tasks": 0.2, "task_vector": 0.7},
-            **{"function_vector_replaced": 0.2, "function_vector_shuffled": 0.6},
+            "baseline": 0.1,
+            "icl": 0.9,
+            "shuffled_icl": 0.3,
+            "function_vector": 0.6,
+            "random_heads": 0.1,
+            "random": 0.1,
+            "other_tasks": 0.2,
+            "task_vector": 0.7,
+            "function_vector_replaced": 0.2,
+            "function_vector_shuffled": 0.6,
             "task_vector_shuffled": 0.5,
         }
 
@@ -356,7 +383,9 @@ class Maker:
                 "flops": {"one_pass": 1e12, "loop": 2e14},
                 "heads": [[20, 3], [18, 2]],
                 "dev_accuracy_by_size": {"1": 0.4, "3": 0.5},
-                "accuracy_by_layer": {k: self.curve(0.6) for k in ("added", "replaced", "shuffled")},
+                "accuracy_by_layer": {
+                    k: self.curve(0.6) for k in ("added", "replaced", "shuffled")
+                },
                 "cosine_to_theta": self.curve(0.6),
                 **self.scored(columns),
             }
@@ -379,7 +408,9 @@ class Maker:
     def head_ablation(self) -> dict[str, Any]:
         sizes, sets = [3, 14, 54], ("function_vector", "induction", "induction_only", "random")
         columns = {"icl": 0.9} | {
-            f"{name} {size}": 0.8 - 0.01 * size * (name != "random") for size in sizes for name in sets
+            f"{name} {size}": 0.8 - 0.01 * size * (name != "random")
+            for size in sizes
+            for name in sets
         }
         tasks = {
             name: self.scored(columns)["outcomes"] | {"common": [1, 4, 20]}
@@ -402,8 +433,8 @@ class Maker:
 
     def positions(self) -> dict[str, Any]:
         names = [condition.name for condition in CONDITIONS]
-        columns = {name: 0.5 for name in names} | {"icl": 0.9}
-        columns |= {name: 0.2 for name in UNTOUCHED.values()}
+        columns = dict.fromkeys(names, 0.5) | {"icl": 0.9}
+        columns |= dict.fromkeys(UNTOUCHED.values(), 0.2)
         tasks = {
             name: self.scored(columns)
             | {"dev_accuracy_by_layer": {k: self.curve(0.7) for k in names}}
@@ -451,8 +482,12 @@ class Maker:
                 "dealt": False,
                 **{
                     key: [self.score(share) for _ in layers]
-                    for key, share in (("extracted", 0.4), ("mean_theta", 0.3), ("learned", 0.9))
+                    for key, share in (
+                        *(("extracted", 0.4), ("mean_theta", 0.3)),
+                        *(("learned", 0.9), ("control", 0.2)),
+                    )
                 },
+                "selectivity": [0.7] * len(layers),
                 "baseline": self.score(0.1),
                 "icl": self.score(0.9),
                 "cosine": self.rng.rand(len(layers)).tolist(),

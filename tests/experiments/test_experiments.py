@@ -10,9 +10,8 @@ import pytest
 
 from experiments import bijections, conflicting_tasks, dose, main_results, task_geometry
 from experiments.cross_models import compare
-from experiments.page import figures
-from experiments.page import main_results as page
-from experiments.page.section import Table, lines, number, score, text
+from experiments.page import style
+from experiments.page.section import Table, headline, lines, number, score, text
 from experiments.run.journal import Journal
 from experiments.run.study import Study, some_of_each, task_sha256
 from taskvec_jax.errors import TaskVecError
@@ -177,9 +176,7 @@ def task_scores(baseline: float, vector: float, icl: float, curve: list[float]) 
 def test_the_headline_is_true_of_any_scores(scores, words):
     baseline, vector, icl = scores
     mean = {"baseline": baseline, "task_vector": vector, "icl": icl}
-    assert (
-        page.section_headline("m", mean, 5, "3 tasks that ICL does") == f"On m one vector {words}"
-    )
+    assert headline("m", mean, 5, "3 tasks that ICL does") == f"On m one vector {words}"
 
 
 def test_averages_are_over_tasks_where_icl_gains_a_fifth():
@@ -272,14 +269,12 @@ def test_geometry_keeps_the_distances_of_one_layer_at_a_time(monkeypatch):
     assert most == 1
 
 
-def test_categories_of_ones_own_have_names_and_colours_of_their_own():
-    assert figures.short("knowledge_base_my_x", "knowledge_base") == "my x"
-    assert figures.short("knowledge_base_my_x", "knowledge") == "base my x"
+def test_categories_of_ones_own_have_colours_of_their_own():
     shown = ["knowledge", "knowledge_base", "my", "my_cat", "knowledge_base"]
-    colours = {name: figures.colour_of(name, shown) for name in shown}
+    colours = {name: style.colour_of(name, shown) for name in shown}
     assert len(set(colours.values())) == 4
-    assert colours["knowledge"] == figures.colour_of("knowledge")
-    assert figures.colour_of("unheard_of", shown) == figures.OTHER_COLOUR
+    assert colours["knowledge"] == style.colour_of("knowledge")
+    assert style.colour_of("unheard_of", shown) == style.OTHER_COLOUR
 
 
 def test_distances_are_summed_up_by_their_mean_and_quantiles() -> None:

@@ -6,7 +6,6 @@ import functools
 import importlib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +16,10 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from slow import slow
 
 from experiments.page import about, drawing, figures, style
 
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 AT_57 = ("conflicting_tasks", "function_vectors", "vocabulary_projection")  # the others are slow
 PAGE_WIDTH = 1140  # pixels of the page's column
 SMALLEST = 9  # pixels of text
@@ -181,10 +180,7 @@ def test_of_18_tasks_every_word_of_a_figure_can_be_read_at_the_size_of_the_page(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in AT_57 or SLOW else pytest.mark.skip("57 panels"))
-        for name in synthetic.EXPERIMENTS
-    ],
+    [pytest.param(name, marks=() if name in AT_57 else slow) for name in synthetic.EXPERIMENTS],
 )
 def test_of_57_tasks_every_word_of_a_figure_can_be_read_at_the_size_of_the_page(name):
     check(name, 57)

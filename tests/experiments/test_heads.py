@@ -127,7 +127,14 @@ def test_a_second_run_finds_every_unit_and_gives_the_same(result, study):
 def test_where_shuffling_costs_nothing_no_map_is_drawn_and_it_is_said(result):
     shown = page.section(result)
     assert any("cost this model nothing that can be shown" in word for word in shown.words)
-    assert set(page.draw_figures(result)) == set(shown.captions) == {"function_vectors_layers"}
+    assert (
+        set(page.draw_figures(result))
+        == set(shown.captions)
+        == {
+            "function_vectors_scores",
+            "function_vectors_layers",
+        }
+    )
     costly = json.loads(json.dumps(result))
     costly["cost_of_shuffling"]["decision"] = "above"
     costly["cost_of_shuffling"]["tasks"][NAMES[0]] = 0.5

@@ -353,10 +353,12 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     assert np.array(found["train_losses"]).min() > 0  # a KL
     result: dict[str, Any] = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}
     result |= {"recipe": {"num_positions": positions}, "categories": {task.name: task.category}}
+    result["model"] = "random"
     words = page.section(result).words
     assert "of 1 tasks" in words[0]
     assert any("over the last 2 tokens" in word for word in words) == (positions == 2)
-    assert list(page.draw_figures(result)) == ["learned_task_vector"]
+    both = ["learned_task_vector", "learned_task_vector_cosine"]
+    assert list(page.draw_figures(result)) == both
     one = {k: v[:1] if isinstance(v, list) else v for k, v in found.items()}
     result["tasks"][task.name] = one | {"extracted_layer": 0}
     assert list(page.draw_figures(result)) == ["learned_task_vector"]
