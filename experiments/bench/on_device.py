@@ -16,6 +16,8 @@ On the first device, whatever it is:
 Seconds are medians of --repeats turns after one that compiles. Writes on_device.json under --out.
 Made for a GPU or TPU with 20 GB or more; nobody has run it on one yet (2026-11-26). Aims on an
 H100: at least half of the peak in reading, two fifths in the sweep, 30 times torch's loop.
+
+Time: not known yet.
 """
 
 from __future__ import annotations
