@@ -149,9 +149,9 @@ def random_loop_seconds(
 ) -> float | None:
     """Seconds of a layer loop over random tokens, in bfloat16, on the first GPU that torch sees.
 
-    The model has Hugging Face's code, this config's shape and random weights. Every row has `length`
-    tokens; all but the last are read once and cached, and the last is run once for each layer with
-    the output of that layer replaced.
+    The model has Hugging Face's code, this config's shape and random weights. Every row has
+    `length` tokens; all but the last are read once and cached, and the last is run once for each
+    layer with the output of that layer replaced.
 
     Returns:
       The median of some turns after the first; None without a GPU.

@@ -32,6 +32,7 @@ PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, 
 QUERY_TOKENS = 16  # of a zero-shot query
 READS = 3  # places a row is read at: after the query and after 2 dummy queries
 PROGRAMS = ("read", "inject")
+TILE = 8  # a TPU keeps arrays in tiles of 8 x 128 numbers
 
 
 class RowSizes(NamedTuple):
@@ -107,7 +108,7 @@ def program_bytes(
         tokens, answers = sizes.query + config.num_layers, 1 + config.num_layers
     rows = -(-batch_size // mesh.data)
     read_or_written = sizes.reads if program == "read" else 1  # states of a layer and a row
-    s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model)
+    s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model, tiled=kind == "tpu")
     if kind == "cpu":
         return held + _on_cpu(s, reads=program == "read")
     read = s.residuals if program == "read" else 0
@@ -156,8 +157,9 @@ def _at_once_on_tpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
         s.stream + s.hidden + (0 if in_place else s.narrow_hidden),
         s.logits,
     ]
-    if mesh.model > 1:
-        moments.append(3 * s.stream + _normed(c, s))
+    if mesh.model > 1:  # each sum over devices beside what is summed; in a parallel block, of two
+        sums = 2 if c.parallel_residual or c.family == "gptj" else 1
+        moments.append((1 + 2 * sums) * s.stream + _normed(c, s))
     return max(moments)
 
 
@@ -174,10 +176,20 @@ def _on_cpu(s: _Sizes, *, reads: bool) -> int:
 
 
 def _sizes(
-    c: DecoderConfig, rows: int, tokens: int, answers: int, states: int, model: int
+    c: DecoderConfig,
+    rows: int,
+    tokens: int,
+    answers: int,
+    states: int,
+    model: int,
+    *,
+    tiled: bool,
 ) -> _Sizes:
     wide, narrow = ITEM_BYTES[c.stream_dtype], ITEM_BYTES[c.dtype]
-    cells = rows * tokens
+    cells, layers = rows * tokens, c.num_layers
+    if tiled:  # the last axis but one is a multiple of 8; which one that is, the compiler chooses
+        cells = min(_whole_tiles(rows) * tokens, rows * _whole_tiles(tokens))
+        layers = _whole_tiles(layers)
 
     def part(size: int, over: Mapping[str, int] | None = None) -> int:
         over = axes_of(size, model) if over is None else over
@@ -203,8 +215,12 @@ def _sizes(
         attention=cells * (heads + 2 * kv_heads) * c.head_dim * wide,
         scores=rows * heads * tokens**2 * wide,
         logits=rows * answers * part(c.vocab_size) * wide,
-        residuals=rows * states * c.num_layers * c.width * wide,
+        residuals=rows * states * layers * c.width * wide,
         mlp_in=kept * largest.dtype.itemsize,
         mlp_kernels=len(mlp),
         unpacked=unpacked,
     )
+
+
+def _whole_tiles(size: int) -> int:
+    return -(-size // TILE) * TILE

@@ -25,6 +25,7 @@ from taskvec_jax.models.names import describe
 from taskvec_jax.models.registry import SMALL_MODEL
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.flops import answer_flops, attention_flops, layer_flops
+from taskvec_jax.vectors.programs import wavefront_schedule
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
@@ -180,7 +181,7 @@ def padded_flops(config: DecoderConfig, rows: int) -> dict[str, int]:
     read += footprint.READS * answer_flops(config)
     inject = (1 + layers) * answer_flops(config)
     done = 0
-    for stop, alive in run_programs.wavefront_schedule(layers):
+    for stop, alive in wavefront_schedule(layers):
         tokens = queries + alive
         inject += (stop - done) * (tokens * each + attention_flops(config, tokens**2))
         done = stop
