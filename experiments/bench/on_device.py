@@ -99,7 +99,7 @@ def measure(model: Model, rows: int, repeats: int, new_tokens: int) -> dict[str,
         "sweep": sum(injection_flops(config, len(query), layers) for query in queries),
     }
     longest = sweep.row_length(DEMONSTRATIONS + BRANCH * BRANCHES)
-    sizes = RowSizes(longest, sweep.row_length(QUERY), BRANCHES)
+    sizes = RowSizes(longest, sweep.query_length(QUERY), BRANCHES)
     planned = max(
         program_bytes(config, program, rows, None, sizes, device_kind()) for program in PROGRAMS
     )

@@ -26,8 +26,8 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console
+from experiments.bench.run_programs import SWEEP
 from experiments.run.results import prepare_out, write_json
-from taskvec_jax.distributed.footprint import PROGRAMS
 from taskvec_jax.distributed.plan import GB
 from taskvec_jax.distributed.targets import Target
 from taskvec_jax.errors import TaskVecError
@@ -49,13 +49,13 @@ def compiled(target: Target, model: str, precision: str, out: Path) -> list[dict
     path = place / "mesh_plan.json"
     if path.is_file():
         records = json.loads(path.read_text())
-        if [record["program"] for record in records] == list(PROGRAMS):
+        if [record["program"] for record in records] == list(SWEEP):
             return records
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.bench.mesh_plan", f"--target={target}"),
             *(f"--models={model}", f"--meshes=data:1,model:{target.devices}", f"--out={place}"),
-            *(f"--programs={','.join(PROGRAMS)}", *PRECISIONS[precision]),
+            *(f"--programs={','.join(SWEEP)}", *PRECISIONS[precision]),
         ],
         capture_output=True,
         text=True,
