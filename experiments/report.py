@@ -115,6 +115,7 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
         glossary=summary.GLOSSARY,
         articles=articles,
         show_table=tables.show_table,
+        inks=Markup(json.dumps(drawing.inks())),
         source=published()["source"]["paper"],
         rebuild=f"python -m experiments.report --results={shlex.quote(where)}",
     )
@@ -186,17 +187,12 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
 
 
 def _figure(stem: str, caption: str, drawn: drawing.Drawn) -> dict[str, Any]:
-    """A figure as images in the page's own address, and what the page says of its lines."""
-    light, dark = (
-        f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-        for svg in (drawn.svg, drawing.dark(drawn.svg))
-    )
+    """A figure as an image in the page itself, and what the page says of its lines."""
     lines = json.dumps(drawn.lines, ensure_ascii=False, separators=(",", ":"))
     return {
         "stem": stem,
         "caption": caption,
-        "light": light,
-        "dark": dark,
+        "image": f"data:image/svg+xml;base64,{base64.b64encode(drawn.svg).decode()}",
         "width": drawn.width,
         "least": round(drawn.width * SMALLEST),
         "lines": Markup(lines.replace("<", "\\u003c").replace("&", "\\u0026")),

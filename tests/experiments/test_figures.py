@@ -199,19 +199,6 @@ def test_the_mean_curves_band_stays_within_0_and_1():
     assert heights.max() == 1
 
 
-def test_a_dark_figure_is_the_light_one_in_other_inks():
-    result = made("layer_sweep", 18)
-    drawn = drawing.images(importlib.import_module("experiments.page.layer_sweep"), result)
-    for figure in drawn.values():
-        other = drawing.dark(figure.svg)
-        assert style.INK["light"].encode() not in other
-        assert style.PAGE["light"].encode() not in other
-        assert style.INK["dark"].encode() in other
-        back = other.replace(style.INK["dark"].encode(), style.INK["light"].encode())
-        back = back.replace(style.QUIET["dark"].encode(), style.QUIET["light"].encode())
-        assert back.replace(b"fill: none", b"", 1)[:200] == figure.svg[:200]
-
-
 def test_points_say_their_task_their_place_and_their_value():
     result = made("layer_sweep", 18)
     drawn = drawing.images(importlib.import_module("experiments.page.layer_sweep"), result)

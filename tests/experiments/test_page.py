@@ -17,7 +17,7 @@ import synthetic
 from chromium import Browser, find_chromium
 
 from experiments import cross_models
-from experiments.page import about, summary
+from experiments.page import about, drawing, summary
 from experiments.page.section import Cell, Table, left_out, score, text
 from experiments.page.tables import show_table, to_csv
 from experiments.report import build
@@ -227,6 +227,23 @@ def test_a_browser_shows_the_page_without_a_complaint(results, browser, width, t
     assert np.std(pixels[..., :3]) > 0.05  # there is ink
 
 
+def test_on_a_dark_page_a_figure_has_light_inks_and_no_ground(results, browser):
+    browser.open(results / "report.html", 1280, "dark")
+    drawn, file = browser.evaluate(
+        "(() => { const i = document.images[0];"
+        " return [i.currentSrc, i.getAttribute('src')].map(s => atob(s.split(',')[1])); })()"
+    )
+    assert file.startswith("<?xml")
+    for light, other in drawing.inks().items():
+        assert light in file
+        assert light not in drawn
+        assert other in drawn
+    assert drawn.count("#ffffff") == file.count("#ffffff") - 1
+    browser.open(results / "report.html", 1280, "light")
+    same = "document.images[0].currentSrc === document.images[0].getAttribute('src')"
+    assert browser.evaluate(same)
+
+
 def test_paper_shows_everything(results, browser):
     """Nothing is folded or cut, and a dark screen's page is printed in dark ink on white."""
     browser.open(results / "report.html", 1030, "dark")  # A4 landscape without its margins
@@ -276,8 +293,8 @@ def test_tables_sort_and_filter(results, browser):
     assert layers == sorted(layers, reverse=True)
     type_in = """(() => { const input = document.querySelector(".filter input");
       input.value = "%s"; input.dispatchEvent(new Event("input")); })()"""
-    browser.evaluate(type_in % "algorithmic_to UPPER")  # by the name that commands accept
-    assert browser.evaluate(COLUMN % 0) == ["to upper"]
+    browser.evaluate(type_in % "algorithmic_list FIRST")  # by the name that commands accept
+    assert browser.evaluate(COLUMN % 0) == ["list first"]
     assert browser.evaluate('document.querySelector(".filter output").textContent') == (
         f"1 of {TASKS} rows"
     )
