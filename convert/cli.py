@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from taskvec_jax.distributed.plan import choose_mesh, mesh_line
-from taskvec_jax.distributed.processes import is_first_process
+from taskvec_jax.distributed.processes import found_cluster, is_first_process
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh, shape_of
 from taskvec_jax.errors import TaskVecError, first_line
 from taskvec_jax.models.converting import Progress as Report
@@ -55,7 +55,8 @@ def define_mesh_flags() -> None:
     flags.DEFINE_string(
         "coordinator",
         None,
-        "HOST:PORT where process 0 of several listens. auto: ask the cluster (Slurm, TPU, ...).",
+        "HOST:PORT where process 0 of several listens. auto: ask the cluster (Slurm, TPU, ...),"
+        " which is the default where Slurm or a TPU VM started the process.",
     )
     flags.DEFINE_integer("num_processes", None, "How many processes there are; see --coordinator.")
     flags.DEFINE_integer(
@@ -119,7 +120,9 @@ def mesh_from_flags(batch_size: int) -> Callable[[DecoderConfig], Mesh | None]:
 
 
 def join_processes() -> None:
-    """Joins the other processes if --coordinator is given. Call it before any use of a device.
+    """Joins the other processes if --coordinator is given, or a cluster has started several.
+
+    Call it before any use of a device.
 
     Raises:
       TaskVecError: flags that do not go together, or the others cannot be reached.
@@ -130,7 +133,9 @@ def join_processes() -> None:
     if where is None:
         if count is not None or index is not None:
             raise TaskVecError("--num_processes and --process_id need --coordinator=HOST:PORT")
-        return
+        if found_cluster() is None:
+            return
+        where = "auto"
     if where == "auto":
         where = None
     elif count is None or index is None or not 0 <= index < count:
@@ -144,10 +149,20 @@ def join_processes() -> None:
     except (RuntimeError, ValueError) as error:
         reason = first_line(error)
         raise TaskVecError(
-            f"--coordinator={FLAGS.coordinator}: the processes did not meet ({reason}); start"
-            " --num_processes of them, with ids from 0, at the same time"
+            f"--coordinator={FLAGS.coordinator or 'auto'}: the processes did not meet ({reason});"
+            f" {_way_to_meet(where)}"
         ) from None
     console.quiet = not is_first_process()
+
+
+def _way_to_meet(where: str | None) -> str:
+    if where is None:  # the cluster was asked
+        return (
+            f"started by {found_cluster() or 'no cluster that is known'}: start the same command on"
+            " every host at the same time, or give --coordinator=HOST:PORT, --num_processes and"
+            " --process_id"
+        )
+    return "start --num_processes of them, with ids from 0, at the same time"
 
 
 def progress_bar(overall: Overall | None = None) -> Bar:

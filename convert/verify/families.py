@@ -6,6 +6,7 @@ some layers, bases of rotation by layer, caps, scales, biases.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,10 +144,10 @@ def all_families() -> Iterator[Row]:
 
 
 def table_lines(rows: Iterator[Row]) -> Iterator[str]:
-    """The table, in Markdown."""
-    yield "| family | precision | residual stream | logits | same top token |"
-    yield "|---|---|---|---|---|"
-    for row in rows:
-        yield (
-            f"| {row.kind} | {row.dtype} | {row.residual:.1e} | {row.logits:.1e} | {row.top1:.1%} |"
-        )
+    """The table, in Markdown: a line a family, and in each precision the largest relative error of
+    a residual stream, that of logits, and how often the same token is most likely."""
+    yield f"| family | {' | '.join(DTYPES)} |"
+    yield "|---" * (1 + len(DTYPES)) + "|"
+    for kind, found in itertools.groupby(rows, key=lambda row: row.kind):
+        cells = [f"{row.residual:.1e}, {row.logits:.1e}, {row.top1:.1%}" for row in found]
+        yield f"| {kind} | {' | '.join(cells)} |"

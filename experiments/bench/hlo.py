@@ -24,6 +24,8 @@ from typing import NamedTuple
 from experiments.bench.hlo_convolution import multiplications
 from experiments.bench.hlo_text import (
     ARRAY,
+    FORMS,
+    ITEM_BITS,
     Module,
     Op,
     array_bytes,
@@ -200,18 +202,40 @@ class _Module(Module):
                 continue
             given = op.operands[int(one.rest)] if int(one.rest) < len(op.operands) else ""
             whole = self.type_size(part, given)
-            users = users_of(inside, one.name)
-            if users and all(
-                user.kind in SLICES and user.operands[0] in seen for user, seen in users
-            ):
-                sliced = sum(
-                    array_bytes(array, everywhere=True)
-                    for user, _ in users
-                    for array in ARRAY.findall(user.type)
-                )
-                whole = min(whole, sliced)
-            read += whole
+            sliced = self._sliced(called, one.name)
+            read += whole if sliced is None else min(whole, sliced)
         return max(written, 0) + read
+
+    def _sliced(self, part: str, name: str) -> int | None:
+        """Bytes of the slices that a fusion takes of a value; None: it reads all of it."""
+        total = 0
+        users = users_of(self.parts[part], name)
+        for user, names in users:
+            if user.kind in SLICES and user.operands[0] in names:
+                # As much as the slice has numbers, in the type that they are kept in.
+                kept = ARRAY.findall(self.parts[part][name].type)[0][0]
+                for array in ARRAY.findall(user.type):
+                    size = array_bytes(array, everywhere=True)
+                    total += size * ITEM_BITS[kept] // ITEM_BITS[array[0]]
+                continue
+            if user.kind != "fusion":
+                return None
+            called = first_call(user)
+            ops = self.parts.get(called, {}).values()
+            if all(one.kind == "parameter" or one.kind in FORMS for one in ops):
+                inner = self._sliced(part, user.name)  # the same numbers in another form
+                if inner is None:
+                    return None
+                total += inner
+                continue
+            for one in ops:
+                if one.kind != "parameter" or user.operands[int(one.rest)] not in names:
+                    continue
+                inner = self._sliced(called, one.name)
+                if inner is None:
+                    return None
+                total += inner
+        return total if users else None
 
     def _product(self, part: str, op: Op) -> tuple[str, int]:
         """How a product is computed, and its FLOPs."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16}
 ITEM_BITS |= {"u16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
+FORMS = {"bitcast", "copy", "convert", "reshape", "transpose"}  # the same numbers in another form
 # Of a type: item type, sizes, layout.
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HEAD = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -131,17 +132,17 @@ def array_bytes(array: Sequence[str], *, everywhere: bool = False) -> int:
 
 def behind_bitcasts(inside: Mapping[str, Op], op: Op) -> Op:
     """The operation whose result another one passes on, in another form at most."""
-    while op.kind in ("bitcast", "copy", "convert") and op.operands and op.operands[0] in inside:
+    while op.kind in FORMS and op.operands and op.operands[0] in inside:
         op = inside[op.operands[0]]
     return op
 
 
 def users_of(inside: Mapping[str, Op], name: str) -> list[tuple[Op, set[str]]]:
-    """Operations that use a value, bitcasts passed over, and the names it has there."""
+    """Operations that use a value, in other forms too, and the names it has there."""
     seen, found = {name}, []
     for op in inside.values():  # in order of definition
         if seen & set(op.operands):
-            if op.kind == "bitcast":
+            if op.kind in FORMS:
                 seen.add(op.name)
             else:
                 found.append((op, seen))

@@ -36,6 +36,7 @@ from experiments.bench import hlo, run_programs
 from experiments.bench.compile_only import devices_of
 from experiments.run.results import prepare_out, write_json
 from taskvec_jax.distributed import plan
+from taskvec_jax.distributed.footprint import PROGRAMS, program_bytes
 from taskvec_jax.distributed.plan import GB
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.distributed.targets import Target
@@ -80,7 +81,7 @@ class Program(NamedTuple):
 
 
 def compile_sweep(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[str, Program]:
-    """Both programs of a layer sweep, at the lengths of `plan.sweep_bytes`."""
+    """Both programs of a layer sweep, at the lengths of `footprint.sweep_bytes`."""
     trace = run_programs.programs_of(config, mesh, batch_size)
     return {name: compiled(trace[name], mesh.size) for name in run_programs.SWEEP}
 
@@ -104,7 +105,10 @@ def compiled(trace: run_programs.Trace, devices: int) -> Program:
 
 def _refused(message: str) -> Program:
     """What a compiler says of a program that does not fit: how much it would need, of how much."""
-    said = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of ([\d.]+)([KMGT]?)i?B? hbm", message)
+    number = r"([\d.]+)([KMGT]?)"
+    said = re.search(rf"Used {number} of {number} hbm", message) or re.search(
+        rf"total memory required .*\({number}\) exceeds available HBM \({number}\)", message
+    )
     if not said:
         return Program(None, refused=f"does not fit ({first_line(message)}); use {WAYS_OUT}")
     needs, has = (float(said[i]) * UNITS[said[i + 1]] for i in (1, 3))
@@ -150,7 +154,7 @@ def fits(program: Program, target: Target) -> bool:
         return True
     if target.chip.kind == "cpu":
         return program.bytes <= plan.this_machine().device_bytes
-    return program.bytes <= plan.SHARE * target.chip.memory
+    return program.bytes <= target.chip.usable
 
 
 def record_of(
@@ -255,7 +259,8 @@ def plan_model(
     quantized = "" if config.quantization == "none" else f" {config.quantization}"
     console.print(f"{name} {config.dtype}{quantized}, {target}, {shape}:", markup=False)
     planned = {
-        "read": plan.device_bytes(config, config.dtype, FLAGS.batch_size, shape),
+        program: program_bytes(config, program, FLAGS.batch_size, shape, kind=target.chip.kind)
+        for program in PROGRAMS
     }
     records = []
     for program in FLAGS.programs:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from taskvec_jax.distributed import plan
+from taskvec_jax.distributed import footprint
 from taskvec_jax.distributed.sharding import DATA, head_axes, placement, rows_for, shape_of
 from taskvec_jax.models.generating import ROOM_STEP
 from taskvec_jax.transformer.config import DecoderConfig
@@ -49,7 +49,7 @@ def programs_of(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[str,
 
     Args:
       batch_size: prompts a call, rounded up to what `data` divides; rows are as long as
-        `plan.RowSizes` says.
+        `footprint.RowSizes` says.
     """
     made = _Shapes(config, mesh, batch_size)
     return {
@@ -71,7 +71,7 @@ class _Shapes:
     def __init__(self, config: DecoderConfig, mesh: Mesh, batch_size: int) -> None:
         self.config, self.mesh = config, mesh
         self.rows = rows_for(mesh, batch_size)
-        self.prompt = min(plan.PROMPT_TOKENS, config.max_length)
+        self.prompt = min(footprint.PROMPT_TOKENS, config.max_length)
         self.params = _placed(config, mesh)
 
     def rows_of(self, *shape: int, dtype: str = "int32", rows: int | None = None) -> Any:
@@ -92,7 +92,7 @@ class _Shapes:
 
     def read(self, grading: Wanted | None) -> Any:
         token = self.rows_of(self.prompt)
-        rows = Rows(token, token, token, self.rows_of(plan.READS))
+        rows = Rows(token, token, token, self.rows_of(footprint.READS))
         return read_rows.trace(self.config, self.params, rows, grading)
 
     def inject(self, grading: Wanted | None) -> Any:
@@ -100,7 +100,7 @@ class _Shapes:
         return inject_rows.trace(
             c,
             self.params,
-            self.rows_of(plan.QUERY_TOKENS),
+            self.rows_of(footprint.QUERY_TOKENS),
             self.rows_of(),
             self.rows_of(c.num_layers, c.width, dtype="float32"),
             self.rows_of(c.num_layers),
@@ -169,7 +169,7 @@ class _Shapes:
         state = jax.eval_shape(optax.scale_by_adam().init, vectors)
         state = jax.tree.map(lambda leaf: self.whole(*leaf.shape, dtype=leaf.dtype), state)
         examples = Examples(
-            self.rows_of(plan.QUERY_TOKENS, rows=rows),
+            self.rows_of(footprint.QUERY_TOKENS, rows=rows),
             self.rows_of(rows=rows),
             self.rows_of(ACCEPTED, rows=rows),
             self.rows_of(0, dtype="float32", rows=rows),

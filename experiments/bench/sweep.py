@@ -150,7 +150,7 @@ def torch_stage(model: Model, logits_to_keep: int) -> Stage:
     """A step of `TORCH_STAGES`, on the same weights."""
     from experiments.bench import torch_loop  # needs torch
 
-    loop = torch_loop.TorchLoop(model, logits_to_keep)
+    loop = torch_loop.TorchLoop(torch_loop.exported(model), logits_to_keep)
     return lambda _, part, batch_size: Outcome(*torch_loop.run(loop, part, batch_size))
 
 

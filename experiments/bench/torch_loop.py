@@ -7,37 +7,43 @@ block's output.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from convert import export
+from convert.families import FAMILIES
 from taskvec_jax.models.model import Model
+from taskvec_jax.transformer.config import DecoderConfig
 
 if TYPE_CHECKING:
     from experiments.bench.stages import Part
 
 
+def exported(model: Model) -> Any:
+    """Hugging Face's model around our weights, in float32."""
+    with tempfile.TemporaryDirectory() as directory:
+        export.export(model.config, model.params, model.tokenizer, Path(directory))
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
 class TorchLoop:
-    """Hugging Face's model around our weights.
+    """A layer loop over Hugging Face's model.
 
     Args:
-      model: ours.
+      model: theirs.
       logits_to_keep: of how many last tokens logits are computed; 0: of every token, as the
         paper's code does.
     """
 
-    def __init__(self, model: Model, logits_to_keep: int) -> None:
-        from transformers import AutoModelForCausalLM
-
-        with tempfile.TemporaryDirectory() as directory:
-            export.export(model.config, model.params, model.tokenizer, Path(directory))
-            self.model: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32
-            ).eval()
+    def __init__(self, model: Any, logits_to_keep: int) -> None:
+        self.model = model
         self.blocks: Any = (
             self.model.model.layers if hasattr(self.model, "model") else self.model.gpt_neox.layers
         )
@@ -74,7 +80,12 @@ class TorchLoop:
 
     def inject(self, rows: list[list[int]], theta: np.ndarray, layers: list[int]) -> np.ndarray:
         """Next tokens [B, layers] with theta [B, L, D] injected, from one prefix cache."""
-        tokens, mask = self.left_padded(rows)
+        return self.swept(*self.left_padded(rows), torch.from_numpy(theta), layers).numpy()
+
+    def swept(
+        self, tokens: torch.Tensor, mask: torch.Tensor, vectors: torch.Tensor, layers: list[int]
+    ) -> torch.Tensor:
+        """Next tokens [B, layers] of padded rows [B, T] with vectors [B, L, D] injected."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         length = tokens.shape[1]
         cache: Any = None
@@ -86,7 +97,6 @@ class TorchLoop:
                 use_cache=True,
                 logits_to_keep=self.logits_to_keep,
             ).past_key_values
-        vectors = torch.from_numpy(theta)
         answers = []
         for layer in layers:
 
@@ -106,8 +116,8 @@ class TorchLoop:
             hook.remove()
             if cache is not None:
                 cache.crop(-1)
-            answers.append(logits.argmax(-1).numpy())
-        return np.stack(answers, axis=1)
+            answers.append(logits.argmax(-1))
+        return torch.stack(answers, dim=1)
 
 
 def run(loop: TorchLoop, part: Part, batch_size: int) -> tuple[Any, Any, Any, int]:
@@ -132,3 +142,36 @@ def run(loop: TorchLoop, part: Part, batch_size: int) -> tuple[Any, Any, Any, in
             rows = slice(i, min(2 * half, i + batch_size))
             test.append(loop.inject(part.queries[rows], vectors[rows], [layer])[:, 0])
     return np.concatenate(icl), dev_answers, np.concatenate(test), layer
+
+
+def random_loop_seconds(
+    config: DecoderConfig, rows: int, length: int, repeats: int
+) -> float | None:
+    """Seconds of a layer loop over random tokens, in bfloat16, on the first GPU that torch sees.
+
+    The model has Hugging Face's code, this config's shape and random weights. Every row has
+    `length` tokens; all but the last are read once and cached, and the last is run once for each
+    layer with the output of that layer replaced.
+
+    Returns:
+      The median of some turns after the first; None without a GPU.
+    """
+    if not torch.cuda.is_available():
+        return None
+    raw = FAMILIES[config.family].config_to_hf(config)
+    with torch.device("cuda"):
+        model: Any = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**raw), dtype=torch.bfloat16
+        ).eval()
+        tokens = torch.randint(0, config.vocab_size, (rows, length))
+        vectors = torch.randn(rows, config.num_layers, config.width, dtype=torch.bfloat16)
+    loop = TorchLoop(model, 1)
+    turns = []
+    with torch.no_grad():
+        for _ in range(1 + repeats):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            loop.swept(tokens, torch.ones_like(tokens), vectors, list(range(config.num_layers)))
+            torch.cuda.synchronize()
+            turns.append(time.perf_counter() - start)
+    return statistics.median(turns[1:])

@@ -103,7 +103,7 @@ def define_prompt_flags() -> None:
         flags.DEFINE_integer(
             "batch_size",
             defaults.batch_size,
-            "Prompts that a compiled call works on; it changes no result.",
+            "Prompts that a compiled call works on, --num_prompts at most; it changes no result.",
         )
         flags.DEFINE_float(
             "memory_gb",
@@ -177,17 +177,21 @@ def define_task_flags() -> None:
 def settings_from_flags() -> Settings:
     """The settings the flags ask for.
 
+    A call is of --batch_size prompts, or of as many as there are: what is missing would be filled
+    up with repetitions, and a quick look at 10 prompts take as long as one at 50.
+
     Raises:
       TaskVecError: one of them, or --memory_gb, cannot be meant.
     """
     if FLAGS.memory_gb is not None and not FLAGS.memory_gb > 0:  # nan is not either
         raise TaskVecError(f"--memory_gb={FLAGS.memory_gb:g}; it must be above 0")
+    num_prompts = num_prompts_from_flags()
     return Settings(
-        num_prompts=num_prompts_from_flags(),
+        num_prompts=num_prompts,
         num_demonstrations=FLAGS.num_demonstrations,
         num_dummy_queries=FLAGS.num_dummy_queries,
         seed=FLAGS.seed,
-        batch_size=FLAGS.batch_size,
+        batch_size=min(FLAGS.batch_size, num_prompts),
         rule=FLAGS.rule,
         filter=FLAGS.filter,
         template=template_from_flags(),
@@ -213,8 +217,8 @@ def num_prompts_from_flags() -> int:
 def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Settings:
     """The settings with the largest batch, at most the one asked for, that fits.
 
-    What fits is counted by `plan.sweep_bytes` for the longest prompts of these tasks under these
-    settings, and held against --memory_gb, or the memory of this machine without it.
+    What fits is counted by `footprint.sweep_bytes` for the longest prompts of these tasks under
+    these settings, and held against --memory_gb, or the memory of this machine without it.
 
     Raises:
       TaskVecError: --memory_gb is not above 0, or not even one prompt at a time fits in it.

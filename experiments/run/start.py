@@ -20,6 +20,7 @@ from experiments.run.results import (
     short_demonstrations,
 )
 from experiments.run.study import Study
+from taskvec_jax.distributed.plan import refuse_too_large
 from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
@@ -86,6 +87,11 @@ def ask(checks: Sequence[Callable[[DecoderConfig], None]] = ()) -> Asked:
             _, config = describe(FLAGS.model, FLAGS.revision)
             for check in checks:
                 check(config)
+            planned = dataclasses.replace(
+                config, dtype=FLAGS.dtype, quantization=FLAGS.quantization
+            )
+            mesh = MeshShape.parse(FLAGS.mesh) if FLAGS.mesh else None
+            refuse_too_large(FLAGS.model, planned, mesh)
             tokenizer = own_tasks.tokenizer_of(FLAGS.model, FLAGS.revision)
             if tokenizer is not None:
                 must_fit = bool(FLAGS.tasks)

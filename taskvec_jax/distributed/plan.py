@@ -11,46 +11,34 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
+from taskvec_jax.distributed.footprint import (
+    ITEM_BYTES,
+    PLANNED_BATCH,
+    PLANNED_ROWS,
+    PROGRAMS,
+    RowSizes,
+    parameter_bytes,
+    program_bytes,
+    sweep_bytes,
+)
 from taskvec_jax.distributed.processes import anywhere
-from taskvec_jax.distributed.sharding import MeshShape, axes_of, head_axes, split_of
+from taskvec_jax.distributed.sharding import MeshShape
+from taskvec_jax.distributed.targets import GIB, SHARE, Target
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import leaf_shapes, leaf_types
+from taskvec_jax.transformer.decoder import leaf_shapes
 
-ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN_DTYPES = ("float32", "bfloat16", "int8")  # int8: of the kernels, the rest in bfloat16
+PRECISIONS = ("float32", "bfloat16", "int8", "int4")  # from the largest to the smallest
+LARGEST_MODEL_AXIS = 256
 GB = 1e9
-MESHES = ((1, 16), (1, 80), (4, 80), (8, 80), (8, 16))  # (devices, GB of each) that people rent
-PLANNED_BATCH = 50  # prompts a call
-PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
-QUERY_TOKENS = 16  # of a zero-shot query
-READS = 3  # places a row is read at: after the query and after 2 dummy queries
-SHARE = 0.9  # of an accelerator's memory that is planned with; the rest goes to its runtime
+RENTED = ("tpu:v5e:1x1", "gpu:h100:1", "gpu:h100:4", "gpu:h100:8", "tpu:v5e:2x4")  # by people
 FREE_SHARE = 0.7  # of a host's free memory that is planned with; others want some of it too
 RUNTIME_BYTES = 600_000_000  # of the interpreter, its libraries and the compiler, on a CPU
-
-
-class RowSizes(NamedTuple):
-    """What decides the memory of one row of a layer sweep, beside the model.
-
-    Attributes:
-      prompt: tokens of the longest row that is read: demonstrations, query and dummy queries.
-      query: tokens of the longest zero-shot query.
-      reads: places a row is read at.
-    """
-
-    prompt: int = PROMPT_TOKENS
-    query: int = QUERY_TOKENS
-    reads: int = READS
-
-
-PLANNED_ROWS = RowSizes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,61 +75,8 @@ def weight_bytes(config: DecoderConfig, dtype: str) -> int:
 
 
 def share_bytes(config: DecoderConfig, dtype: str, devices: int) -> int:
-    """Bytes of the parameters that each of some devices along `model` holds.
-
-    As `sharding.SPLITS` says. LLaMA 30B's 52 heads do not divide among 8: two devices each hold the
-    same quarter of its attention there.
-    """
-    return sum(
-        leaf.size // _shards(config, path, leaf.shape, devices) * leaf.dtype.itemsize
-        for path, leaf in leaf_types(in_precision(config, dtype)).items()
-    )
-
-
-def _shards(config: DecoderConfig, path: str, shape: tuple[int, ...], devices: int) -> int:
-    split = split_of(config, path, shape, devices)
-    return split.shards if split else 1
-
-
-def sweep_bytes(
-    config: DecoderConfig,
-    batch_size: int = PLANNED_BATCH,
-    mesh: MeshShape | None = None,
-    sizes: RowSizes = PLANNED_ROWS,
-) -> int:
-    """An upper estimate of what a layer sweep needs beside the weights, on one device of a mesh.
-
-    The larger of its two programs (see sweep.py): reading rows of demonstrations, or injecting L
-    copies of the last token into rows of zero-shot queries. Counted for each: the residual stream
-    twice, attention scores and weights, the MLP's hidden layer three times, logits once more than
-    needed; and the residuals that are read.
-    """
-    c, wide, mesh = config, ITEM_BYTES[config.stream_dtype], mesh or MeshShape()
-    rows = -(-batch_size // mesh.data)
-
-    def part(size: int, over: Mapping[str, int] | None = None) -> int:
-        over = axes_of(size, mesh.model) if over is None else over
-        return size // math.prod(over.values())
-
-    over, kv_over = head_axes(c, mesh.model)
-    heads, kv_heads = part(c.num_heads, over), part(c.num_kv_heads, kv_over)
-
-    def program(tokens: int, answers: int) -> int:
-        cells = 2 * tokens * c.width + 2 * heads * tokens**2 + 3 * tokens * part(c.mlp_width)
-        cells += 3 * tokens * (heads + 2 * kv_heads) * c.head_dim
-        return rows * (cells + 2 * answers * part(c.vocab_size)) * wide
-
-    read = program(sizes.prompt, sizes.reads)
-    read += sizes.reads * rows * c.num_layers * c.width * wide
-    inject = program(sizes.query + c.num_layers, 1 + c.num_layers)
-    unpacked = 0
-    if c.quantization != "none":  # the kernels of one layer, as the product reads them
-        for path, leaf in leaf_types(c).items():
-            numbers = 2 if leaf.dtype == "uint8" else 1  # in a byte
-            if path.startswith("layers/"):
-                held = leaf.size // c.num_layers // _shards(c, path, leaf.shape, mesh.model)
-                unpacked += held * numbers * ITEM_BYTES[c.dtype]
-    return max(read, inject) + unpacked
+    """Bytes of the parameters in a dtype that each of some devices along `model` holds."""
+    return parameter_bytes(in_precision(config, dtype), devices)
 
 
 def largest_batch(
@@ -157,40 +92,87 @@ def largest_batch(
       TaskVecError: one prompt at a time does not fit.
     """
     mesh = mesh or MeshShape()
+    kind = device_kind()
     fixed = share_bytes(config, config.dtype, mesh.model)
-    if jax.default_backend() == "cpu":
+    if kind == "cpu":
         fixed += RUNTIME_BYTES
-    while batch_size > 0 and fixed + sweep_bytes(config, batch_size, mesh, sizes) > memory:
+    while batch_size > 0 and fixed + sweep_bytes(config, batch_size, mesh, sizes, kind) > memory:
         batch_size -= 1
     if batch_size < 1:
         raise TaskVecError(
             f"memory of {memory / GB:.2f} GB is too little: the weights and one prompt of"
             f" {sizes.prompt} tokens need"
-            f" {(fixed + sweep_bytes(config, 1, mesh, sizes)) / GB:.2f} GB; allow more, take fewer"
-            " demonstrations, or use --dtype=bfloat16"
+            f" {(fixed + sweep_bytes(config, 1, mesh, sizes, kind)) / GB:.2f} GB; allow more, take"
+            " fewer demonstrations, or use --dtype=bfloat16"
         )
     return batch_size
 
 
-def device_bytes(config: DecoderConfig, dtype: str, batch_size: int, mesh: MeshShape) -> int:
+def device_kind() -> str:
+    """What JAX computes on here, as `footprint.program_bytes` tells devices apart."""
+    backend = jax.default_backend()
+    return backend if backend in ("cpu", "tpu") else "gpu"
+
+
+def device_bytes(
+    config: DecoderConfig, dtype: str, batch_size: int, mesh: MeshShape, kind: str = "cpu"
+) -> int:
     """What each device of a mesh needs: its share of the parameters, and the sweep."""
-    return share_bytes(config, dtype, mesh.model) + sweep_bytes(config, batch_size, mesh)
+    planned = in_precision(config, dtype)
+    return max(program_bytes(planned, program, batch_size, mesh, kind=kind) for program in PROGRAMS)
 
 
 def choose_mesh(config: DecoderConfig, batch_size: int) -> MeshShape:
     """All devices on `data` if the model fits one (of every process), else on `model`."""
     devices = jax.device_count()
     data = MeshShape(data=devices)
-    need = device_bytes(config, config.dtype, batch_size, data)
+    need = device_bytes(config, config.dtype, batch_size, data, device_kind())
     small = anywhere(need > this_machine().device_bytes)
     return MeshShape(model=devices) if small else data
+
+
+def refuse_too_large(name: str, config: DecoderConfig, mesh: MeshShape | None) -> None:
+    """Refuses a model that no batch fits beside, before anything of it is loaded.
+
+    Args:
+      mesh: that was asked for; None: all devices on `model`, where each holds least.
+
+    Raises:
+      TaskVecError: each device would need more than it has; it names the least change of precision
+        that fits these devices, and the fewest devices that hold it as it is.
+    """
+    have, kind = this_machine().device_bytes, device_kind()
+    mesh = mesh or MeshShape(model=jax.device_count())
+
+    def need(dtype: str, mesh: MeshShape) -> int:
+        return device_bytes(in_precision(config, dtype), dtype, mesh.data, mesh, kind)
+
+    asked = config.dtype if config.quantization == "none" else config.quantization
+    if (needed := need(asked, mesh)) <= have:
+        return
+    lower = PRECISIONS[PRECISIONS.index(asked) + 1 :] if asked in PRECISIONS else PRECISIONS[1:]
+    ways = []
+    if fitting := next((p for p in lower if need(p, mesh) <= have), None):
+        flag = f"--dtype={fitting}" if fitting in ITEM_BYTES else f"--quantization={fitting}"
+        ways.append(f"{flag} ({need(fitting, mesh) / GB:.2f} GB)")
+    meshes = [MeshShape(model=1 << n) for n in range(LARGEST_MODEL_AXIS.bit_length())]
+    if larger := next((m for m in meshes if need(asked, m) <= have), None):
+        ways.append(
+            f"{larger.devices} devices of this size with --mesh={larger}"
+            f" ({need(asked, larger) / GB:.2f} GB)"
+        )
+    raise TaskVecError(
+        f"{name}: in {asked} on mesh {mesh} each device needs {needed / GB:.2f} GB for parameters"
+        f" and one prompt, and has {have / GB:.2f} GB; what would fit:"
+        f" {', or '.join(ways) or 'a smaller model'}; --plan says more"
+    )
 
 
 def mesh_line(config: DecoderConfig, mesh: MeshShape, batch_size: int) -> str:
     """The mesh of a run and what each of its devices needs, for people."""
     share, sweep = (
         share_bytes(config, config.dtype, mesh.model),
-        sweep_bytes(config, batch_size, mesh),
+        sweep_bytes(config, batch_size, mesh, kind=device_kind()),
     )
     have = this_machine().device_bytes
     return (
@@ -243,16 +225,18 @@ def plan_lines(name: str, config: DecoderConfig, batch_size: int = PLANNED_BATCH
         f"a layer sweep of {batch_size} prompts at a time: up to"
         f" {sweep_bytes(c, batch_size) / GB:.2f} GB beside them",
     ]
-    meshes = [this_machine()]
-    meshes += [Mesh(f"{n} x {size} GB", n, size * GB) for n, size in MESHES]
-    for mesh in meshes:
+    meshes = [(this_machine(), device_kind())]
+    for target in map(Target.parse, RENTED):
+        size = f"{target.devices} x {target.chip.memory / GIB:.0f} GB"
+        mesh = Mesh(f"{size} ({target})", target.devices, target.chip.usable)
+        meshes.append((mesh, target.chip.kind))
+    for mesh, kind in meshes:
         cells = []
         for dtype in SHOWN_DTYPES:
             planned = in_precision(c, dtype)
-            need = device_bytes(planned, dtype, batch_size, MeshShape(model=mesh.devices))
+            need = device_bytes(planned, dtype, batch_size, MeshShape(model=mesh.devices), kind)
             verdict = "fits" if need <= mesh.device_bytes else "DOES NOT FIT"
             cells.append(f"{dtype} {need / GB:.2f} GB a device, {verdict}")
-        memory = f"{mesh.devices} x {mesh.device_bytes / GB:.0f} GB"
-        label = mesh.name if mesh.name == memory else f"{mesh.name}, {memory}"
-        lines.append(f"{label}: " + "; ".join(cells))
+        memory = f"{mesh.device_bytes / GB:.1f} GB of each to plan with"
+        lines.append(f"{mesh.name}, {memory}: " + "; ".join(cells))
     return lines

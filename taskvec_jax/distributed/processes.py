@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +15,33 @@ from jax.experimental import multihost_utils
 from taskvec_jax.errors import TaskVecError
 
 T = TypeVar("T")
+PCI = Path("/sys/bus/pci/devices")
+GOOGLE = "0x1ae0"  # vendor of TPUs on the PCI bus
+TPUS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f")  # v2 and v3, v4, v5p, v5e, v6e
+
+
+def found_cluster(environment: Mapping[str, str] = os.environ, pci: Path = PCI) -> str | None:
+    """What started this process as one of several, if something says so: "Slurm" or "Cloud TPU".
+
+    `jax.distributed.initialize()` then finds the others without being told. A step of Slurm counts
+    if it has several tasks. On a TPU VM there is one process a host, alone or not: JAX asks the
+    cloud how many there are.
+    """
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "SLURM_PROCID" in environment:
+        return "Slurm"
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or _has_tpu(pci):
+        return "Cloud TPU"
+    return None
+
+
+def _has_tpu(pci: Path) -> bool:
+    """Whether a TPU is on the PCI bus of this host."""
+    for device in pci.glob("*") if pci.is_dir() else ():
+        with contextlib.suppress(OSError):
+            found = [(device / name).read_text().strip() for name in ("vendor", "device")]
+            if found[0] == GOOGLE and found[1] in TPUS:
+                return True
+    return False
 
 
 def to_host(array: Any) -> np.ndarray:

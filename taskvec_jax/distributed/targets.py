@@ -21,6 +21,8 @@ from taskvec_jax.errors import TaskVecError
 KINDS = ("cpu", "tpu", "gpu")
 GPUS_A_HOST = 8
 GIB = 1 << 30
+SHARE = 0.9  # of a GPU's memory that is planned with; the rest goes to its runtime
+RESERVED = GIB // 4  # of a TPU's memory, by its compiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Chip:
     topology: str = ""
     slice: str = ""
     gpu: dict[str, int | float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def usable(self) -> float:
+        """Bytes of memory that programs can be planned with."""
+        return self.memory - RESERVED if self.kind == "tpu" else SHARE * self.memory
 
 
 def _tpu(

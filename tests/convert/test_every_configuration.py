@@ -10,7 +10,7 @@ import pytest
 from slow import slow
 
 from convert.families import HF_FAMILIES
-from convert.verify.families import SETTINGS, compare_family
+from convert.verify.families import SETTINGS, Row, compare_family, table_lines
 from convert.verify.reference import write_random_model
 
 ALL = {**hf.CONFIGS, **hf.MORE_CONFIGS}
@@ -38,3 +38,18 @@ def test_a_row_of_the_published_table_is_made_from_transformers_own_model(tmp_pa
     assert row.logits <= 1e-10
     assert row.top1 == 1
     assert np.isfinite(row.residual)
+
+
+def test_the_published_table_has_a_line_a_family_and_a_column_a_precision() -> None:
+    rows = [
+        Row(kind, dtype, error, 2 * error, 0.5)
+        for kind, error in (("llama", 1e-6), ("gpt2", 3e-6))
+        for dtype in ("float32", "float64", "bfloat16")
+    ]
+    cell = " | ".join(["1.0e-06, 2.0e-06, 50.0%"] * 3)
+    assert list(table_lines(iter(rows))) == [
+        "| family | float32 | float64 | bfloat16 |",
+        "|---|---|---|---|",
+        f"| llama | {cell} |",
+        "| gpt2 | " + cell.replace("1.0", "3.0").replace("2.0", "6.0") + " |",
+    ]

@@ -10,6 +10,7 @@ import pytest
 from conftest import LLAMA, model_of
 
 from taskvec_jax.distributed import plan
+from taskvec_jax.distributed.targets import SHARE
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.measuring import longest_rows
 from taskvec_jax.evaluation.reading import draw_prompts
@@ -103,7 +104,7 @@ def test_memory_to_use_is_that_of_the_device_or_what_is_free(monkeypatch):
             return {"bytes_limit": int(60e9)}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator()])
-    assert plan.memory_to_use(int(5e9)) == plan.SHARE * 60e9
+    assert plan.memory_to_use(int(5e9)) == SHARE * 60e9
 
 
 def test_the_longest_rows_are_those_of_the_prompts_that_are_drawn():

@@ -487,6 +487,7 @@ class Maker:
                         *(("learned", 0.9), ("control", 0.2)),
                     )
                 },
+                "selectivity": [0.7] * len(layers),
                 "baseline": self.score(0.1),
                 "icl": self.score(0.9),
                 "cosine": self.rng.rand(len(layers)).tolist(),

@@ -17,7 +17,7 @@ import pytest
 from conftest import LLAMA
 
 from experiments.bench import compile_only, hlo, mesh_plan, run_programs
-from taskvec_jax.distributed import plan
+from taskvec_jax.distributed import footprint
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.distributed.targets import Target
 from taskvec_jax.errors import TaskVecError
@@ -82,10 +82,16 @@ def test_a_program_that_does_not_fit_is_told_with_what_it_needs_and_the_way_out(
         " hbm. Used 30.05G of 15.75G hbm. Exceeded hbm capacity by 14.30G."
     )
 
-    def trace():
+    other = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
+        " temporaries (30.05G) exceeds available HBM (15.75G)."
+    )
+
+    def trace(message: str = message):
         raise jax.errors.JaxRuntimeError(message)
 
     refused = mesh_plan.compiled(trace, 1)
+    assert mesh_plan.compiled(lambda: trace(other), 1) == refused
     assert refused.bytes == round(30.05 * 2**30)
     assert "needs 32.27 GB of a device that has 16.91; use more devices" in refused.refused
     target = Target.parse("tpu:v5e:1x1")
@@ -168,10 +174,10 @@ def test_the_roofline_is_the_slowest_of_products_memory_and_links():
 
 def padded_flops(config: DecoderConfig, rows: int) -> dict[str, int]:
     """FLOPs of the sweep's programs with all padding: every token that is run counts."""
-    length, queries = plan.PROMPT_TOKENS, plan.QUERY_TOKENS
+    length, queries = footprint.PROMPT_TOKENS, footprint.QUERY_TOKENS
     each, layers = layer_flops(config), config.num_layers
     read = layers * (length * each + attention_flops(config, length**2))
-    read += plan.READS * answer_flops(config)
+    read += footprint.READS * answer_flops(config)
     inject = (1 + layers) * answer_flops(config)
     done = 0
     for stop, alive in run_programs.wavefront_schedule(layers):

@@ -92,6 +92,27 @@ def test_tasks_that_a_tokenizer_cannot_pose_are_left_out_and_named_ones_refused(
         fitting_tasks(tokenizer, tasks, settings, must_fit=True)
 
 
+def test_a_call_is_of_no_more_prompts_than_there_are(parsed):
+    """The rest of it would be filled up with repetitions."""
+    for words, rows in (((), 50), (("--num_prompts=10",), 10), (("--num_prompts=500",), 50)):
+        parsed(f"--model={SMALL_MODEL}", *words)
+        assert command.settings_from_flags().batch_size == rows
+    parsed(f"--model={SMALL_MODEL}", "--num_prompts=9", "--batch_size=4")
+    assert command.settings_from_flags().batch_size == 4
+
+
+def test_prompts_beyond_the_context_are_found_before_a_model_is_loaded(parsed):
+    parsed(f"--model={SMALL_MODEL}", "--num_demonstrations=24", "--tasks=bijection_1,to_upper")
+    with pytest.raises(TaskVecError, match=r"bijection_1: .* different pairs"):
+        ask()
+    parsed(f"--model={SMALL_MODEL}", "--num_demonstrations=100", "--tasks=list_first")
+    with pytest.raises(TaskVecError, match=r"list_first: \d+ tokens in a text; .* at most 256"):
+        ask()
+    parsed(f"--model={SMALL_MODEL}", "--num_demonstrations=100")
+    with pytest.raises(TaskVecError):
+        ask()
+
+
 def test_the_layer_sweep_says_what_it_leaves_out_before_its_first_row(
     parsed, tmp_path, monkeypatch, capsys
 ):

@@ -170,7 +170,7 @@ def test_every_name_says_where_its_weights_are() -> None:
 
 def test_llama_30b_on_the_machines_people_rent() -> None:
     lines = plan_lines(*describe("llama-30b"))
-    verdicts = {line.split(":")[0]: line for line in lines if " x " in line.split(":")[0]}
+    verdicts = {line.split(" (")[0]: line for line in lines if " x " in line.split(" (")[0]}
     assert "32,528,943,616 parameters" in lines[0]
     assert "130.12 GB as float32, 65.06 GB as bfloat16, 32.76 GB as int8" in lines[1]
 

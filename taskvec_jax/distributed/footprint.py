@@ -1,0 +1,210 @@
+"""Memory that the programs of a layer sweep take on one device, from the arrays that live at once.
+
+A program needs its arguments (parameters, rows), what it carries through the loop over layers, and
+at its largest moment the arrays of one part of a layer, or the logits at the end. Which arrays
+there are depends on the compiler:
+
+* On a GPU, products are kernels of their own: their results are written to memory in float32, and
+  a layer's kernels are first copied out of the stack. Softmax is part of attention's products.
+* On a TPU, what is done to each number of a product's result is part of the product, kernels are
+  read where they lie, and the residuals that are read are written into the result at once.
+* On a CPU, the count is an upper one: larger arrays count more than once.
+
+The compilers' own figures stand beside these in tests/distributed/test_footprint.py.
+
+Shapes, on one device: N tokens of all rows, D width, H heads, G key/value heads, K head size, F MLP
+width, V vocabulary, L layers, R places of a row that are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from taskvec_jax.distributed.sharding import MeshShape, axes_of, head_axes, split_of
+from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import leaf_types
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+PLANNED_BATCH = 50  # prompts a call
+PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
+QUERY_TOKENS = 16  # of a zero-shot query
+READS = 3  # places a row is read at: after the query and after 2 dummy queries
+PROGRAMS = ("read", "inject")
+
+
+class RowSizes(NamedTuple):
+    """What decides the memory of one row of a layer sweep, beside the model.
+
+    Attributes:
+      prompt: tokens of the longest row that is read: demonstrations, query and dummy queries.
+      query: tokens of the longest zero-shot query.
+      reads: places a row is read at.
+    """
+
+    prompt: int = PROMPT_TOKENS
+    query: int = QUERY_TOKENS
+    reads: int = READS
+
+
+PLANNED_ROWS = RowSizes()
+
+
+class _Sizes(NamedTuple):
+    """Bytes of the arrays of one layer on one device; of activations float32 unless said."""
+
+    stream: int  # [N, D]
+    hidden: int  # [N, F]
+    narrow_hidden: int  # [N, F] in the parameter dtype
+    attention: int  # queries, keys and values [N, (H + 2 G) K]
+    scores: int  # [B, H, T, T]
+    logits: int  # [B, R, V]
+    residuals: int  # [B, R, L, D] that are read, or [B, L, D] that are written
+    mlp_in: int  # one kernel [D, F] as it is kept
+    mlp_kernels: int  # how many of the three or two there are
+    unpacked: int  # the kernels of one layer in the parameter dtype, where they are quantized
+
+
+def parameter_bytes(config: DecoderConfig, devices: int) -> int:
+    """Bytes of the parameters that each of some devices along `model` holds.
+
+    As `sharding.SPLITS` says. LLaMA 30B's 52 heads do not divide among 8: two devices each hold the
+    same quarter of its attention there.
+    """
+    return sum(
+        leaf.size // shards(config, path, leaf.shape, devices) * leaf.dtype.itemsize
+        for path, leaf in leaf_types(config).items()
+    )
+
+
+def shards(config: DecoderConfig, path: str, shape: tuple[int, ...], devices: int) -> int:
+    """In how many parts a parameter lies on devices along `model`."""
+    split = split_of(config, path, shape, devices)
+    return split.shards if split else 1
+
+
+def program_bytes(
+    config: DecoderConfig,
+    program: str,
+    batch_size: int = PLANNED_BATCH,
+    mesh: MeshShape | None = None,
+    sizes: RowSizes = PLANNED_ROWS,
+    kind: str = "cpu",
+) -> int:
+    """What one of the sweep's programs needs on each device of a mesh, parameters included.
+
+    Args:
+      program: one of `PROGRAMS`: reading rows of demonstrations, or injecting L copies of the last
+        token into rows of zero-shot queries.
+      kind: of the device: "cpu", "gpu" or "tpu".
+    """
+    mesh = mesh or MeshShape()
+    held = parameter_bytes(config, mesh.model)
+    if program == "read":
+        tokens, answers = sizes.prompt, sizes.reads
+    else:
+        tokens, answers = sizes.query + config.num_layers, 1 + config.num_layers
+    rows = -(-batch_size // mesh.data)
+    read_or_written = sizes.reads if program == "read" else 1  # states of a layer and a row
+    s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model)
+    if kind == "cpu":
+        return held + _on_cpu(s, reads=program == "read")
+    read = s.residuals if program == "read" else 0
+    given = 0
+    if program == "inject":  # the vectors, and the row of the group before that copies have joined
+        given = s.residuals + s.stream
+    if kind == "gpu":
+        return held + given + 2 * read + _at_once_on_gpu(config, s, mesh)
+    return held + given + read + _at_once_on_tpu(config, s, mesh)
+
+
+def sweep_bytes(
+    config: DecoderConfig,
+    batch_size: int = PLANNED_BATCH,
+    mesh: MeshShape | None = None,
+    sizes: RowSizes = PLANNED_ROWS,
+    kind: str = "cpu",
+) -> int:
+    """What a layer sweep needs beside the parameters: the larger of its two programs."""
+    most = max(
+        program_bytes(config, program, batch_size, mesh, sizes, kind) for program in PROGRAMS
+    )
+    return most - parameter_bytes(config, (mesh or MeshShape()).model)
+
+
+def _at_once_on_gpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
+    """The largest moment of a GPU's program."""
+    gated = s.mlp_kernels > 2
+    carried = 2 * s.stream  # before and after attention
+    moments = [
+        carried + s.attention + s.scores,
+        carried + s.hidden + s.mlp_kernels * s.mlp_in,  # the first product of the MLP
+        carried + (1 + gated) * s.hidden + s.narrow_hidden + s.mlp_in,  # before its last one
+        s.logits,
+    ]
+    if mesh.model > 1:  # a sum over devices is written apart from what is summed
+        moments.append(carried + s.stream + _normed(c, s))
+    return max(moments)
+
+
+def _at_once_on_tpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
+    """The largest moment of a TPU's program."""
+    in_place = c.dtype == c.stream_dtype  # the hidden layer takes the place of its last factor
+    moments = [
+        s.stream + s.attention + s.scores,
+        s.stream + s.hidden + (0 if in_place else s.narrow_hidden),
+        s.logits,
+    ]
+    if mesh.model > 1:
+        moments.append(3 * s.stream + _normed(c, s))
+    return max(moments)
+
+
+def _normed(c: DecoderConfig, s: _Sizes) -> int:
+    """The normed stream, where it is written: as an operand of float32 products."""
+    return s.stream if c.dtype == c.stream_dtype else 0
+
+
+def _on_cpu(s: _Sizes, *, reads: bool) -> int:
+    """The residual stream twice, scores and weights of attention, the MLP's hidden layer three
+    times, logits once more than needed; and the residuals that are read."""
+    cells = 2 * s.stream + 2 * s.scores + 3 * s.hidden + 3 * s.attention + 2 * s.logits
+    return cells + s.unpacked + (s.residuals if reads else 0)
+
+
+def _sizes(
+    c: DecoderConfig, rows: int, tokens: int, answers: int, states: int, model: int
+) -> _Sizes:
+    wide, narrow = ITEM_BYTES[c.stream_dtype], ITEM_BYTES[c.dtype]
+    cells = rows * tokens
+
+    def part(size: int, over: Mapping[str, int] | None = None) -> int:
+        over = axes_of(size, model) if over is None else over
+        return size // math.prod(over.values())
+
+    over, kv_over = head_axes(c, model)
+    heads, kv_heads = part(c.num_heads, over), part(c.num_kv_heads, kv_over)
+    leaves = leaf_types(c)
+    mlp = {p: leaf for p, leaf in leaves.items() if "/mlp/" in p and p.endswith("/kernel")}
+    path, largest = max(mlp.items(), key=lambda item: item[1].size)
+    kept = largest.size // c.num_layers // shards(c, path, largest.shape, model)
+    unpacked = 0
+    if c.quantization != "none":
+        for path, leaf in leaves.items():
+            numbers = 2 if leaf.dtype == "uint8" else 1  # in a byte
+            if path.startswith("layers/"):
+                held = leaf.size // c.num_layers // shards(c, path, leaf.shape, model)
+                unpacked += held * numbers * narrow
+    return _Sizes(
+        stream=cells * c.width * wide,
+        hidden=cells * part(c.mlp_width) * wide,
+        narrow_hidden=cells * part(c.mlp_width) * narrow,
+        attention=cells * (heads + 2 * kv_heads) * c.head_dim * wide,
+        scores=rows * heads * tokens**2 * wide,
+        logits=rows * answers * part(c.vocab_size) * wide,
+        residuals=rows * states * c.num_layers * c.width * wide,
+        mlp_in=kept * largest.dtype.itemsize,
+        mlp_kernels=len(mlp),
+        unpacked=unpacked,
+    )

@@ -1,0 +1,82 @@
+"""The memory plan against what XLA's own compilers for a TPU and a GPU say, as recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from taskvec_jax.distributed import plan
+from taskvec_jax.distributed.footprint import PROGRAMS, parameter_bytes, program_bytes
+from taskvec_jax.distributed.sharding import MeshShape
+from taskvec_jax.errors import TaskVecError
+from taskvec_jax.models.registry import NAMED_MODELS
+
+# Bytes a device that the compiler asks for, in GB: (target, model, dtype, quantization) -> reading
+# rows, injecting vectors, of 50 prompts; all devices on `model`. By `python -m
+# experiments.bench.plan_matrix`, jax 0.10.2, libtpu 0.0.42.1, 2026-11-26.
+COMPILED: dict[tuple[str, str, str, str], tuple[float, float]] = {
+    ("gpu:1", "llama-7b", "bfloat16", "none"): (14.538, 13.955),
+    ("gpu:1", "llama-7b", "bfloat16", "int8"): (7.996, 7.311),
+    ("gpu:1", "llama-7b", "float32", "none"): (28.249, 27.707),
+    ("gpu:8", "llama-7b", "bfloat16", "none"): (2.172, 1.877),
+    ("gpu:8", "llama-7b", "bfloat16", "int8"): (1.343, 1.048),
+    ("gpu:8", "llama-7b", "float32", "none"): (3.926, 3.600),
+}
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=" ".join)
+def test_the_plan_is_within_a_tenth_of_the_compiler_and_hardly_below_it(case):
+    target, name, dtype, quantization = case
+    kind, _, devices = target.partition(":")
+    config = dataclasses.replace(NAMED_MODELS[name].config, dtype=dtype, quantization=quantization)
+    for program, compiled in zip(PROGRAMS, COMPILED[case], strict=True):
+        planned = program_bytes(config, program, 50, MeshShape(1, int(devices)), kind=kind) / 1e9
+        assert -0.03 <= planned / compiled - 1 <= 0.1, (program, planned, compiled)
+
+
+def test_more_prompts_take_more_memory_and_more_devices_less_of_each():
+    config = NAMED_MODELS["llama-7b"].config
+    for kind in ("cpu", "gpu", "tpu"):
+        for program in PROGRAMS:
+            needs = [program_bytes(config, program, batch, kind=kind) for batch in (1, 8, 64)]
+            assert needs == sorted(set(needs))
+            assert needs[0] > parameter_bytes(config, 1)
+            split = [
+                program_bytes(config, program, 64, MeshShape(data, model), kind=kind)
+                for data, model in ((1, 1), (2, 1), (2, 4), (4, 8))
+            ]
+            assert split == sorted(set(split), reverse=True)
+
+
+def refusal(monkeypatch, gigabytes: float, mesh: MeshShape | None, **changes: str) -> str:
+    config = dataclasses.replace(NAMED_MODELS["llama-7b"].config, **changes)
+    machine = plan.Mesh("m", 1, gigabytes * plan.GB)
+    monkeypatch.setattr(plan, "this_machine", lambda: machine)
+    with pytest.raises(TaskVecError) as refused:
+        plan.refuse_too_large("llama-7b", config, mesh)
+    return str(refused.value)
+
+
+def test_a_model_that_cannot_fit_is_refused_with_the_smallest_mesh_and_precision_that_would(
+    monkeypatch,
+):
+    said = refusal(monkeypatch, 16, None)
+    assert "in float32 on mesh data:1,model:1 each device needs 27." in said
+    assert "has 16.00 GB; what would fit: --dtype=bfloat16 (13.5" in said
+    assert "or 2 devices of this size with --mesh=data:1,model:2 (13.5" in said
+    said = refusal(monkeypatch, 10, None, dtype="bfloat16")
+    assert "what would fit: --quantization=int8 (7." in said
+    assert "or 2 devices" in said
+    said = refusal(monkeypatch, 5, MeshShape(2, 1), dtype="bfloat16", quantization="int8")
+    assert "what would fit: --quantization=int4 (4." in said
+    said = refusal(monkeypatch, 0.001, None)
+    assert "what would fit: a smaller model" in said
+
+
+def test_a_model_that_fits_is_not_refused(monkeypatch):
+    config = NAMED_MODELS["llama-7b"].config
+    machine = plan.Mesh("m", 1, 30 * plan.GB)
+    monkeypatch.setattr(plan, "this_machine", lambda: machine)
+    plan.refuse_too_large("llama-7b", config, None)
+    plan.refuse_too_large("llama-7b", config, MeshShape(4, 1))

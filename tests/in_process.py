@@ -1,0 +1,61 @@
+"""Commands run in this process, so that those which need the same programs compile them once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import runpy
+import shlex
+import signal
+import sys
+import warnings
+from typing import NamedTuple
+
+from absl import flags
+
+from convert import help as helping
+
+
+class Done(NamedTuple):
+    """What a command left.
+
+    Attributes:
+      returncode: its exit status.
+      printed: standard output and error.
+    """
+
+    returncode: int
+    printed: str
+
+
+def run(command: str, *more: str) -> Done:
+    """Runs `python -m MODULE --flag=value ...` in the working directory.
+
+    Args:
+      command: as it is written in a shell.
+      more: further flags.
+    """
+    python, m, module, *words = shlex.split(command)
+    assert (python, m) == ("python", "-m"), command
+    argv, sigterm = sys.argv, signal.getsignal(signal.SIGTERM)
+    printed = io.StringIO()
+    for name in helping.project_flags():  # of the command before
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    sys.argv = [module, *words, *more]
+    try:
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
+            try:
+                runpy.run_module(module, run_name="__main__")
+                status = 0
+            except SystemExit as ended:
+                status = ended.code or 0
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, sigterm)
+    return Done(int(status), printed.getvalue())
