@@ -177,7 +177,7 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
         "name": name,
         "result": result,
         "section": section,
-        "tables": [*section.tables, *section.page_tables],
+        "tables": section.page_tables or section.tables,
         "figures": [
             _figure(stem, section.captions.get(stem, stem), image) for stem, image in images.items()
         ],

@@ -17,7 +17,7 @@ import synthetic
 from chromium import Browser, find_chromium
 
 from experiments import cross_models
-from experiments.page import about, drawing, summary
+from experiments.page import about, conflicting_tasks, drawing, summary
 from experiments.page.section import Cell, Table, left_out, score, text
 from experiments.page.tables import show_table, to_csv
 from experiments.report import build
@@ -122,6 +122,23 @@ def test_a_table_has_a_row_a_task_at_most(tmp_path):
     page = build([synthetic.write(tmp_path, TASKS, ("dose", "patch_map", "portability"))])
     for body in re.findall(r"<tbody>(.*?)</tbody>", page, re.S):
         assert body.count("<tr>") <= TASKS
+
+
+def test_many_pairs_of_tasks_are_tables_of_one_task_by_the_other():
+    result = synthetic.make("conflicting_tasks", 19)
+    shown = conflicting_tasks.section(result)
+    assert len(result["pairs"]) == len(shown.tables[0].rows) > 30
+    assert max(len(table.rows) for table in shown.page_tables) <= 30
+    table = shown.page_tables[0]
+    titles = about.titles_of(result)
+    for row in table.rows:
+        for name, cell in zip(table.columns[1:], row[1:], strict=True):
+            (b,) = (task for task, title in titles.items() if title == name)
+            pair = result["pairs"].get(f"{row[0].exact}-{b}")
+            assert cell.value == (pair["theta"]["b"]["accuracy"] if pair else -1)
+    assert all(len(word) < 900 for word in shown.words)
+    few = conflicting_tasks.section(synthetic.make("conflicting_tasks", 4))
+    assert few.page_tables == ()
 
 
 def test_every_table_is_a_file_of_all_its_values(results, page):
