@@ -89,10 +89,11 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
     title = "Task vectors: " + ", ".join(article["model"] for article in articles)
     several = len(articles) > 1
     results = {part["name"]: part["result"] for part in articles[0]["parts"]}
-    headline = " ".join(words[0] for words in first)
+    headline = f"{len(articles)} runs side by side: {'; '.join(labels)}"
     lines = [summary.ASKED, summary.TRIED, *(words[0] for words in first)]
     if not several:  # the top of the page says it; once is enough
-        lines = summary.five_lines(results, first[0][0], first[0][1:])
+        headline = first[0][0]
+        lines = summary.five_lines(results, headline, first[0][1:])
         top = articles[0]["parts"][0]
         top["section"] = dataclasses.replace(top["section"], words=first[0][1:])
     if cross is not None and _compares(cross, runs):
@@ -106,6 +107,7 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["begun"] = about.begun
     where = ",".join(map(str, about.tell_apart(directories)))
     return environment.get_template("report.html.j2").render(
         title=title,

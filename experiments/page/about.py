@@ -36,6 +36,12 @@ def without_directories(text: str) -> str:
     return ABSOLUTE.sub(last, text)
 
 
+def begun(sentence: str) -> str:
+    """A sentence with a capital, where it begins with a word and not with `smollm2-135m`."""
+    first = sentence.partition(" ")[0]
+    return sentence[:1].upper() + sentence[1:] if first.isalpha() else sentence
+
+
 def tell_apart(paths: Sequence[PurePath]) -> list[PurePath]:
     """Of each path as many last parts as tell it from the others."""
     for count in range(1, max((len(path.parts) for path in paths), default=0) + 1):

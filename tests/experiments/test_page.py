@@ -1,5 +1,7 @@
 """The page, of made-up results of every experiment, as text and in a real browser."""
 
+# Long because: its text and what a browser makes of it are tested on one page, built once.
+
 from __future__ import annotations
 
 import csv
@@ -96,6 +98,12 @@ def test_models_are_named_without_their_directories():
     assert [str(path) for path in about.tell_apart(paths)] == ["x/run", "y/run", "a/z"]
 
 
+def test_a_sentence_begins_with_a_capital_and_a_models_name_stays_as_it_is():
+    assert about.begun("mean of 13 tasks") == "Mean of 13 tasks"
+    assert about.begun("smollm2-135m peaks") == "smollm2-135m peaks"
+    assert about.begun("") == ""
+
+
 def test_tasks_are_called_by_their_names_unless_two_share_one():
     titles = about.task_titles({"knowledge_my_x": "knowledge", "a_same": "a", "b_same": "b"})
     assert titles == {"knowledge_my_x": "my x", "a_same": "same (a)", "b_same": "same (b)"}
@@ -185,7 +193,8 @@ def test_two_seeds_of_a_model_are_two_chapters_that_say_so(tmp_path):
     page = build(directories)
     for seed in (0, 1):
         assert re.search(rf'<h2 class="model">[^<]*instruct, seed {seed}</h2>', page)
-        assert re.search(rf"<h1>[^<]*On [^<]*instruct, seed {seed} one vector", page)
+        assert re.search(rf"<h1>2 runs side by side: [^<]*instruct, seed {seed}[;<]", page)
+        assert re.search(rf"<li>On [^<]*instruct, seed {seed} one vector", page)
     # A comparison of other runs, left there by an earlier command, is none of these.
     cross_models.write([directories[0]], tmp_path)
     assert 'id="cross-models"' not in build(directories, tmp_path)
