@@ -62,6 +62,7 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
             models.append(
                 {
                     "run": runs[-1],
+                    "date": (result.get("provenance") or {}).get("date"),
                     "num_layers": result["num_layers"],
                     "num_tasks": len(result["tasks"]),
                     "curve": good["mean"] or mean_all.tolist(),

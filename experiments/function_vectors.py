@@ -15,7 +15,8 @@ theta has.
 Prompts for means and effects are drawn from pairs that no test prompt asks for, where the task has
 enough of them; where not, the result says so (`shared_queries`).
 
-Writes function_vectors.json and function_vectors, function_vectors_layers (.png/.svg) under --out.
+Writes function_vectors.json and function_vectors, function_vectors_scores, function_vectors_layers
+(.png/.svg) under --out.
 Expected on the default model: see BUILD_NOTES.md.
 
 Time: 2 minutes a task (2 cores).

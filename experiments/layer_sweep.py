@@ -5,9 +5,10 @@
 
 For every task: theta is extracted from demonstrations + dummy queries after every layer and
 written over the last `->` of a zero-shot query after the same layer. Prints a row a task and
-writes layer_sweep.json and layer_sweep.png under --out. The JSON holds every answer to every test
-prompt under `outcomes`. A task that is done is kept in the journal there: a run that was stopped
-goes on with the next one. Controls other than a random vector are in `experiments.main_results`.
+writes layer_sweep.json and layer_sweep, layer_sweep_tasks (.png/.svg) under --out. The JSON holds
+every answer to every test prompt under `outcomes`. A task that is done is kept in the journal
+there: a run that was stopped goes on with the next one. Controls other than a random vector are in
+`experiments.main_results`.
 
 Expected on the default model at the paper's settings: see README.
 

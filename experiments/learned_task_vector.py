@@ -21,7 +21,8 @@ answers being few or to its own freedom; selectivity is the accuracy on the task
 control (Hewitt and Liang, arXiv 1909.03368).
 Runs on one task of each category unless --tasks names others or --every_task asks for all.
 
-Writes learned_task_vector.json and learned_task_vector.png/.svg under --out.
+Writes learned_task_vector.json and learned_task_vector, learned_task_vector_cosine (.png/.svg)
+under --out.
 Expected on the default model: antonyms .60 extracted, .74 learned, .58 in context; plurals .88,
 1.00, .86; cosine to mean theta .9.
 

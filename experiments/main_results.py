@@ -14,9 +14,9 @@ beaten: the share of the vector's gain that needs the right pairing is estimated
 --rule=paper, and the original's data as --task_data, this is the replication of the paper. The
 statistics are those of `taskvec_jax.evaluation.statistics` and `intervals`.
 
-Writes main_results.json, main_results.png/.svg and accuracy_by_layer.png/.svg under --out. The JSON
-holds every answer to every test prompt (`outcomes`) and the tasks' pairs, so that --rerun=FILE runs
-the same again.
+Writes main_results.json and main_results, accuracy_by_layer, accuracy_by_layer_tasks (.png/.svg)
+under --out. The JSON holds every answer to every test prompt (`outcomes`) and the tasks' pairs, so
+that --rerun=FILE runs the same again.
 Expected on the default model at the paper's settings: see README.
 
 Time: 20 minutes or more (19 on 2 shared cores before whole answers were generated).

@@ -13,7 +13,8 @@ tokens; the maps show the dev prompts. Besides accuracy, KL in nats of the full 
 distribution from the patched one, on the first 10 test prompts. Runs on one task of each category
 unless --tasks names others.
 
-Writes patch_map.json and patch_map_positions, patch_map_layers (.png/.svg) under --out.
+Writes patch_map.json and patch_map_positions, patch_map_tasks, patch_map_layers (.png/.svg) under
+--out.
 Expected: the task travels from an arrow to the arrow and from nowhere else.
 
 Time: 5 minutes (2 shared cores).

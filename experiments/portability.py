@@ -10,7 +10,7 @@ its home where in-context learning does the task there. Prompts are the same dra
 template, over the pairs that every template can pose. Runs on one task of each category unless
 --tasks names others.
 
-Writes portability.json and portability.png/.svg under --out.
+Writes portability.json and portability, portability_tasks (.png/.svg) under --out.
 Expected on the default model: see BUILD_NOTES.
 
 Time: 3 minutes (2 shared cores).

@@ -89,10 +89,11 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
     title = "Task vectors: " + ", ".join(article["model"] for article in articles)
     several = len(articles) > 1
     results = {part["name"]: part["result"] for part in articles[0]["parts"]}
-    headline = " ".join(words[0] for words in first)
+    headline = f"{len(articles)} runs side by side: {'; '.join(labels)}"
     lines = [summary.ASKED, summary.TRIED, *(words[0] for words in first)]
     if not several:  # the top of the page says it; once is enough
-        lines = summary.five_lines(results, first[0][0], first[0][1:])
+        headline = first[0][0]
+        lines = summary.five_lines(results, headline, first[0][1:])
         top = articles[0]["parts"][0]
         top["section"] = dataclasses.replace(top["section"], words=first[0][1:])
     if cross is not None and _compares(cross, runs):
@@ -106,6 +107,7 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["begun"] = about.begun
     where = ",".join(map(str, about.tell_apart(directories)))
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -115,6 +117,7 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
         glossary=summary.GLOSSARY,
         articles=articles,
         show_table=tables.show_table,
+        inks=Markup(json.dumps(drawing.inks())),
         source=published()["source"]["paper"],
         rebuild=f"python -m experiments.report --results={shlex.quote(where)}",
     )
@@ -176,7 +179,7 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
         "name": name,
         "result": result,
         "section": section,
-        "tables": [*section.tables, *section.page_tables],
+        "tables": section.page_tables or section.tables,
         "figures": [
             _figure(stem, section.captions.get(stem, stem), image) for stem, image in images.items()
         ],
@@ -186,17 +189,12 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
 
 
 def _figure(stem: str, caption: str, drawn: drawing.Drawn) -> dict[str, Any]:
-    """A figure as images in the page's own address, and what the page says of its lines."""
-    light, dark = (
-        f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-        for svg in (drawn.svg, drawing.dark(drawn.svg))
-    )
+    """A figure as an image in the page itself, and what the page says of its lines."""
     lines = json.dumps(drawn.lines, ensure_ascii=False, separators=(",", ":"))
     return {
         "stem": stem,
         "caption": caption,
-        "light": light,
-        "dark": dark,
+        "image": f"data:image/svg+xml;base64,{base64.b64encode(drawn.svg).decode()}",
         "width": drawn.width,
         "least": round(drawn.width * SMALLEST),
         "lines": Markup(lines.replace("<", "\\u003c").replace("&", "\\u0026")),

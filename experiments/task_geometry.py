@@ -12,8 +12,8 @@ the prompts by their character 1- to 3-grams, without any model; both again amon
 same inputs only, where the kind of word tells nothing; and the thetas of the same prompts with
 wrong labels, which hold the words of the task and not its mapping.
 
-Writes task_geometry.json and the figures task_geometry_map, task_geometry_distances and
-task_geometry_layers (.png/.svg) under --out.
+Writes task_geometry.json and the figures task_geometry_map, task_geometry_tasks,
+task_geometry_distances, task_geometry_matrix and task_geometry_layers (.png/.svg) under --out.
 Expected on the default model at the paper's settings: 94 % of nearest neighbours are of the same
 task at layer 20.
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from conftest import LLAMA, random_params
-from zygote import QUICK
+from zygote import DAY, QUICK
 
 from taskvec_jax.models import checkpoint
 from taskvec_jax.prompting.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command_line(module, *flags),
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": QUICK, **env},
+        env={**os.environ, "XLA_FLAGS": QUICK, "SOURCE_DATE_EPOCH": DAY, **env},
         capture_output=True,
         text=True,
         timeout=600,

@@ -7,7 +7,7 @@ their category.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -34,6 +34,12 @@ def without_directories(text: str) -> str:
         return re.split(r"[/\\]", found[0].rstrip("/\\"))[-1]
 
     return ABSOLUTE.sub(last, text)
+
+
+def begun(sentence: str) -> str:
+    """A sentence with a capital, where it begins with a word and not with `smollm2-135m`."""
+    first = sentence.partition(" ")[0]
+    return sentence[:1].upper() + sentence[1:] if first.isalpha() else sentence
 
 
 def tell_apart(paths: Sequence[PurePath]) -> list[PurePath]:
@@ -112,14 +118,20 @@ def stamp(result: Mapping[str, Any]) -> str:
 
 
 def _stamp_of_several(models: Mapping[str, Any]) -> str:
-    runs = [model["run"] for model in models.values() if model["ours"]]
-    parts = [" and ".join(dict.fromkeys(model_name(str(run["model"])) for run in runs))]
+    ours = [model for model in models.values() if model["ours"]]
+
+    def each(values: Iterable[str]) -> str:
+        return " and ".join(dict.fromkeys(filter(None, values)))
+
+    parts = [
+        each(model_name(str(model["run"]["model"])) for model in ours),
+        each(weights(model["run"]) for model in ours),
+    ]
     for key, title in (("num_prompts", "n ="), ("seed", "seed"), ("rule", "rule:")):
-        values = dict.fromkeys(run[key] for run in runs if key in run)
-        if values:
-            shown = [RULES.get(value, str(value)) for value in values]
-            parts.append(f"{title} {' and '.join(shown)}")
-    return " · ".join(parts)
+        values = [model["run"][key] for model in ours if key in model["run"]]
+        if shown := each(RULES.get(value, str(value)) for value in values):
+            parts.append(f"{title} {shown}")
+    return " · ".join(filter(None, (*parts, each(model.get("date") or "" for model in ours))))
 
 
 def task_titles(categories: Mapping[str, str]) -> dict[str, str]:

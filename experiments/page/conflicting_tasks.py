@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.page import about
-from experiments.page.section import Section, Table, left_out, number, score, task_cell, text
+from experiments.page.section import (
+    Cell,
+    Section,
+    Table,
+    left_out,
+    number,
+    score,
+    task_cell,
+    text,
+)
 
 NAME = "conflicting_tasks"
-MANY_PAIRS = 12  # more are shown as two matrices
+MANY_PAIRS = 12  # more are drawn as two matrices
+MANY_ROWS = 30  # more pairs are tables of A by B on the page
+EXAMPLES = 3
+FEW_NAMES = 8
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -35,7 +48,7 @@ def section(result: dict[str, Any]) -> Section:
     ]:
         words.append(
             "Without any injection the prompt of A is already answered as B more often than as A"
-            f" in {', '.join(already)}: there a high B-rate is no credit to the vector."
+            f" in {_some(already)}: there a high B-rate is no credit to the vector."
         )
     if unable := [
         f"{titles[pair['a']]} / {titles[pair['b']]}"
@@ -43,7 +56,7 @@ def section(result: dict[str, Any]) -> Section:
         if pair["theta"]["neither"]["accuracy"] > 0.5
     ]:
         words.append(
-            f"Mostly neither task is done in {', '.join(unable)}: such a pair says nothing about"
+            f"Mostly neither task is done in {_some(unable)}: such a pair says nothing about"
             " which of the two wins."
         )
     words += left_out(result["notes"])
@@ -71,57 +84,94 @@ def section(result: dict[str, Any]) -> Section:
                 number(theirs.get("tv_accuracy_patched")),
             ]
         )
-    examples = [
-        [
-            task_cell(titles, pair["a"]),
-            task_cell(titles, pair["b"]),
-            text(example["query"].strip()),
-            text(example["answer_a"].strip()),
-            text(example["answer_b"].strip()),
-            text(example["said"] or "(nothing)"),
-        ]
-        for pair in pairs.values()
-        for example in pair["examples"][: 6 if len(pairs) < 10 else 2]
+    columns = [
+        *("prompt (A)", "vector (B)", "plain: A", "plain: B", "with θ: A", "with θ: B"),
+        *("with θ: neither", "random: A", "other θ of A: A", "θ of C: A", "θ of C: B"),
+        *("p, B-rate above θ of C's", "distinct queries", "layer", "LLaMA 13B: A", "LLaMA 13B: B"),
+    ]
+    tables = [
+        Table("Prompt of A with theta of B at its last token", columns, rows),
+        _examples(result, follows),
     ]
     return Section(
         "Prompt against vector: which task wins?",
         words,
-        [
-            Table(
-                "Prompt of A with theta of B at its last token",
-                [
-                    "prompt (A)",
-                    "vector (B)",
-                    "plain: A",
-                    "plain: B",
-                    "with θ: A",
-                    "with θ: B",
-                    "with θ: neither",
-                    "random: A",
-                    "other θ of A: A",
-                    "θ of C: A",
-                    "θ of C: B",
-                    "p, B-rate above θ of C's",
-                    "distinct queries",
-                    "layer",
-                    "LLaMA 13B: A",
-                    "LLaMA 13B: B",
-                ],
-                rows,
-            ),
-            Table(
-                "What the model says with theta of B",
-                ["prompt (A)", "vector (B)", "query", "A's answer", "B's answer", "said"],
-                examples,
-            ),
-        ],
+        tables,
         {
             NAME: "Share of answers right for A, for B and for neither: the plain prompt of A"
             " (upper bar) and with theta of B at its last token (lower bar)."
             if len(pairs) <= MANY_PAIRS
             else "Share of answers right for the task of the prompt and for that of the vector."
         },
+        [*_matrices(result), tables[1]] if len(pairs) > MANY_ROWS else (),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """All of a few names; of many their number and the first ones."""
+    if len(names) <= FEW_NAMES:
+        return ", ".join(names)
+    return f"{len(names)} pairs, {', '.join(names[:FEW_NAMES])} among them"
+
+
+def _examples(result: dict[str, Any], follows: Sequence[str]) -> Table:
+    """A row a pair; of many pairs the first of those in which the vector wins."""
+    pairs, titles = result["pairs"], about.titles_of(result)
+    shown = list(pairs) if len(pairs) <= MANY_ROWS else list(follows)[:MANY_ROWS]
+    rows = []
+    for key in shown:
+        said = [
+            text(
+                f"{example['query'].strip()} → {example['said'] or '(nothing)'}; A:"
+                f" {example['answer_a'].strip()}; B: {example['answer_b'].strip()}"
+            )
+            for example in pairs[key]["examples"][:EXAMPLES]
+        ]
+        sides = [task_cell(titles, pairs[key][side]) for side in ("a", "b")]
+        rows.append([*sides, *said, *[text("")] * (EXAMPLES - len(said))])
+    some = "" if len(shown) == len(pairs) else f", for {len(shown)} pairs in which the vector wins"
+    return Table(
+        f"What the model says with theta of B, and the answers that A and B want{some}",
+        ["prompt (A)", "vector (B)", *(f"example {i + 1}" for i in range(EXAMPLES))],
+        rows,
+    )
+
+
+def _matrices(result: dict[str, Any]) -> list[Table]:
+    """What a row for each of many pairs says, as tables of A by B."""
+    pairs, titles = result["pairs"], about.titles_of(result)
+    rows, columns = (sorted({pair[side] for pair in pairs.values()}) for side in ("a", "b"))
+    follows = {key for key, pair in pairs.items() if _follows_vector(pair)}
+
+    def matrix(caption: str, cell: Callable[[str, dict[str, Any]], Cell]) -> Table:
+        return Table(
+            f"{caption}; rows: the prompt's task A, columns: the vector's task B",
+            ["prompt (A)", *(titles[name] for name in columns)],
+            [
+                [
+                    task_cell(titles, a),
+                    *(
+                        cell(key, pairs[key]) if (key := f"{a}-{b}") in pairs else number(None)
+                        for b in columns
+                    ),
+                ]
+                for a in rows
+            ],
+        )
+
+    return [
+        matrix(
+            "With theta of B: share right for B",
+            lambda key, pair: score(pair["theta"]["b"], "good" if key in follows else ""),
+        ),
+        matrix("With theta of B: share right for A", lambda _, pair: score(pair["theta"]["a"])),
+        matrix("Plain prompt: share right for A", lambda _, pair: score(pair["plain"]["a"])),
+        matrix("Plain prompt: share right for B", lambda _, pair: score(pair["plain"]["b"])),
+        matrix(
+            "p: B-rate above that of theta of C, or of a random vector",
+            lambda _, pair: number(pair["b_rate_above"]["p"], 4),
+        ),
+    ]
 
 
 def _follows_vector(pair: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """The figures of a result as files and as images of the page, each drawn once.
 
-A figure is drawn for a light page. Its dark version is the same drawing with other inks, so that
-what lies on the page is what lies in the files. Beside the images are the places of their lines:
-the page shows a line's values where a reader points at it, and lets him pick one.
+A figure is drawn for a light page; on a dark one the page's script changes its inks, so that each
+lies on the page once, and is what lies in the files. Beside the images are the places of their
+lines: the page shows a line's values where a reader points at it, and lets him pick one.
 """
 
 from __future__ import annotations
@@ -78,15 +78,14 @@ def _drawn(figure: Any) -> Drawn:
     return Drawn(svg, round(INCH * figure.get_figwidth()), marks(figure))
 
 
-def dark(svg: bytes) -> bytes:
-    """A drawing for a light page, with the inks of a dark one and no ground of its own."""
-    from experiments.page.style import INK, PAGE, QUIET
+def inks() -> dict[str, str]:
+    """The inks of a figure for a light page, and what stands for them on a dark one.
 
-    for light, other in ((INK["light"], INK["dark"]), (QUIET["light"], QUIET["dark"])):
-        svg = svg.replace(light.encode(), other.encode())
-    # The ground of the figure is the first patch; white text on heat maps stays.
-    ground = f"fill: {PAGE['light']}".encode()
-    return svg.replace(ground, b"fill: none", 1)
+    White text on heat maps stays; the ground of the figure, its first patch, is left out.
+    """
+    from experiments.page.style import INK, QUIET
+
+    return {INK["light"]: INK["dark"], QUIET["light"]: QUIET["dark"]}
 
 
 def marks(figure: Any) -> list[dict[str, Any]]:

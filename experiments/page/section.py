@@ -55,7 +55,8 @@ class Section:
       words: what was found, in sentences; the first is the headline.
       tables: the numbers; the first is shown open.
       captions: a sentence for each figure, by its file stem.
-      page_tables: more tables, which the terminal has shown row by row.
+      page_tables: what the page shows instead of `tables`, where a terminal has shown it row by row
+        or cannot show it.
     """
 
     title: str

@@ -8,13 +8,21 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+from taskvec_jax.errors import TaskVecError
+
 PROJECT = Path(__file__).resolve().parents[2]
 DIGITS = 12  # of a commit's hash, for people
 
 
 def date() -> str:
-    """Today in UTC, `2026-11-26`; the day of $SOURCE_DATE_EPOCH where that is set, in seconds."""
+    """Today in UTC, `2026-11-26`; the day of $SOURCE_DATE_EPOCH where that is set, in seconds.
+
+    Raises:
+      TaskVecError: $SOURCE_DATE_EPOCH is no whole number.
+    """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if epoch and not epoch.isdecimal():
+        raise TaskVecError(f"$SOURCE_DATE_EPOCH is {epoch!r}; allowed: whole seconds since 1970")
     moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     return moment.date().isoformat()
 

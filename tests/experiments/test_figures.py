@@ -144,9 +144,8 @@ def words(figure: Figure) -> list[tuple[Text, Bbox]]:
     ]
 
 
-def check(name: str, count: int) -> None:
+def check(name: str, result: dict[str, Any]) -> None:
     """Holds every figure of an experiment against what its reader needs."""
-    result = made(name, count)
     said = about.stamp(result)
     for part in ("smollm2", "Q4_1", "n = 50", "seed 0", "whole answers", "2026-11-26"):
         assert part in said
@@ -175,7 +174,7 @@ def check(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", synthetic.EXPERIMENTS)
 def test_of_18_tasks_every_word_of_a_figure_can_be_read_at_the_size_of_the_page(name):
-    check(name, 18)
+    check(name, made(name, 18))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,16 @@ def test_of_18_tasks_every_word_of_a_figure_can_be_read_at_the_size_of_the_page(
     [pytest.param(name, marks=() if name in AT_57 else slow) for name in synthetic.EXPERIMENTS],
 )
 def test_of_57_tasks_every_word_of_a_figure_can_be_read_at_the_size_of_the_page(name):
-    check(name, 57)
+    check(name, made(name, 57))
+
+
+def test_of_two_seeds_beside_the_papers_models_every_word_can_be_read(tmp_path):
+    directories = [
+        synthetic.write(tmp_path / str(seed), 4, ("main_results",), seed=seed) for seed in (0, 1)
+    ]
+    result = synthetic.compared(directories)
+    assert "seed 0 and 1" in about.stamp(result)
+    check("cross_models", result)
 
 
 def test_the_mean_curves_band_stays_within_0_and_1():
@@ -197,19 +205,6 @@ def test_the_mean_curves_band_stays_within_0_and_1():
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
     assert heights.min() == 0
     assert heights.max() == 1
-
-
-def test_a_dark_figure_is_the_light_one_in_other_inks():
-    result = made("layer_sweep", 18)
-    drawn = drawing.images(importlib.import_module("experiments.page.layer_sweep"), result)
-    for figure in drawn.values():
-        other = drawing.dark(figure.svg)
-        assert style.INK["light"].encode() not in other
-        assert style.PAGE["light"].encode() not in other
-        assert style.INK["dark"].encode() in other
-        back = other.replace(style.INK["dark"].encode(), style.INK["light"].encode())
-        back = back.replace(style.QUIET["dark"].encode(), style.QUIET["light"].encode())
-        assert back.replace(b"fill: none", b"", 1)[:200] == figure.svg[:200]
 
 
 def test_points_say_their_task_their_place_and_their_value():

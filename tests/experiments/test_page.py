@@ -1,5 +1,7 @@
 """The page, of made-up results of every experiment, as text and in a real browser."""
 
+# Long because: its text and what a browser makes of it are tested on one page, built once.
+
 from __future__ import annotations
 
 import csv
@@ -17,7 +19,7 @@ import synthetic
 from chromium import Browser, find_chromium
 
 from experiments import cross_models
-from experiments.page import about, summary
+from experiments.page import about, conflicting_tasks, drawing, summary
 from experiments.page.section import Cell, Table, left_out, score, text
 from experiments.page.tables import show_table, to_csv
 from experiments.report import build
@@ -96,6 +98,12 @@ def test_models_are_named_without_their_directories():
     assert [str(path) for path in about.tell_apart(paths)] == ["x/run", "y/run", "a/z"]
 
 
+def test_a_sentence_begins_with_a_capital_and_a_models_name_stays_as_it_is():
+    assert about.begun("mean of 13 tasks") == "Mean of 13 tasks"
+    assert about.begun("smollm2-135m peaks") == "smollm2-135m peaks"
+    assert about.begun("") == ""
+
+
 def test_tasks_are_called_by_their_names_unless_two_share_one():
     titles = about.task_titles({"knowledge_my_x": "knowledge", "a_same": "a", "b_same": "b"})
     assert titles == {"knowledge_my_x": "my x", "a_same": "same (a)", "b_same": "same (b)"}
@@ -122,6 +130,23 @@ def test_a_table_has_a_row_a_task_at_most(tmp_path):
     page = build([synthetic.write(tmp_path, TASKS, ("dose", "patch_map", "portability"))])
     for body in re.findall(r"<tbody>(.*?)</tbody>", page, re.S):
         assert body.count("<tr>") <= TASKS
+
+
+def test_many_pairs_of_tasks_are_tables_of_one_task_by_the_other():
+    result = synthetic.make("conflicting_tasks", 19)
+    shown = conflicting_tasks.section(result)
+    assert len(result["pairs"]) == len(shown.tables[0].rows) > 30
+    assert max(len(table.rows) for table in shown.page_tables) <= 30
+    table = shown.page_tables[0]
+    titles = about.titles_of(result)
+    for row in table.rows:
+        for name, cell in zip(table.columns[1:], row[1:], strict=True):
+            (b,) = (task for task, title in titles.items() if title == name)
+            pair = result["pairs"].get(f"{row[0].exact}-{b}")
+            assert cell.value == (pair["theta"]["b"]["accuracy"] if pair else -1)
+    assert all(len(word) < 900 for word in shown.words)
+    few = conflicting_tasks.section(synthetic.make("conflicting_tasks", 4))
+    assert few.page_tables == ()
 
 
 def test_every_table_is_a_file_of_all_its_values(results, page):
@@ -168,7 +193,8 @@ def test_two_seeds_of_a_model_are_two_chapters_that_say_so(tmp_path):
     page = build(directories)
     for seed in (0, 1):
         assert re.search(rf'<h2 class="model">[^<]*instruct, seed {seed}</h2>', page)
-        assert re.search(rf"<h1>[^<]*On [^<]*instruct, seed {seed} one vector", page)
+        assert re.search(rf"<h1>2 runs side by side: [^<]*instruct, seed {seed}[;<]", page)
+        assert re.search(rf"<li>On [^<]*instruct, seed {seed} one vector", page)
     # A comparison of other runs, left there by an earlier command, is none of these.
     cross_models.write([directories[0]], tmp_path)
     assert 'id="cross-models"' not in build(directories, tmp_path)
@@ -227,6 +253,23 @@ def test_a_browser_shows_the_page_without_a_complaint(results, browser, width, t
     assert np.std(pixels[..., :3]) > 0.05  # there is ink
 
 
+def test_on_a_dark_page_a_figure_has_light_inks_and_no_ground(results, browser):
+    browser.open(results / "report.html", 1280, "dark")
+    drawn, file = browser.evaluate(
+        "(() => { const i = document.images[0];"
+        " return [i.currentSrc, i.getAttribute('src')].map(s => atob(s.split(',')[1])); })()"
+    )
+    assert file.startswith("<?xml")
+    for light, other in drawing.inks().items():
+        assert light in file
+        assert light not in drawn
+        assert other in drawn
+    assert drawn.count("#ffffff") == file.count("#ffffff") - 1
+    browser.open(results / "report.html", 1280, "light")
+    same = "document.images[0].currentSrc === document.images[0].getAttribute('src')"
+    assert browser.evaluate(same)
+
+
 def test_paper_shows_everything(results, browser):
     """Nothing is folded or cut, and a dark screen's page is printed in dark ink on white."""
     browser.open(results / "report.html", 1030, "dark")  # A4 landscape without its margins
@@ -276,8 +319,8 @@ def test_tables_sort_and_filter(results, browser):
     assert layers == sorted(layers, reverse=True)
     type_in = """(() => { const input = document.querySelector(".filter input");
       input.value = "%s"; input.dispatchEvent(new Event("input")); })()"""
-    browser.evaluate(type_in % "algorithmic_to UPPER")  # by the name that commands accept
-    assert browser.evaluate(COLUMN % 0) == ["to upper"]
+    browser.evaluate(type_in % "algorithmic_list FIRST")  # by the name that commands accept
+    assert browser.evaluate(COLUMN % 0) == ["list first"]
     assert browser.evaluate('document.querySelector(".filter output").textContent') == (
         f"1 of {TASKS} rows"
     )

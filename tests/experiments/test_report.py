@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import in_process
 import pytest
 import synthetic
 from slow import slow
@@ -31,6 +32,11 @@ TASKS = "algorithmic_next_letter,algorithmic_prev_letter"  # two directions: the
 @pytest.fixture(scope="module")
 def tiny_path(tmp_path_factory, tokenizer) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
+
+
+def here(module: str, *flags: str) -> in_process.Done:
+    """Runs an experiment in this process, whose programs the next one finds compiled."""
+    return in_process.run(f"python -m experiments.{module}", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -136,24 +142,24 @@ def test_main_results_hold_every_control_and_the_published_numbers(paper):
 def test_a_result_file_alone_runs_the_same_again_and_two_runs_are_compared(paper, tmp_path):
     """Model, settings and pairs are in the file; every answer is the same, to the byte."""
     first = paper / "main_results.json"
-    result = run("main_results", f"--rerun={first}", "--batch_size=4", f"--out={tmp_path}")
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = here("main_results", f"--rerun={first}", "--batch_size=4", f"--out={tmp_path}")
+    assert result.returncode == 0, result.printed
     one, two = (json.loads((p / "main_results.json").read_text()) for p in (paper, tmp_path))
     for key in ("tasks", "mean", "primary", "data", "run"):
         assert one[key] == two[key]
-    result = run("compare", str(first), str(tmp_path / "main_results.json"))
-    assert result.returncode == 0, result.stderr
-    assert "task_vector, mean of 2" in result.stdout
-    assert "not shown" in result.stdout
-    refused = run("main_results", f"--rerun={first}", "--seed=1", f"--out={tmp_path / 'x'}")
+    result = here("compare", str(first), str(tmp_path / "main_results.json"))
+    assert result.returncode == 0, result.printed
+    assert "task_vector, mean of 2" in result.printed
+    assert "not shown" in result.printed
+    refused = here("main_results", f"--rerun={first}", "--seed=1", f"--out={tmp_path / 'x'}")
     assert refused.returncode == 2
-    assert "leave out --seed" in refused.stderr
+    assert "leave out --seed" in refused.printed
 
 
 def test_the_page_is_rebuilt_from_json_alone(paper, tmp_path):
     before = (paper / "report.html").read_bytes()
-    result = run("report", f"--results={paper}", f"--out={tmp_path}")
-    assert result.returncode == 0, result.stderr
+    result = here("report", f"--results={paper}", f"--out={tmp_path}")
+    assert result.returncode == 0, result.printed
     rebuilt = (tmp_path / "report.html").read_bytes()
     # Without a comparison of models in --out that section is missing; all else is the same.
     section = re.compile(
@@ -194,8 +200,8 @@ def test_all_pairs_of_tasks_that_share_queries_conflict(tmp_path, tiny_path):
         "algorithmic_to_upper,algorithmic_next_letter,algorithmic_prev_letter,algorithmic_to_lower"
     )
     flags = (f"--model={tiny_path}", f"--tasks={tasks}", *SMALL, f"--out={tmp_path}")
-    result = run("conflicting_tasks", "--all_pairs", *flags)
-    assert result.returncode == 0, result.stderr
+    result = here("conflicting_tasks", "--all_pairs", *flags)
+    assert result.returncode == 0, result.printed
     pairs = json.loads((tmp_path / "conflicting_tasks.json").read_text())["pairs"]
     assert len(pairs) == 6  # lower-case letters three ways; to_lower takes capitals
     for pair in pairs.values():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from slow import SLOW
 from tiny_checkpoint import SMALL, run, save_tiny
-from zygote import QUICK, Child, Zygote
+from zygote import DAY, QUICK, Child, Zygote
 
 from experiments.cross_models import compare
 
@@ -41,7 +41,8 @@ def final(directory: Path) -> dict[str, object]:
 
 def start(zygote: Zygote, module: str, *flags: str, out: Path, **env: str) -> Child:
     printed = out.with_name(f"{out.name}.printed")
-    return zygote.start(module, *flags, f"--out={out}", printed=printed, env=env)
+    dated = {"SOURCE_DATE_EPOCH": DAY, **env}
+    return zygote.start(module, *flags, f"--out={out}", printed=printed, env=dated)
 
 
 def size(path: Path) -> int:
