@@ -24,6 +24,8 @@ harm: a key in the table that this project neither uses nor knows to be neutral 
 Time: seconds.
 """
 
+# Long because: every way in which transformers reads a key is recognised here.
+
 from __future__ import annotations
 
 import ast

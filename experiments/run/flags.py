@@ -1,5 +1,7 @@
 """What every experiment shares: flags, and what they ask for."""
 
+# Long because: flags stand beside what is made of them.
+
 from __future__ import annotations
 
 import dataclasses

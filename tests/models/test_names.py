@@ -1,5 +1,7 @@
 """Every known name has its published shape, says what it needs, and finds its weights."""
 
+# Long because: published parameter counts of all names are a table.
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,7 @@
 """Learned vectors: the losses are those of the definition, the gradients those of the losses."""
 
+# Long because: losses, gradients and the experiment share one tiny model.
+
 from __future__ import annotations
 
 import dataclasses
