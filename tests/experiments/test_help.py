@@ -56,8 +56,8 @@ def test_help_shows_every_flag_with_its_default_and_none_of_absl(zygote, tmp_pat
         assert groups[-5:] == [
             "Model",
             "Devices and processes",
-            "Tasks",
             "Prompts and scoring",
+            "Tasks",
             "Memory and results",
         ]
         assert re.search(r"--num_prompts=N .*\n(?: {30}.*\n)*.*\(default: 50\)", shown)
