@@ -176,7 +176,8 @@ def _at_once_on_tpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape, *, graded: boo
     ]
     if mesh.model > 1:  # each sum over devices beside what is summed; in a parallel block, of two
         sums = 2 if c.parallel_residual or c.family == "gptj" else 1
-        moments.append((1 + 2 * sums) * s.stream + _normed(c, s))
+        normed_after = any("post_norm" in path for path in _leaves(c))  # a sum, before it is added
+        moments.append((1 + 2 * sums + normed_after) * s.stream + _normed(c, s))
     return max(moments)
 
 

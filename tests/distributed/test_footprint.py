@@ -39,6 +39,7 @@ COMPILED: dict[tuple[str, str, str], tuple[float | None, float | None]] = {
     ("tpu:1", "llama-7b", "bfloat16"): (14.085, 16.954),
     ("tpu:1", "llama-7b", "float32"): (27.456, 33.619),
     ("tpu:1", "llama-7b", "int8"): (7.483, 8.78),
+    ("tpu:8", "gemma-2-2b", "bfloat16"): (0.962, None),
     ("tpu:8", "llama-7b", "bfloat16"): (2.079, 2.193),
     ("tpu:8", "llama-7b", "float32"): (3.869, 4.353),
     ("tpu:8", "llama-7b", "int8"): (1.255, 1.133),
