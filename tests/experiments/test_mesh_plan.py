@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import LLAMA
 
-from experiments.bench import compile_only, hlo, mesh_plan, run_programs
+from experiments.bench import compile_only, hlo, mesh_plan, plan_matrix, run_programs
 from taskvec_jax.distributed import footprint
 from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.distributed.targets import Target
@@ -199,6 +199,24 @@ def compiled_for(target: str, out: Path, *more: str) -> list[dict]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((out / "mesh_plan.json").read_text())
+
+
+def test_the_matrix_takes_what_is_compiled_already_and_tells_what_failed(tmp_path, monkeypatch):
+    target = Target.parse("gpu:h100:8")
+    record = {"program": "read", "fits": True, "compiler_bytes": 2_172_000_000, "bytes": 10**9}
+    record |= {"plan_bytes": 2_157_000_000, "flops": 10**13, "seconds_at_roofline": 0.0263}
+    record |= {"bound": "interconnect"}
+    place = tmp_path / "gpu-h100-8_llama-7b_bfloat16"
+    place.mkdir()
+    kept = [record, record | {"program": "inject", "compiler_bytes": None, "fits": False}]
+    (place / "mesh_plan.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(plan_matrix.sys, "executable", "false")
+    assert plan_matrix.compiled(target, "llama-7b", "bfloat16", tmp_path) == kept
+    want = "| read | 2.172, 2.157 (-0.7%) | fits | 10 | 1 | 26.3 | interconnect |"
+    assert plan_matrix.row(kept[0]) == want
+    assert plan_matrix.row(kept[1]).startswith("| inject | not told | does not fit |")
+    with pytest.raises(TaskVecError, match="gpu:h100:8 llama-7b int8: mesh_plan failed"):
+        plan_matrix.compiled(target, "llama-7b", "int8", tmp_path)
 
 
 @pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed")
