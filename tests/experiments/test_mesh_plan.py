@@ -242,7 +242,7 @@ def test_the_small_model_compiles_for_four_chips_of_v5e(tmp_path):
         assert record["seconds_at_roofline"] > 0
 
 
-@pytest.mark.skipif(not SLOW or NO_LIBTPU, reason="compiles large models for a TPU")
+@pytest.mark.skipif(not SLOW, reason="compiles large models for a TPU and a GPU")
 @pytest.mark.parametrize(
     ("target", "model", "dtype"),
     [
@@ -250,10 +250,13 @@ def test_the_small_model_compiles_for_four_chips_of_v5e(tmp_path):
         ("tpu:v5e:2x4", "llama-7b", "bfloat16"),
         ("tpu:v5e:2x4", "llama-7b", "float32"),
         ("tpu:v4:2x2x2", "llama-7b", "bfloat16"),  # two hosts
+        ("gpu:h100:8", "llama-7b", "bfloat16"),
     ],
 )
 def test_large_models_compile_and_need_what_is_planned(target, model, dtype, tmp_path):
-    devices = Target.parse(target).devices
+    kind, devices = target.partition(":")[0], Target.parse(target).devices
+    if not compile_only._installed(compile_only.PLUGINS[kind][0]):
+        pytest.skip(f"the compiler for {target} is not installed")
     flags = [f"--models={model}", f"--dtype={dtype}", f"--meshes=data:1,model:{devices}"]
     for record in compiled_for(target, tmp_path, *flags):
         assert record["fits"]
