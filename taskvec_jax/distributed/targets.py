@@ -87,8 +87,8 @@ def _gpu(
     *names: str,
 ) -> Chip:
     """A GPU of NVIDIA; rates of bfloat16, TF32 and float32 in FLOP/s."""
-    peak = dict(zip(("bfloat16", "default", "highest"), rates, strict=True))
-    peak["high"] = peak["default"]
+    bfloat16, tf32, float32 = rates
+    peak = {"bfloat16": bfloat16, "default": tf32, "high": tf32, "highest": float32}
     return Chip("gpu", memory, bandwidth, link, peak, names=names, gpu=gpu)
 
 

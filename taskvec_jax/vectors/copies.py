@@ -37,7 +37,6 @@ from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.transformer.edits import SITES
 
 HALF = (jnp.bfloat16, jnp.float16)
-HEADS_LAST = ("query", "key", "value")  # linear maps to [H, K]
 Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
 Schedule = tuple[tuple[int, int], ...]  # (layers done, copies alive) at the end of each group
 # (site, values of the copies alive [B, n, P, ...], layer) -> the values to go on with
@@ -60,26 +59,13 @@ def take_layer(params: Params, index: jax.Array) -> Params:
         bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
         return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
-    def take_apart(leaf: jax.Array, index: jax.Array) -> jax.Array:
-        # XLA's TPU compiler wants these kernels, [D, H, K], in another layout than they come in,
-        # and changes that of the whole stack before the loop: a copy of a quarter of the model.
-        # A layout is not carried through another shape, so each layer's own is changed instead.
-        layer = take(leaf, index)
-        flat = jax.lax.optimization_barrier(layer.reshape(layer.shape[0], -1))
-        return flat.reshape(layer.shape)
-
-    def take_one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        # By the platform a program is compiled for, which need not be the one that compiles it.
-        ways = {}
-        if leaf.dtype in HALF:
-            ways["cpu"] = take_bits
-        if path[-1].key == "kernel" and path[-2].key in HEADS_LAST:
-            ways["tpu"] = take_apart
-        if not ways:
+    def take_one(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype not in HALF:
             return take(leaf, index)
-        return jax.lax.platform_dependent(leaf, index, **ways, default=take)
+        # By the platform a program is compiled for, which need not be the one that compiles it.
+        return jax.lax.platform_dependent(leaf, index, cpu=take_bits, default=take)
 
-    return jax.tree_util.tree_map_with_path(take_one, params["params"]["layers"])
+    return jax.tree.map(take_one, params["params"]["layers"])
 
 
 def run_copies(

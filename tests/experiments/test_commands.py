@@ -178,6 +178,8 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
         ("emergence", ["--run={tmp}"], "holds no step<N>/ with a converted model"),
         ("report", ["--results={tmp}"], "no results; expected main_results.json"),
         ("bench.mesh_plan", ["--meshes=x"], "mesh 'x': cannot read 'x'"),
+        ("bench.mesh_plan", ["--target=tpu:v9:2x2"], "target 'tpu:v9:2x2' is not known; allowed:"),
+        ("bench.mesh_plan", ["--programs=x"], "program 'x'; allowed: read, inject, graded_read"),
         ("paper", [f"{GROWN},{GROWN[8:]}"], "would share "),
         ("paper", [GROWN, "--layer=6"], "--layer=6 is out of range; allowed: 0 to 5"),
         ("paper", [GROWN, "--num_demonstrations=5000"], "need 5003 different pairs"),
