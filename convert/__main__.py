@@ -79,7 +79,7 @@ def _origin(model: NamedModel) -> str:
         return "shipped with this project"
     if isinstance(model.source, str):
         return f"hub, {model.source}"
-    return f"Python package index, {model.source.size / 1e6:,.0f} MB to fetch"
+    return f"Python package index, a file of {model.source.size / 1e6:,.0f} MB"
 
 
 def target() -> Path:

@@ -19,6 +19,8 @@ Expected for the run that `pythia-icl-small` is from: both appear together, betw
 Time: a layer sweep a step.
 """
 
+# Long because: a run on disk and revisions of a hub are two sources of the same steps.
+
 from __future__ import annotations
 
 import dataclasses

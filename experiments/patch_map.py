@@ -20,6 +20,8 @@ Expected: the task travels from an arrow to the arrow and from nowhere else.
 Time: 5 minutes (2 shared cores).
 """
 
+# Long because: two maps share their prompts and places.
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,7 @@
 """Random Hugging Face models of distinct, prime-ish sizes, saved by transformers itself."""
 
+# Long because: the configurations of all families stand in one table.
+
 from __future__ import annotations
 
 import json

@@ -120,6 +120,15 @@ def test_no_import_goes_round_in_a_circle():
     assert left == {}, "these import one another"
 
 
+def test_a_file_is_of_300_lines_at_most_or_says_why_it_is_longer():
+    rooms = ("taskvec_jax", "convert", "experiments", "tests")
+    paths = [path for name in rooms for path in (ROOT / name).rglob("*.py")]
+    texts = {path: path.read_text() for path in paths}
+    assert len(texts) > 300
+    long = {path for path, text in texts.items() if text.count("\n") > 300}
+    assert {path for path in long if "\n# Long because: " not in texts[path]} == set()
+
+
 def test_every_module_stands_in_a_room_and_every_room_has_modules():
     assert {room(module) for module in modules()} == set(ROOMS)
     packages = {path.parent for path in (ROOT / "taskvec_jax").glob("*/__init__.py")}

@@ -24,6 +24,8 @@ harm: a key in the table that this project neither uses nor knows to be neutral 
 Time: seconds.
 """
 
+# Long because: every way in which transformers reads a key is recognised here.
+
 from __future__ import annotations
 
 import ast
@@ -286,9 +288,24 @@ def _filled(words: set[str]) -> str:
 
 
 def main() -> None:
-    """Writes the table, or prints the own keys of the `model_type`s given."""
+    """Writes the table, or prints the own keys of the `model_type`s given.
+
+    Raises:
+      SystemExit: 2, with one line, if the installed transformers has no such `model_type`.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     for model_type in sys.argv[1:]:
-        print(f"{model_type}: {own_keys(model_type)}")
+        try:
+            print(f"{model_type}: {own_keys(model_type)}")
+        except FileNotFoundError:
+            print(
+                f"error: {model_type!r} is no model_type of the installed transformers; give one,"
+                " such as qwen2, or none to rewrite config_keys.py",
+                file=sys.stderr,
+            )
+            sys.exit(2)
     if not sys.argv[1:]:
         OUT.write_text(text(), encoding="utf-8")
         print(f"wrote {OUT}")

@@ -17,6 +17,8 @@ On the default target, cpu, devices are simulated and the rates are not known. T
 Time: half a minute a program of LLaMA 7B (2 cores).
 """
 
+# Long because: a program is compiled, weighed against its target, planned and told in one place.
+
 from __future__ import annotations
 
 import dataclasses

@@ -16,6 +16,8 @@ On the first device, whatever it is:
 Seconds are medians of --repeats turns after one that compiles. Writes on_device.json under --out.
 Made for a GPU or TPU with 20 GB or more; nobody has run it on one yet (2026-11-26). Aims on an
 H100: at least half of the peak in reading, two fifths in the sweep, 30 times torch's loop.
+
+Time: not known yet.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ def measure(model: Model, rows: int, repeats: int, new_tokens: int) -> dict[str,
         "sweep": sum(injection_flops(config, len(query), layers) for query in queries),
     }
     longest = sweep.row_length(DEMONSTRATIONS + BRANCH * BRANCHES)
-    sizes = RowSizes(longest, sweep.row_length(QUERY), BRANCHES)
+    sizes = RowSizes(longest, sweep.query_length(QUERY), BRANCHES)
     planned = max(
         program_bytes(config, program, rows, None, sizes, device_kind()) for program in PROGRAMS
     )

@@ -8,8 +8,9 @@ process compiles for one target, with all devices on `model`; prints a table of 
 says beside the plan, and writes plan_matrix.json under --out: the records of mesh_plan.json. What
 is there already is not compiled again. Both compilers must be installed (see mesh_plan).
 
-The whole matrix takes about an hour and a half on two cores with nothing beside it; most of it is
-the TPU's compiler.
+Most of the time is the TPU's compiler's.
+
+Time: 1.5 hours (the whole matrix, two cores with nothing beside it).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console
+from experiments.bench.run_programs import SWEEP
 from experiments.run.results import prepare_out, write_json
-from taskvec_jax.distributed.footprint import PROGRAMS
 from taskvec_jax.distributed.plan import GB
 from taskvec_jax.distributed.targets import Target
 from taskvec_jax.errors import TaskVecError
@@ -48,13 +49,13 @@ def compiled(target: Target, model: str, precision: str, out: Path) -> list[dict
     path = place / "mesh_plan.json"
     if path.is_file():
         records = json.loads(path.read_text())
-        if [record["program"] for record in records] == list(PROGRAMS):
+        if [record["program"] for record in records] == list(SWEEP):
             return records
     done = subprocess.run(
         [
             *(sys.executable, "-m", "experiments.bench.mesh_plan", f"--target={target}"),
             *(f"--models={model}", f"--meshes=data:1,model:{target.devices}", f"--out={place}"),
-            *(f"--programs={','.join(PROGRAMS)}", *PRECISIONS[precision]),
+            *(f"--programs={','.join(SWEEP)}", *PRECISIONS[precision]),
         ],
         capture_output=True,
         text=True,

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from taskvec_jax.distributed import footprint
+from taskvec_jax.distributed.footprint import PLANNED_ROWS
 from taskvec_jax.distributed.sharding import DATA, head_axes, placement, rows_for, shape_of
 from taskvec_jax.models.generating import ROOM_STEP
 from taskvec_jax.transformer.config import DecoderConfig
@@ -29,14 +29,13 @@ from taskvec_jax.transformer.decoder import Params, leaf_types, unflatten
 from taskvec_jax.transformer.generation import CACHED, Choice, State, extend, start
 from taskvec_jax.transformer.quantization import input_axes, quantize_stack, quantized
 from taskvec_jax.vectors import head_map
+from taskvec_jax.vectors.compiled_memory import ACCEPTED, rows_like, trace_inject, trace_read
 from taskvec_jax.vectors.examples import Examples
 from taskvec_jax.vectors.graded import Wanted
 from taskvec_jax.vectors.learning import Recipe
 from taskvec_jax.vectors.learning_step import train_step
-from taskvec_jax.vectors.programs import inject_rows, read_rows, schedule_of, wavefront_schedule
-from taskvec_jax.vectors.rows import Rows
+from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
 
-ACCEPTED = 2  # first tokens of accepted answers of a row
 SWEEP = ("read", "inject")
 NAMES = (*SWEEP, "graded_read", "graded_inject", "prefill", "step", "head_map", "learned_step")
 NAMES = (*NAMES, "restore")
@@ -49,7 +48,7 @@ def programs_of(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[str,
 
     Args:
       batch_size: prompts a call, rounded up to what `data` divides; rows are as long as
-        `footprint.RowSizes` says.
+        `footprint.PLANNED_ROWS` says.
     """
     made = _Shapes(config, mesh, batch_size)
     return {
@@ -71,12 +70,13 @@ class _Shapes:
     def __init__(self, config: DecoderConfig, mesh: Mesh, batch_size: int) -> None:
         self.config, self.mesh = config, mesh
         self.rows = rows_for(mesh, batch_size)
-        self.prompt = min(footprint.PROMPT_TOKENS, config.max_length)
+        self.prompt = min(PLANNED_ROWS.prompt, config.max_length)
+        self.sizes = PLANNED_ROWS._replace(prompt=self.prompt)
         self.params = _placed(config, mesh)
 
     def rows_of(self, *shape: int, dtype: str = "int32", rows: int | None = None) -> Any:
         """An array [B, ...] that is split over `data`."""
-        return self.put((rows or self.rows, *shape), dtype, PartitionSpec(DATA))
+        return rows_like(self.mesh, rows or self.rows, *shape, dtype=dtype)
 
     def whole(self, *shape: int, dtype: str = "float32") -> Any:
         """An array that every device has whole."""
@@ -91,22 +91,10 @@ class _Shapes:
         return Wanted(self.rows_of(ACCEPTED), self.rows_of())
 
     def read(self, grading: Wanted | None) -> Any:
-        token = self.rows_of(self.prompt)
-        rows = Rows(token, token, token, self.rows_of(footprint.READS))
-        return read_rows.trace(self.config, self.params, rows, grading)
+        return trace_read(self.config, self.params, self.mesh, self.rows, self.sizes, grading)
 
     def inject(self, grading: Wanted | None) -> Any:
-        c = self.config
-        return inject_rows.trace(
-            c,
-            self.params,
-            self.rows_of(footprint.QUERY_TOKENS),
-            self.rows_of(),
-            self.rows_of(c.num_layers, c.width, dtype="float32"),
-            self.rows_of(c.num_layers),
-            wavefront_schedule(c.num_layers),
-            grading,
-        )
+        return trace_inject(self.config, self.params, self.mesh, self.rows, self.sizes, grading)
 
     def choice(self) -> Choice:
         return Choice(None, self.whole(), self.whole(1, dtype="int32"))
@@ -169,7 +157,7 @@ class _Shapes:
         state = jax.eval_shape(optax.scale_by_adam().init, vectors)
         state = jax.tree.map(lambda leaf: self.whole(*leaf.shape, dtype=leaf.dtype), state)
         examples = Examples(
-            self.rows_of(footprint.QUERY_TOKENS, rows=rows),
+            self.rows_of(PLANNED_ROWS.query, rows=rows),
             self.rows_of(rows=rows),
             self.rows_of(ACCEPTED, rows=rows),
             self.rows_of(0, dtype="float32", rows=rows),

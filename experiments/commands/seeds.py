@@ -66,9 +66,9 @@ def run_each(seeds: list[int], run: Callable[[Path], Mapping[str, Any]]) -> None
     """
     top = Path(FLAGS.out or "results")
     results: dict[int, Mapping[str, Any]] = {}
-    for seed in seeds:
+    for i, seed in enumerate(seeds, start=1):
         FLAGS["seed"].value = seed
-        console.rule(f"seed {seed}")
+        console.rule(f"seed {seed}, {i} of {len(seeds)}", characters="-")
         name = f"seed{seed}" if FLAGS.out else results_name(run_from_flags())
         results[seed] = run(top / name)
     found = together(results)

@@ -1,5 +1,7 @@
 """What every experiment shares: flags, and what they ask for."""
 
+# Long because: flags stand beside what is made of them.
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,6 +19,7 @@ from taskvec_jax.distributed.plan import (
     GB,
     PLANNED_BATCH,
     RowSizes,
+    device_kind,
     largest_batch,
     memory_to_use,
     plan_lines,
@@ -35,6 +38,8 @@ from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.templates import NAMED, Template
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
 from taskvec_jax.transformer.config import PRECISIONS, QUANTIZATIONS
+from taskvec_jax.vectors.compiled_memory import largest_compiled_batch
+from taskvec_jax.vectors.sweep import query_length, row_length
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 __all__ = ["FLAGS", "console", "define_list", "progress_bar"]  # of all commands
@@ -217,8 +222,9 @@ def num_prompts_from_flags() -> int:
 def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Settings:
     """The settings with the largest batch, at most the one asked for, that fits.
 
-    What fits is counted by `footprint.sweep_bytes` for the longest prompts of these tasks under
-    these settings, and held against --memory_gb, or the memory of this machine without it.
+    What fits is what the compiler says of the programs for the longest prompts of these tasks under
+    these settings (on a CPU, which says too little of its own, `footprint.sweep_bytes`), held
+    against --memory_gb, or the memory of this machine without it.
 
     Raises:
       TaskVecError: --memory_gb is not above 0, or not even one prompt at a time fits in it.
@@ -238,6 +244,9 @@ def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Se
         except TaskVecError:
             batch_size = 1  # the count is an upper bound: one prompt may fit all the same
         batch_size = least(batch_size)  # of several processes, which must compile the same
+    if device_kind() != "cpu":  # the compiler knows better
+        padded = RowSizes(row_length(sizes.prompt), query_length(sizes.query), sizes.reads)
+        batch_size = least(largest_compiled_batch(model, limit, settings.batch_size, padded))
     if batch_size < settings.batch_size:
         console.print(f"{why}: {batch_size} prompts a call")
     return dataclasses.replace(settings, batch_size=batch_size)

@@ -18,9 +18,12 @@ width, V vocabulary, L layers, R places of a row that are read.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
+
+import jax
 
 from taskvec_jax.distributed.sharding import MeshShape, axes_of, head_axes, split_of
 from taskvec_jax.transformer.config import DecoderConfig
@@ -31,7 +34,8 @@ PLANNED_BATCH = 50  # prompts a call
 PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, as a rule below 100
 QUERY_TOKENS = 16  # of a zero-shot query
 READS = 3  # places a row is read at: after the query and after 2 dummy queries
-PROGRAMS = ("read", "inject")
+PROGRAMS = ("read", "inject", "graded_read", "graded_inject")
+TILE = 8  # a TPU keeps arrays in tiles of 8 x 128 numbers
 
 
 class RowSizes(NamedTuple):
@@ -66,6 +70,12 @@ class _Sizes(NamedTuple):
     unpacked: int  # the kernels of one layer in the parameter dtype, where they are quantized
 
 
+@functools.cache  # a batch is looked for by trying many
+def _leaves(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    return leaf_types(config)
+
+
+@functools.cache
 def parameter_bytes(config: DecoderConfig, devices: int) -> int:
     """Bytes of the parameters that each of some devices along `model` holds.
 
@@ -74,7 +84,7 @@ def parameter_bytes(config: DecoderConfig, devices: int) -> int:
     """
     return sum(
         leaf.size // shards(config, path, leaf.shape, devices) * leaf.dtype.itemsize
-        for path, leaf in leaf_types(config).items()
+        for path, leaf in _leaves(config).items()
     )
 
 
@@ -96,27 +106,27 @@ def program_bytes(
 
     Args:
       program: one of `PROGRAMS`: reading rows of demonstrations, or injecting L copies of the last
-        token into rows of zero-shot queries.
+        token into rows of zero-shot queries; graded: with graded scores.
       kind: of the device: "cpu", "gpu" or "tpu".
     """
     mesh = mesh or MeshShape()
     held = parameter_bytes(config, mesh.model)
-    if program == "read":
+    reads, graded = program.endswith("read"), program.startswith("graded")
+    if reads:
         tokens, answers = sizes.prompt, sizes.reads
     else:
         tokens, answers = sizes.query + config.num_layers, 1 + config.num_layers
     rows = -(-batch_size // mesh.data)
-    read_or_written = sizes.reads if program == "read" else 1  # states of a layer and a row
-    s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model)
+    read_or_written = sizes.reads if reads else 1  # states of a layer and a row
+    s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model, tiled=kind == "tpu")
     if kind == "cpu":
-        return held + _on_cpu(s, reads=program == "read")
-    read = s.residuals if program == "read" else 0
-    given = 0
-    if program == "inject":  # the vectors, and the row of the group before that copies have joined
+        return held + _on_cpu(s, reads=reads)
+    read, given = s.residuals if reads else 0, 0
+    if not reads:  # the vectors, and the row of the group before that copies have joined
         given = s.residuals + s.stream
     if kind == "gpu":
         return held + given + 2 * read + _at_once_on_gpu(config, s, mesh)
-    return held + given + read + _at_once_on_tpu(config, s, mesh)
+    return held + given + read + _at_once_on_tpu(config, s, mesh, graded=graded)
 
 
 def sweep_bytes(
@@ -148,16 +158,21 @@ def _at_once_on_gpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
     return max(moments)
 
 
-def _at_once_on_tpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
-    """The largest moment of a TPU's program."""
+def _at_once_on_tpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape, *, graded: bool) -> int:
+    """The largest moment of a TPU's program.
+
+    The largest logit and its place are part of the unembedding, so that logits exist only where
+    graded scores want more of them.
+    """
     in_place = c.dtype == c.stream_dtype  # the hidden layer takes the place of its last factor
     moments = [
         s.stream + s.attention + s.scores,
         s.stream + s.hidden + (0 if in_place else s.narrow_hidden),
-        s.logits,
+        s.logits if graded else 0,
     ]
-    if mesh.model > 1:
-        moments.append(3 * s.stream + _normed(c, s))
+    if mesh.model > 1:  # each sum over devices beside what is summed; in a parallel block, of two
+        sums = 2 if c.parallel_residual or c.family == "gptj" else 1
+        moments.append((1 + 2 * sums) * s.stream + _normed(c, s))
     return max(moments)
 
 
@@ -174,10 +189,20 @@ def _on_cpu(s: _Sizes, *, reads: bool) -> int:
 
 
 def _sizes(
-    c: DecoderConfig, rows: int, tokens: int, answers: int, states: int, model: int
+    c: DecoderConfig,
+    rows: int,
+    tokens: int,
+    answers: int,
+    states: int,
+    model: int,
+    *,
+    tiled: bool,
 ) -> _Sizes:
     wide, narrow = ITEM_BYTES[c.stream_dtype], ITEM_BYTES[c.dtype]
-    cells = rows * tokens
+    cells, layers = rows * tokens, c.num_layers
+    if tiled:  # the last axis but one is a multiple of 8; which one that is, the compiler chooses
+        cells = min(_whole_tiles(rows) * tokens, rows * _whole_tiles(tokens))
+        layers = _whole_tiles(layers)
 
     def part(size: int, over: Mapping[str, int] | None = None) -> int:
         over = axes_of(size, model) if over is None else over
@@ -185,7 +210,7 @@ def _sizes(
 
     over, kv_over = head_axes(c, model)
     heads, kv_heads = part(c.num_heads, over), part(c.num_kv_heads, kv_over)
-    leaves = leaf_types(c)
+    leaves = _leaves(c)
     mlp = {p: leaf for p, leaf in leaves.items() if "/mlp/" in p and p.endswith("/kernel")}
     path, largest = max(mlp.items(), key=lambda item: item[1].size)
     kept = largest.size // c.num_layers // shards(c, path, largest.shape, model)
@@ -203,8 +228,12 @@ def _sizes(
         attention=cells * (heads + 2 * kv_heads) * c.head_dim * wide,
         scores=rows * heads * tokens**2 * wide,
         logits=rows * answers * part(c.vocab_size) * wide,
-        residuals=rows * states * c.num_layers * c.width * wide,
+        residuals=rows * states * layers * c.width * wide,
         mlp_in=kept * largest.dtype.itemsize,
         mlp_kernels=len(mlp),
         unpacked=unpacked,
     )
+
+
+def _whole_tiles(size: int) -> int:
+    return -(-size // TILE) * TILE

@@ -13,6 +13,8 @@ that 8 devices do not divide can still be split over 4 of them, each shard held 
 Shapes: B rows, H heads, G key/value heads, K head size, D width, F MLP width, V vocabulary.
 """
 
+# Long because: where every parameter lies is told in one place.
+
 from __future__ import annotations
 
 import dataclasses

@@ -62,9 +62,11 @@ def take_layer(params: Params, index: jax.Array) -> Params:
 
     def take_apart(leaf: jax.Array, index: jax.Array) -> jax.Array:
         # XLA's TPU compiler wants these kernels, [D, H, K], in another layout than they come in,
-        # and changes that of the whole stack before the loop: a copy of a quarter of the model. The
-        # barrier has it change each layer's own.
-        return jax.lax.optimization_barrier(take(leaf, index))
+        # and changes that of the whole stack before the loop: a copy of a quarter of the model.
+        # A layout is not carried through another shape, so each layer's own is changed instead.
+        layer = take(leaf, index)
+        flat = jax.lax.optimization_barrier(layer.reshape(layer.shape[0], -1))
+        return flat.reshape(layer.shape)
 
     def take_one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         # By the platform a program is compiled for, which need not be the one that compiles it.

@@ -57,8 +57,17 @@ def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     In two steps, the best of each block and then inside the best block: XLA's argmax on CPU is
     scalar and costs as much as the unembedding, while a maximum over a short axis vectorises.
-    Up to `EVEN` devices that share the vocabulary get whole blocks, if that can be.
+    Up to `EVEN` devices that share the vocabulary get whole blocks, if that can be. Not so on a
+    TPU, where cutting the last axis into blocks copies the logits, twice.
     """
+
+    def whole(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.max(logits, axis=-1)
+
+    return jax.lax.platform_dependent(logits, tpu=whole, default=_top_of_blocks)
+
+
+def _top_of_blocks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = logits.shape[-1]
     sizes = [b for b in (128, 64, 32, 16, 8, 4, 2, 1) if size % b == 0]
     block = next((b for b in sizes if size // b % EVEN == 0), sizes[0])

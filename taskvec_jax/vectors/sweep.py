@@ -168,7 +168,7 @@ def inject_vectors(
     answers = _room(shape, graded=grading is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
-        length = round_up(max(lengths[i] for i in chunk), QUERY_STEP, QUERY_FIRST)
+        length = query_length(max(lengths[i] for i in chunk))
         filled = fill_up(chunk, size)
         tokens, last = pad_rows([queries[i] for i in filled], length)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
@@ -225,3 +225,8 @@ QUERY_STEP, QUERY_FIRST = 8, 4
 def row_length(tokens: int) -> int:
     """What a tree, or a whole prompt, of so many tokens is padded to."""
     return round_up(tokens, TREE_STEP if tokens <= LONG_TREE else LONG_TREE_STEP)
+
+
+def query_length(tokens: int) -> int:
+    """What a zero-shot query of so many tokens is padded to."""
+    return round_up(tokens, QUERY_STEP, QUERY_FIRST)

@@ -1,5 +1,7 @@
 """Weights survive the way here and back, whatever they came in, and damage is named."""
 
+# Long because: every format is made, converted and compared in the same way.
+
 from __future__ import annotations
 
 import json

@@ -4,6 +4,8 @@ TASKVEC_FUZZ_SEEDS="3 4 5" adds seeds, TASKVEC_FUZZ_FILES=2600 draws more files 
 does TASKVEC_SLOW_TESTS=1.
 """
 
+# Long because: every kind of file has its own way to be damaged.
+
 from __future__ import annotations
 
 import io

@@ -1,6 +1,8 @@
 """GGUF files of both architectures, in every type, give Hugging Face's numbers; so do their
 tokenizers."""
 
+# Long because: GGUF files are written here by hand, field by field.
+
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,7 @@
 """A key of a config is used, changes nothing, or refuses the model; transformers is the judge."""
 
+# Long because: every key of every family is a case.
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,7 @@
 """Which files a model is read from, and what lies beside them: as transformers and llama.cpp do."""
 
+# Long because: every combination of files in a directory is a case.
+
 from __future__ import annotations
 
 import json

@@ -10,6 +10,7 @@ import pytest
 from conftest import LLAMA, model_of
 
 from taskvec_jax.distributed import plan
+from taskvec_jax.distributed.footprint import parameter_bytes
 from taskvec_jax.distributed.targets import SHARE
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.measuring import longest_rows
@@ -22,6 +23,7 @@ from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import Decoder
 from taskvec_jax.vectors import batching, sweep
+from taskvec_jax.vectors.compiled_memory import compiled_bytes, largest_compiled_batch
 from taskvec_jax.vectors.programs import inject_rows, read_rows
 from taskvec_jax.vectors.rows import Rows, tree_length
 
@@ -155,3 +157,32 @@ def test_prompts_beyond_the_context_are_refused_before_anything_runs():
     settings = Settings(num_prompts=3, num_demonstrations=120)
     with pytest.raises(TaskVecError, match="this model reads at most 256, its context length"):
         longest_rows(load_model(SMALL_MODEL), [TASKS["algorithmic_list_first"]], settings)
+
+
+def test_on_an_accelerator_the_compiler_says_how_many_prompts_fit(model):
+    tried = []
+
+    def needs(_, rows: int, sizes: plan.RowSizes) -> float:
+        tried.append(rows)
+        return held + 1000.0 * rows + 300.0  # a little that does not grow
+
+    held = parameter_bytes(model.config, 1)
+    most = largest_compiled_batch(model, held + 20_000, 50, plan.RowSizes(), needs)
+    assert most * 1000 + 300 <= 20_000 < (most + 2) * 1000 + 300
+    assert len(tried) <= 3
+    tried.clear()
+    assert largest_compiled_batch(model, held + 1e6, 50, plan.RowSizes(), needs) == 50
+    assert tried == [50]
+    assert largest_compiled_batch(model, 0.0, 50, plan.RowSizes(), needs) == 1
+
+    def refused(_, rows: int, sizes: plan.RowSizes) -> float:
+        return float("inf") if rows > 10 else 0.0
+
+    assert 1 <= largest_compiled_batch(model, held + 1e6, 50, plan.RowSizes(), refused) <= 10
+
+
+def test_the_compilers_figure_is_of_both_programs_with_all_they_hold(model):
+    sizes = plan.RowSizes(24, 4, 3)
+    few, many = (compiled_bytes(model, rows, sizes) for rows in (2, 8))
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    assert held < few < many < held + 5 * (few - held)

@@ -1,5 +1,7 @@
 """Controls: how each is made, and that a result holds them all."""
 
+# Long because: every control is tested on the same tiny model.
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,7 @@
 """The parts of experiments that can be worked by hand."""
 
+# Long because: the arithmetic of each experiment is tested by hand-made results.
+
 from __future__ import annotations
 
 import json

@@ -141,6 +141,21 @@ def test_a_program_named_beside_the_package_is_told_how_to_be_run():
     assert done.stderr == "error: unexpected argument 'steer'; run python -m experiments.steer\n"
 
 
+def test_the_reader_of_keys_has_no_flags_and_says_what_it_is_given(monkeypatch, capsys):
+    from convert.families import read_keys
+
+    before = read_keys.OUT.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["read_keys", "--help"])
+    read_keys.main()
+    assert "python -m convert.families.read_keys qwen2" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["read_keys", "qwen2nd"])
+    with pytest.raises(SystemExit) as ended:
+        read_keys.main()
+    assert ended.value.code == 2
+    assert "'qwen2nd' is no model_type of the installed transformers" in capsys.readouterr().err
+    assert read_keys.OUT.read_bytes() == before
+
+
 def test_modules_of_programs_are_what_python_runs():
     assert module_of(programs()["convert"]) == "convert"
     assert module_of(programs()["bench.sweep"]) == "experiments.bench.sweep"

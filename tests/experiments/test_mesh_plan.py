@@ -22,11 +22,13 @@ from taskvec_jax.distributed.sharding import MeshShape, make_mesh
 from taskvec_jax.distributed.targets import Target
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.names import describe
-from taskvec_jax.models.registry import SMALL_MODEL
+from taskvec_jax.models.registry import DEFAULT_MODEL, SMALL_MODEL
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.flops import answer_flops, attention_flops, layer_flops
+from taskvec_jax.vectors.programs import wavefront_schedule
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+NO_LIBTPU = importlib.util.find_spec("libtpu") is None
 SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 FIELDS = ["model", "target", "mesh", "dtype", "quantization", "program", "fits", "compiler_bytes"]
 FIELDS += ["plan_bytes", "collectives", "flops", "bytes", "seconds_at_roofline", "bound"]
@@ -180,7 +182,7 @@ def padded_flops(config: DecoderConfig, rows: int) -> dict[str, int]:
     read += footprint.READS * answer_flops(config)
     inject = (1 + layers) * answer_flops(config)
     done = 0
-    for stop, alive in run_programs.wavefront_schedule(layers):
+    for stop, alive in wavefront_schedule(layers):
         tokens = queries + alive
         inject += (stop - done) * (tokens * each + attention_flops(config, tokens**2))
         done = stop
@@ -199,7 +201,7 @@ def compiled_for(target: str, out: Path, *more: str) -> list[dict]:
     return json.loads((out / "mesh_plan.json").read_text())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.skipif(NO_LIBTPU, reason="libtpu is not installed")
 def test_the_small_model_compiles_for_four_chips_of_v5e(tmp_path):
     records = compiled_for(
         "tpu:v5e:2x2",
@@ -220,3 +222,23 @@ def test_the_small_model_compiles_for_four_chips_of_v5e(tmp_path):
         assert record["bytes"] > 1e6
         assert record["collectives"]
         assert record["seconds_at_roofline"] > 0
+
+
+@pytest.mark.skipif(not SLOW or NO_LIBTPU, reason="compiles large models for a TPU")
+@pytest.mark.parametrize(
+    ("target", "model", "dtype"),
+    [
+        ("tpu:v5e:2x2", DEFAULT_MODEL, "float32"),
+        ("tpu:v5e:2x4", "llama-7b", "bfloat16"),
+        ("tpu:v5e:2x4", "llama-7b", "float32"),
+        ("tpu:v4:2x2x2", "llama-7b", "bfloat16"),  # two hosts
+    ],
+)
+def test_large_models_compile_and_need_what_is_planned(target, model, dtype, tmp_path):
+    devices = Target.parse(target).devices
+    flags = [f"--models={model}", f"--dtype={dtype}", f"--meshes=data:1,model:{devices}"]
+    for record in compiled_for(target, tmp_path, *flags):
+        assert record["fits"]
+        planned, compiled = record["plan_bytes"], record["compiler_bytes"]
+        least = -0.03 if model != DEFAULT_MODEL else -0.2
+        assert least <= planned / compiled - 1 <= (0.1 if model != DEFAULT_MODEL else 0.2), record

@@ -1,5 +1,7 @@
 """Training repeats from its seed, goes on after a kill, and stops at what is not finite."""
 
+# Long because: training, its files and emergence share one tiny run.
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,7 @@
 """Every known name has its published shape, says what it needs, and finds its weights."""
 
+# Long because: published parameter counts of all names are a table.
+
 from __future__ import annotations
 
 import dataclasses
@@ -232,6 +234,28 @@ def test_the_plan_of_a_repository_needs_its_config_at_most(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
     with pytest.raises(TaskVecError, match=r"SomeOrg/pythia-tiny is not on this machine.*PATH"):
         describe("SomeOrg/pythia-tiny")
+
+
+def test_a_mistyped_path_is_told_so_with_what_is_nearest_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llama-7b").mkdir(parents=True)
+    for name, said in (
+        (f"{tmp_path}/models/lama-7b", f"{tmp_path}/models has no lama-7b (did you mean"),
+        (f"{tmp_path}/modles/x", f"{tmp_path} has no modles (did you mean {tmp_path}/models?)"),
+        ("./gone", f"{tmp_path} has no gone"),
+        ("mine.gguf", f"{tmp_path} has no mine.gguf"),
+        ("a/b/c", f"{tmp_path} has no a"),
+        ("~/models/x", "the shell does not read ~ after =, write $HOME"),
+    ):
+        with pytest.raises(TaskVecError, match="there is no such file or directory") as caught:
+            describe(name)
+        assert said in str(caught.value), name
+        assert "pythia" not in str(caught.value), "no list of names, where a path is meant"
+    for name in ("lama-7b", "", "qwerty"):
+        with pytest.raises(TaskVecError, match=r"unknown model .*`python -m convert` lists"):
+            describe(name)
 
 
 @pytest.mark.parametrize("module", ["convert", "experiments.layer_sweep"])

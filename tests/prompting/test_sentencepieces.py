@@ -1,5 +1,7 @@
 """sentencepiece models, held against the sentencepiece package over many that are made up."""
 
+# Long because: models of sentencepiece are generated and compared here.
+
 from __future__ import annotations
 
 import io

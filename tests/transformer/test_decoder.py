@@ -1,5 +1,7 @@
 """The decoder's properties, and its agreement with an independent float64 oracle."""
 
+# Long because: every property of the decoder is tested on the same flavours.
+
 from __future__ import annotations
 
 import dataclasses

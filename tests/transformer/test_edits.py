@@ -1,5 +1,7 @@
 """Edits: the same write by a torch hook, finite differences, and what an edit must leave alone."""
 
+# Long because: every kind of edit is held against one torch hook.
+
 from __future__ import annotations
 
 import dataclasses

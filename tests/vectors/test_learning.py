@@ -1,5 +1,7 @@
 """Learned vectors: the losses are those of the definition, the gradients those of the losses."""
 
+# Long because: losses, gradients and the experiment share one tiny model.
+
 from __future__ import annotations
 
 import dataclasses
@@ -347,8 +349,8 @@ def test_a_task_is_learned_scored_and_drawn_whole(two_layers, tmp_path, position
     assert len(list((tmp_path / "arrays").glob("*.npy"))) == 1
     for name in ("extracted", "mean_theta", "learned", "control"):
         assert [score["n"] for score in found[name]] == [4, 4]
-    gaps = np.subtract(*([s["accuracy"] for s in found[key]] for key in ("learned", "control")))
-    np.testing.assert_allclose(found["selectivity"], gaps)
+    own, other = ([s["accuracy"] for s in found[key]] for key in ("learned", "control"))
+    np.testing.assert_allclose(found["selectivity"], np.subtract(own, other))
     assert (np.array(found["dev_accuracy"]) >= found["dev_accuracy_of_mean"]).all()
     assert np.array(found["train_losses"]).min() > 0  # a KL
     result: dict[str, Any] = {"tasks": {task.name: found | {"extracted_layer": 1}}, "notes": []}

@@ -1,5 +1,7 @@
 """The fast engine gives the numbers of the definition, on every family and every shape of row."""
 
+# Long because: every program of the sweep is held against one definition.
+
 from __future__ import annotations
 
 import dataclasses
