@@ -8,18 +8,14 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Cell, Section, Table, score, task_cell
+from experiments.page.section import Cell, Section, Table, number, score, task_cell
 
 
 def section(result: dict[str, Any]) -> Section:
     """The best place, and the best pair of layers."""
-    sentences, titles = [], about.titles_of(result)
-    for name, task in result["tasks"].items():
-        (row, column), test = task["layers"]["best"], task["layers"]["test"]
-        sentences.append(
-            f"{titles[name]}: read after {row}, written after {column}: {test['accuracy']:.2f}"
-            f" ({test['low']:.2f} to {test['high']:.2f})"
-        )
+    any_two = float(
+        np.mean([task["layers"]["test"]["accuracy"] for task in result["tasks"].values()])
+    )
     means = {
         patch: float(
             np.mean([t["positions"][patch]["test"]["accuracy"] for t in result["tasks"].values()])
@@ -37,13 +33,14 @@ def section(result: dict[str, Any]) -> Section:
             for patch, value in sorted(means.items(), key=lambda item: -item[1])[1:4]
         )
         + ". Answers are scored by their first token.",
-        f"Read and written after different layers: {'; '.join(sentences)}.",
+        f"Read and written at the arrow after any two layers, chosen on dev: {any_two:.2f}.",
     ]
     return Section(
         "Where can the task be read, and where written?",
         words,
         [
             _accuracies(result),
+            _two_layers(result),
             _divergences(result),
         ],
         {
@@ -70,6 +67,24 @@ def _accuracies(result: dict[str, Any]) -> Table:
     return Table(
         "Test accuracy of each way, read → written, at the layer that is best on dev",
         ["task", *_places(result)],
+        rows,
+    )
+
+
+def _two_layers(result: dict[str, Any]) -> Table:
+    """A row a task: the layers after which theta is best read and written."""
+    titles = about.titles_of(result)
+    rows = [
+        [
+            task_cell(titles, name),
+            *(number(layer, 0) for layer in task["layers"]["best"]),
+            score(task["layers"]["test"]),
+        ]
+        for name, task in result["tasks"].items()
+    ]
+    return Table(
+        "Read and written at the arrow after two layers that are best on dev",
+        ["task", "read after layer", "written after layer", "accuracy on test"],
         rows,
     )
 

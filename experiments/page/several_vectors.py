@@ -79,7 +79,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     size = (figures.WIDTH if len(groups) > 1 else 7.0, 2.9)
     figure, panels = figures.canvas(*size, 1, len(groups), sharey=True)
     vector = figures.LOOKS["task_vector"].colour
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "base": {"color": figures.LOOKS["icl"].colour, "ls": "--", "marker": "D"},
         "one": {"color": vector, "ls": "-", "marker": "o"},
         "many": {"color": vector, "ls": ":", "marker": "s"},

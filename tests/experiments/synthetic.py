@@ -435,7 +435,7 @@ class Maker:
         names = [condition.name for condition in CONDITIONS]
         columns = dict.fromkeys(names, 0.5) | {"icl": 0.9}
         columns |= dict.fromkeys(UNTOUCHED.values(), 0.2)
-        tasks = {
+        tasks: dict[str, dict[str, Any]] = {
             name: self.scored(columns)
             | {"dev_accuracy_by_layer": {k: self.curve(0.7) for k in names}}
             for name in self.categories

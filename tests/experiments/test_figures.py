@@ -144,6 +144,11 @@ def words(figure: Figure) -> list[tuple[Text, Bbox]]:
     ]
 
 
+def heights_of(band: FillBetweenPolyCollection) -> np.ndarray:
+    """All heights of a band's edge."""
+    return np.concatenate([np.asarray(path.vertices)[:, 1] for path in band.get_paths()])
+
+
 def check(name: str, result: dict[str, Any]) -> None:
     """Holds every figure of an experiment against what its reader needs."""
     said = about.stamp(result)
@@ -153,7 +158,7 @@ def check(name: str, result: dict[str, Any]) -> None:
         shown = words(figure)
         page = figure.bbox.padded(1)
         for text, box in shown:
-            size = text.get_fontsize() * figure.dpi / 72
+            size = float(text.get_fontsize()) * figure.dpi / 72
             assert size >= SMALLEST, (stem, text.get_text(), size)
             beyond = page.x0 - box.x0, box.x1 - page.x1, page.y0 - box.y0, box.y1 - page.y1
             assert max(beyond) <= 0, (stem, text.get_text(), beyond)
@@ -168,7 +173,7 @@ def check(name: str, result: dict[str, Any]) -> None:
                 over = any(path.intersects_bbox(inner, filled=False) for path in lines)
                 assert not over, (stem, text.get_text(), "is written over a line")
             for band in axes.findobj(FillBetweenPolyCollection):
-                heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+                heights = heights_of(band)
                 assert -1 <= heights.min() <= heights.max() <= 1, stem
 
 
@@ -202,7 +207,7 @@ def test_the_mean_curves_band_stays_within_0_and_1():
     first["dev_accuracy_by_layer"] = [0.3, 0.7] * 15
     _, figure = next(laid_out("layer_sweep", result))
     (band,) = figure.axes[0].findobj(FillBetweenPolyCollection)
-    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    heights = heights_of(band)
     assert heights.min() == 0
     assert heights.max() == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_the_date_is_that_of_source_date_epoch_where_it_is_set(monkeypatch):
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch) -> Path:
+def repository(tmp_path, monkeypatch) -> Iterator[Path]:
     """A repository of one commit in the project's place."""
 
     def git(*arguments: str) -> None:
