@@ -62,6 +62,7 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out, tiny_path):
     out, printed = sweep_out
     result = json.loads((out / "layer_sweep.json").read_text())
     of_run = {"model", "revision", "dtype", "quantization", "weights_sha256", "run"}
+    of_run |= {"matmul_precision"}
     rest = {"experiment", "categories", "settings", "provenance", "vectors", "tasks", "data"}
     over_tasks = {"groups", "mean", "mean_paper", "mean_full", "share_of_icl_gain", "given_icl"}
     assert set(result) == of_run | rest | over_tasks | {"peak"}
@@ -113,6 +114,8 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out, tiny_path):
         "layer_sweep.json",
         "layer_sweep.png",
         "layer_sweep.svg",
+        "layer_sweep_tasks.png",
+        "layer_sweep_tasks.svg",
         "vectors",
     ]
 
