@@ -20,7 +20,7 @@ from typing import Any
 import hf
 import numpy as np
 import pytest
-from slow import SLOW
+from slow import slow
 from zygote import QUICK
 
 import taskvec_jax.models.atomic as atomic
@@ -272,8 +272,9 @@ def test_the_command_says_no_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@slow
 def test_conversion_keeps_to_its_memory(tmp_path: Path) -> None:
-    kinds = ("safetensors", "bin", "pth", "gguf") if SLOW else ("safetensors",)
+    kinds = ("safetensors", "bin", "pth", "gguf")
     done = run(
         "experiments.bench.conversion",
         "--layers=8",

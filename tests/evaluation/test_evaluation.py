@@ -101,7 +101,7 @@ def test_the_task_sits_in_one_vector_of_the_real_model(default_model):
 def test_the_order_of_tasks_and_the_batch_size_change_no_answer():
     model, task = load_model(SMALL_MODEL), TASKS["algorithmic_list_first"]
     alone = evaluate_task(model, task, Settings(num_prompts=6, batch_size=20))
-    evaluate_task(model, TASKS["algorithmic_to_upper"], Settings(num_prompts=3, batch_size=20))
+    evaluate_task(model, TASKS["algorithmic_to_upper"], Settings(num_prompts=6, batch_size=20))
     again = evaluate_task(model, task, Settings(num_prompts=6, batch_size=5))
     for name, column in alone.outcomes.items():
         if isinstance(column, dict):  # graded scores follow the order of sums

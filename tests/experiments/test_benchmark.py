@@ -42,6 +42,7 @@ def result(tmp_path_factory, tokenizer) -> dict:
     return json.loads((directory / "out" / "benchmark.json").read_text())
 
 
+@slow
 def test_every_step_gives_the_same_answers(result):
     stages = result["dtypes"]["float32"]["stages"]
     assert list(stages) == (STAGES if SLOW else USUAL).split(",")
@@ -49,6 +50,7 @@ def test_every_step_gives_the_same_answers(result):
         assert stage["agreement_with_packed"] == 1.0, name
 
 
+@slow
 def test_the_headline_has_its_figures(result):
     line = result["headline"]["float32"]
     assert set(line) == {

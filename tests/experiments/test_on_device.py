@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LLAMA
+from slow import slow
 
 from experiments.bench import torch_loop
 from experiments.bench.on_device import texts_of
@@ -21,6 +22,7 @@ from taskvec_jax.models.registry import SMALL_MODEL
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@slow
 def test_the_benchmark_runs_at_tiny_size_and_counts_needed_work(tmp_path):
     done = subprocess.run(
         [

@@ -183,6 +183,7 @@ def test_an_experiment_that_cannot_be_run_is_left_out_and_leaves_nothing_stale(t
     assert "report.html" in result.stdout
 
 
+@slow
 def test_a_second_run_computes_nothing_and_gives_the_same_bytes(paper, tiny_path):
     before = {p.name: p.read_bytes() for p in paper.iterdir() if p.suffix in (".png", ".svg")}
     flags = (f"--model={tiny_path}", f"--tasks={TASKS}", *SMALL, f"--out={paper}")

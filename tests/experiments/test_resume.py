@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from slow import SLOW
 from tiny_checkpoint import SMALL, run, save_tiny
@@ -187,5 +188,8 @@ def test_sigterm_ends_between_units_and_a_rerun_on_other_devices_goes_on(
     assert len(after) == 12
     results = [json.loads((d / "layer_sweep.json").read_text()) for d in (whole, out)]
     assert [r["provenance"]["device"]["count"] for r in results] == [1, 2]
-    assert results[0]["tasks"] == results[1]["tasks"]
-    assert results[0]["mean"] == results[1]["mean"]
+    (first, shape), (second, other) = (jax.tree.flatten([r["tasks"], r["mean"]]) for r in results)
+    assert shape == other
+    # Log-probabilities follow the order of sums; answers, accuracies and layers do not.
+    for a, b in zip(first, second, strict=True):
+        assert a == (pytest.approx(b, abs=1e-4) if isinstance(b, float) else b)

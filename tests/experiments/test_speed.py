@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LLAMA
-from slow import SLOW, slow
+from slow import slow
 from tiny_checkpoint import save_tiny
 from zygote import QUICK
 
@@ -174,7 +174,8 @@ def test_the_plan_is_what_the_compiler_needs_for_llama_30b_on_8_devices(tmp_path
     assert sum(sums) // 60 == 2  # a layer of 60; few are outside of the loop
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if SLOW else ["bfloat16"])
+@slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sweep_makes_no_copy_of_the_layers(dtype):
     config = dataclasses.replace(LLAMA, dtype=dtype, num_layers=16, mlp_width=512)
     types = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaf_types(config).items()}
