@@ -51,7 +51,7 @@ def test_greedy_generation_is_transformers_token_for_token(family):
     got = generate(model.config, model.params, prompts, max_new_tokens=NEW)
     want = [hooks.generated(reference, prompt, NEW) for prompt in prompts]
     assert_same_tokens(reference, prompts, got, want)
-    assert len({token for ids in got for token in ids}) > PROMPTS  # not one token for ever
+    assert len({token for ids in got for token in ids}) > 6  # not one token for ever
 
 
 @pytest.mark.parametrize("edit", first_is_quick(["prompt", "always"]))
