@@ -50,12 +50,12 @@ def main() -> None:
         raise TaskVecError(
             "this compares with torch, which is not here: pip install torch==2.13.0"
         ) from None
-    from experiments.bench.torch_loop import TorchLoop
+    from experiments.bench.torch_loop import TorchLoop, exported
 
     sizes = [_count("batch_sizes", word) for word in FLAGS.batch_sizes]
     new, turns = FLAGS.new_tokens, FLAGS.turns
     model = load_model(FLAGS.model, "float32")
-    loop = TorchLoop(model, logits_to_keep=1)
+    loop = TorchLoop(exported(model), logits_to_keep=1)
     prompts, layers = _prompts(model, max(sizes)), split_layers(model.params, len(loop.blocks))
     found = {}
     for size in sizes:
