@@ -39,7 +39,7 @@ from experiments.commands.runner import main
 from experiments.run.study import Study, task_sha256
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import Scorer, scorer_of
-from taskvec_jax.evaluation.control_prompts import wrong_labels
+from taskvec_jax.evaluation.control_prompts import all_wrong_labels
 from taskvec_jax.evaluation.geometry import cosine_distances
 from taskvec_jax.evaluation.intervals import means
 from taskvec_jax.evaluation.layers import best_layer
@@ -218,9 +218,7 @@ def head_prompts(
 
     trials = drawn("trials", options.head_trials)
     name = fitted.task.name
-    shuffled = [
-        wrong_labels(scorer, p, settings.seed, name, "head", i) for i, p in enumerate(trials)
-    ]
+    shuffled = all_wrong_labels(scorer, trials, settings.seed, name, "head")
     return drawn("mean", options.head_mean_prompts), shuffled, shared
 
 
@@ -311,7 +309,7 @@ def targets(study: Study, task: Task, split: str) -> tuple[Target, Target]:
     scorer = scorer_of(study.model, task, study.settings)
     prompts = draw_prompts(scorer.fitted, study.settings, split)
     seed = (study.settings.seed, task.name, split)
-    shuffled = [wrong_labels(scorer, prompt, *seed, i) for i, prompt in enumerate(prompts)]
+    shuffled = all_wrong_labels(scorer, prompts, *seed)
     encode = study.model.tokenizer.encode_all
     return (
         Target(study, scorer, prompts, encode([p.zero_shot() for p in prompts])),

@@ -172,18 +172,10 @@ def map_positions(
         right[split] = scorer.by_first_token(places.prompts, said)  # [N, L]
     by_layer = right["dev"].mean(axis=0)
     layer = best_layer(by_layer)
-    few = _places(
-        study.model,
-        scorer,
-        dataclasses.replace(settings, num_prompts=min(KL_PROMPTS, settings.num_prompts)),
-        "test",
-        read,
-        write,
-    )
     queries = [prompt.query.input for prompt in places.prompts]
     return {
         "accuracy": by_layer.tolist(),
-        "kl": _divergence(study.model, few),
+        "kl": _divergence(study.model, places.first(KL_PROMPTS)),
         "layer": layer,
         "test": vars(accuracy(right["test"][:, layer], queries)),
     }
@@ -204,6 +196,15 @@ class Places(NamedTuple):
     targets: np.ndarray
     at_end: bool
     states: np.ndarray
+
+    def first(self, count: int) -> Places:
+        """Those of the first prompts alone."""
+        return self._replace(
+            prompts=self.prompts[:count],
+            queries=self.queries[:count],
+            targets=self.targets[:count],
+            states=self.states[:count],
+        )
 
 
 def _places(

@@ -35,7 +35,7 @@ from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import Scorer, scorer_of
-from taskvec_jax.evaluation.control_prompts import wrong_labels
+from taskvec_jax.evaluation.control_prompts import all_wrong_labels
 from taskvec_jax.evaluation.intervals import means
 from taskvec_jax.evaluation.layers import best_layer
 from taskvec_jax.evaluation.reading import draw_prompts
@@ -181,9 +181,7 @@ class Sources:
         self.states = study.model.read(texts, positions=np.array(where))  # [N, P, L, D]
         targets = {
             "zero_shot": [dataclasses.replace(p, demonstrations=()) for p in prompts],
-            "shuffled": [
-                wrong_labels(scorer, p, *seed, "positions", i) for i, p in enumerate(prompts)
-            ],
+            "shuffled": all_wrong_labels(scorer, prompts, *seed, "positions"),
         }
         self.texts = {
             name: tokenizer.encode_all([p.icl() for p in some]) for name, some in targets.items()

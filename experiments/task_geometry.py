@@ -35,7 +35,7 @@ from experiments.run import study as studies
 from experiments.run.study import Study
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import scorer_of
-from taskvec_jax.evaluation.control_prompts import wrong_labels
+from taskvec_jax.evaluation.control_prompts import all_wrong_labels
 from taskvec_jax.evaluation.geometry import (
     cosine_distances,
     principal_components,
@@ -113,8 +113,7 @@ def read_wrong_theta(model: Model, task: Task, settings: Settings) -> np.ndarray
     """Theta of every test prompt with labels that are wrong: float32 [N, L, D]."""
     scorer = scorer_of(model, task, settings)
     prompts = draw_prompts(scorer.fitted, settings, "test")
-    seed = (settings.seed, task.name, "geometry")
-    relabelled = [wrong_labels(scorer, prompt, *seed, i) for i, prompt in enumerate(prompts)]
+    relabelled = all_wrong_labels(scorer, prompts, settings.seed, task.name, "geometry")
     return read_theta(model, relabelled, settings.batch_size)
 
 

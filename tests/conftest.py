@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from slow import slow
+from slow import slow_but
 
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -65,8 +65,7 @@ TINY = {
     "pythia-parallel": PYTHIA,
     "pythia-sequential": dataclasses.replace(PYTHIA, parallel_residual=False, gelu="tanh"),
 }
-QUICK = ("llama-grouped-tied", "pythia-parallel")
-FLAVOURS = [name if name in QUICK else pytest.param(name, marks=slow) for name in TINY]
+FLAVOURS = slow_but(TINY, ("llama-grouped-tied", "pythia-parallel"))
 
 
 jax.config.update("jax_enable_compilation_cache", False)  # a test compiles its own programs

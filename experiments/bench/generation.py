@@ -16,11 +16,9 @@ Time: 3 minutes (2 cores).
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +27,7 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console
+from experiments.run.results import prepare_out, write_json
 from taskvec_jax.distributed.plan import weight_bytes
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.generating import generate
@@ -54,6 +53,7 @@ def main() -> None:
 
     sizes = [_count("batch_sizes", word) for word in FLAGS.batch_sizes]
     new, turns = FLAGS.new_tokens, FLAGS.turns
+    out = prepare_out(FLAGS.out)
     model = load_model(FLAGS.model, "float32")
     loop = TorchLoop(exported(model), logits_to_keep=1)
     prompts, layers = _prompts(model, max(sizes)), split_layers(model.params, len(loop.blocks))
@@ -90,10 +90,8 @@ def main() -> None:
             " reading the weights allows",
             markup=False,
         )
-    out = Path(FLAGS.out)
-    out.mkdir(parents=True, exist_ok=True)
     content = {"model": model.name, "new_tokens": new, "turns": turns, "batch_sizes": found}
-    (out / "generation.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_json(out / "generation.json", content)
 
 
 def compare(

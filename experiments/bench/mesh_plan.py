@@ -284,8 +284,8 @@ def main() -> None:
     target = Target.parse(FLAGS.target)
     shapes = _meshes(target)
     devices = devices_of(target, max(shape.devices for shape in shapes))
-    configs = [_config(name) for name in FLAGS.models]  # a name that is not known, before all else
-    del configs
+    for name in FLAGS.models:
+        _config(name)  # refuses one that is not known before anything is compiled
     out = prepare_out(FLAGS.out) if FLAGS.out else None
     records: list[dict[str, Any]] = []
     for name in FLAGS.models:

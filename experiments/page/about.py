@@ -73,23 +73,23 @@ def _file_kind(result: Mapping[str, Any]) -> str:
     return found[1] if found else ""
 
 
+def _setting(result: Mapping[str, Any], key: str) -> Any:
+    """A setting of the experiment, or else of its run; None where neither is recorded."""
+    return (result.get("settings") or {}).get(key, (result.get("run") or {}).get(key))
+
+
 def facts(result: Mapping[str, Any]) -> dict[str, str]:
     """What tells a reader which run a result is of, by name; what is not recorded is missing."""
-    run, about = result.get("run") or {}, result.get("provenance") or {}
-    settings = result.get("settings") or {}
-
-    def said(key: str) -> Any:
-        return settings.get(key, run.get(key))
-
+    about = result.get("provenance") or {}
     found = {"model": model_name(str(result["model"])), "weights": weights(result)}
-    if (count := said("num_prompts")) is not None:
+    if (count := _setting(result, "num_prompts")) is not None:
         found["n"] = f"{count} test prompts a task"
-    if (count := said("num_demonstrations")) is not None:
+    if (count := _setting(result, "num_demonstrations")) is not None:
         found["demonstrations"] = str(count)
-    seed = about.get("seed", said("seed"))
+    seed = about.get("seed", _setting(result, "seed"))
     if seed is not None:
         found["seed"] = str(seed)
-    if rule := said("rule"):
+    if rule := _setting(result, "rule"):
         found["rule"] = RULES.get(rule, str(rule))
     if date := about.get("date"):
         found["date"] = date
@@ -103,9 +103,7 @@ def stamp(result: Mapping[str, Any]) -> str:
     if "models" in result and "model" not in result:  # of several runs
         return _stamp_of_several(result["models"])
     found = facts(result)
-    n = (result.get("settings") or {}).get(
-        "num_prompts", (result.get("run") or {}).get("num_prompts")
-    )
+    n = _setting(result, "num_prompts")
     parts = [
         found["model"],
         found["weights"],

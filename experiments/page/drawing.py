@@ -2,7 +2,7 @@
 
 A figure is drawn for a light page; on a dark one the page's script changes its inks, so that each
 lies on the page once, and is what lies in the files. Beside the images are the places of their
-lines: the page shows a line's values where a reader points at it, and lets him pick one.
+lines: the page shows a line's values where a reader points at it, and lets them pick one.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ NAME = "learned_task_vector"
 CONTROL = "learned for a control task"
 
 
-def _at(task: dict[str, Any], name: str, layer: int) -> dict[str, Any]:
-    """A score of a task at a layer; the nearest layer trained if that one was not."""
+def _at(task: dict[str, Any], name: str, layer: int) -> Any:
+    """What a task has for a layer, such as a score; the nearest layer trained if it was not."""
     layers = task["layers"]
     return task[name][min(range(len(layers)), key=lambda i: abs(layers[i] - layer))]
 
@@ -29,7 +29,7 @@ def section(result: dict[str, Any]) -> Section:
         own, mean, best = (_at(task, key, at) for key in ("extracted", "mean_theta", "learned"))
         no_worse += best["accuracy"] >= own["accuracy"]
         gains.append(best["accuracy"] - own["accuracy"])
-        selectivity.append(best["accuracy"] - _at(task, "control", at)["accuracy"])
+        selectivity.append(_at(task, "selectivity", at))
         nearest = min(task["layers"], key=lambda layer: abs(layer - at))
         rows.append(
             [

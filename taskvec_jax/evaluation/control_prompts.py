@@ -45,6 +45,11 @@ def wrong_labels(scorer: Scorer, prompt: Prompt, *seed: object) -> Prompt:
     )
 
 
+def all_wrong_labels(scorer: Scorer, prompts: Sequence[Prompt], *seed: object) -> list[Prompt]:
+    """`wrong_labels` of each prompt, drawn from the seed and the prompt's number."""
+    return [wrong_labels(scorer, prompt, *seed, i) for i, prompt in enumerate(prompts)]
+
+
 def is_wrong(scorer: Scorer, pair: Pair, label: str) -> bool:
     """Whether a label is no right answer to a pair, by the rule `full`."""
     return not scorer.rule("full").is_right(label, accepted(pair))

@@ -18,7 +18,7 @@ from taskvec_jax.evaluation.columns import (
     graded_means,
     score_columns,
 )
-from taskvec_jax.evaluation.control_prompts import share_wrong, wrong_labels
+from taskvec_jax.evaluation.control_prompts import all_wrong_labels, share_wrong
 from taskvec_jax.evaluation.controls import CONTROLS, Materials, Vectors
 from taskvec_jax.evaluation.lending import lent_thetas, rank_lent
 from taskvec_jax.evaluation.measuring import Measured, measure, sweep_dev
@@ -94,7 +94,7 @@ def evaluate_with_controls(
     progress(n)
 
     both = [*m.dev, *m.test]
-    relabelled = [wrong_labels(scorer, p, settings.seed, task.name, i) for i, p in enumerate(both)]
+    relabelled = all_wrong_labels(scorer, both, settings.seed, task.name)
     wanted = scorer.wanted(both, settings.seed)
     theta, icl = read_prompts(scorer, relabelled, settings.batch_size, wanted)
     if lent is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import hf
 import numpy as np
 import pytest
-from slow import slow
+from slow import slow_but
 
 from convert import families
 from convert.families import GGUF_FAMILIES, HF_FAMILIES
@@ -29,9 +29,7 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=slow) for name in hf.CONFIGS]
-)
+@pytest.mark.parametrize("name", slow_but(hf.CONFIGS, QUICK))
 def test_residuals_and_logits_equal_transformers(name: str, tmp_path: Path) -> None:
     theirs = hf.random_model(hf.CONFIGS[name]())
     ours = load_model(hf.save(theirs, tmp_path))

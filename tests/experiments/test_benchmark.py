@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from slow import SLOW, slow
+from slow import slow
 from tiny_checkpoint import run, save_tiny
 
 from experiments.bench.machine import peak_flops
@@ -22,7 +22,6 @@ FLAGS = (
 STAGES = (
     "layer_loop,naive,prefix_cache,wavefront,shared_demonstrations,packed,torch_paper,torch_loop"
 )
-USUAL = "layer_loop,packed,torch_paper,torch_loop"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def result(tmp_path_factory, tokenizer) -> dict:
         f"--model={model}",
         f"--out={directory / 'out'}",
         *FLAGS,
-        f"--stages={STAGES if SLOW else USUAL}",
+        f"--stages={STAGES}",
     )
     assert done.returncode == 0, done.stderr
     for kind in ("png", "svg"):
@@ -45,7 +44,7 @@ def result(tmp_path_factory, tokenizer) -> dict:
 @slow
 def test_every_step_gives_the_same_answers(result):
     stages = result["dtypes"]["float32"]["stages"]
-    assert list(stages) == (STAGES if SLOW else USUAL).split(",")
+    assert list(stages) == STAGES.split(",")
     for name, stage in stages.items():
         assert stage["agreement_with_packed"] == 1.0, name
 
@@ -96,7 +95,7 @@ def test_what_a_gpu_is_measured_with_runs_on_random_weights_of_a_shape(tmp_path,
     assert sizes[0] > sizes[1]
 
 
-@pytest.mark.skipif(not SLOW, reason="compiles generation")
+@slow  # compiles generation
 def test_generation_is_measured_beside_transformers_and_says_the_same(tmp_path):
     out = f"--out={tmp_path}"
     done = run("bench.generation", f"--model={SMALL_MODEL}", "--new_tokens=4", "--turns=2", out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from conftest import LLAMA
+from slow import slow
 
 from experiments.bench import compile_only, hlo, mesh_plan, plan_matrix, run_programs
 from taskvec_jax.distributed import footprint
@@ -29,7 +29,6 @@ from taskvec_jax.vectors.programs import wavefront_schedule
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_LIBTPU = importlib.util.find_spec("libtpu") is None
-SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
 FIELDS = ["model", "target", "mesh", "dtype", "quantization", "program", "fits", "compiler_bytes"]
 FIELDS += ["plan_bytes", "collectives", "flops", "bytes", "seconds_at_roofline", "bound"]
 SMALL = dataclasses.replace(LLAMA, num_layers=2)
@@ -241,7 +240,7 @@ def test_the_small_model_compiles_for_four_chips_of_v5e(tmp_path):
         assert record["seconds_at_roofline"] > 0
 
 
-@pytest.mark.skipif(not SLOW, reason="compiles large models for a TPU and a GPU")
+@slow  # compiles large models for a TPU and a GPU
 @pytest.mark.parametrize(
     ("target", "model", "dtype"),
     [
