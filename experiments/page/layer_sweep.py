@@ -42,29 +42,31 @@ def section(result: dict[str, Any]) -> Section:
     for group, title in (("icl_able", "tasks that ICL does on dev"), ("all", "tasks, all of them")):
         if means := result["mean"][group]:
             words.append(
-                f"mean of {len(result['groups'][group])} {title}: "
+                f"Mean of {len(result['groups'][group])} {title}: "
                 + ", ".join(f"{name} {_mean(means[key])}" for key, name in COLUMNS.items())
             )
             first, whole = (
                 result[f"mean_{rule}"][group]["task_vector"]["accuracy"]
                 for rule in ("paper", "full")
             )
-            words[-1] += f"; task vector by first tokens {first:.3f}, by whole answers {whole:.3f}"
+            words[-1] += f"; task vector by first tokens {first:.3f}, by whole answers {whole:.3f}."
     if gain := result["share_of_icl_gain"]["icl_able"]:
-        words.append(f"the vector has {span(gain)} of ICL's gain over zero-shot")
+        words.append(f"The vector has {span(gain)} of ICL's gain over zero-shot.")
     if result["given_icl"]:
         right, wrong = (result["given_icl"][name] for name in ("right", "wrong"))
         words.append(
-            f"P(vector right | ICL right) {span(right)}; P(vector right | ICL wrong) {span(wrong)}"
+            f"The vector is right on {span(right)} of the prompts that ICL gets right, and on"
+            f" {span(wrong)} of those that it gets wrong."
         )
     steady = "" if peak["share"] is None else f" (in {peak['share']:.0%} of draws of the tasks)"
     words.append(
-        f"mean dev curve peaks after layer {peak['layer']} of 0-{len(curve) - 1}{steady} at"
-        f" {curve.max():.3f}; {result['provenance']['seconds']:.0f} s"
+        f"The mean dev curve peaks after layer {peak['layer']} of 0-{len(curve) - 1}{steady} at"
+        f" {curve.max():.3f}. The run took {result['provenance']['seconds']:.0f} s."
     )
     words.append(
-        "intervals: these tasks; tasks like these (not drawn at random). Controls and the share"
-        " that needs the right pairing: python -m experiments.main_results"
+        "Means have two 95 % intervals in brackets: for these tasks, and for tasks like these,"
+        " which were not drawn at random. Controls, and the share of the gain that needs the right pairs,"
+        " are in experiments.main_results."
     )
     return Section(
         "Where does the task vector work?",
