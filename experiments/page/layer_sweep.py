@@ -65,8 +65,8 @@ def section(result: dict[str, Any]) -> Section:
     )
     words.append(
         "Means have two 95 % intervals in brackets: for these tasks, and for tasks like these,"
-        " which were not drawn at random. Controls, and the share of the gain that needs the right pairs,"
-        " are in experiments.main_results."
+        " which were not drawn at random. Controls, and the share of the gain that needs the right"
+        " pairs, are in experiments.main_results."
     )
     return Section(
         "Where does the task vector work?",
