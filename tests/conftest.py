@@ -14,11 +14,14 @@ if importlib.util.find_spec("libtpu") and not any(
     # JAX would look for a TPU in every process that is started, and print lines about it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from slow import OLD_EMITTERS, slow_but
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OLD_EMITTERS}".strip()
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from slow import slow_but
 
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model

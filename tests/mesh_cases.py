@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 
+from slow import QUICK, SLOW
+
 DEVICES = 8
 if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = (  # what is looked at is decided before LLVM: let it be quick
-        f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
-        " --xla_llvm_disable_expensive_passes=true"
+        f"--xla_force_host_platform_device_count={DEVICES} {QUICK}"
     )
 
 import dataclasses
@@ -31,7 +32,6 @@ import jax
 import numpy as np
 import tokenizers
 from conftest import LLAMA, PYTHIA, logits_of, random_params
-from slow import SLOW
 
 from convert import export
 from experiments.bench.mesh_plan import compile_sweep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Container, Iterable
 from typing import Any
@@ -9,6 +10,21 @@ from typing import Any
 import pytest
 
 SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
+# XLA's newer way of compiling fusions for a CPU makes faster programs and takes twice as long; the
+# slow tests compile as users do. Another jaxlib may not know the flag and would end the process.
+OLD_EMITTERS = (
+    "--xla_cpu_use_fusion_emitters=false"
+    if not SLOW and importlib.metadata.version("jaxlib").startswith("0.10.")
+    else ""
+)
+# For programs that run for milliseconds: what LLVM would make faster is not worth its time.
+QUICK = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        *([OLD_EMITTERS] if OLD_EMITTERS else []),
+    )
+)
 slow = pytest.mark.skipif(not SLOW, reason="slow: set TASKVEC_SLOW_TESTS=1")
 
 

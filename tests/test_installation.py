@@ -17,8 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from slow import slow
-from zygote import QUICK
+from slow import QUICK, slow
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, foreign, names

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from conftest import LLAMA, random_params
-from zygote import DAY, QUICK
+from slow import QUICK
+from zygote import DAY
 
 from taskvec_jax.models import checkpoint
 from taskvec_jax.prompting.tokenizer import Tokenizer

@@ -23,8 +23,6 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# For programs that run for milliseconds: what LLVM would make faster is not worth its time.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 DAY = "1790000000"  # for figures that say when they were made and are compared byte for byte
 DEEDS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
 

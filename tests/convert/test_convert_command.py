@@ -20,8 +20,7 @@ from typing import Any
 import hf
 import numpy as np
 import pytest
-from slow import slow
-from zygote import QUICK
+from slow import QUICK, slow
 
 import taskvec_jax.models.atomic as atomic
 import taskvec_jax.models.checkpoint as checkpoint

@@ -113,6 +113,7 @@ def test_the_default_model_gives_hugging_faces_numbers(
     compare(default_model, default_reference, tokens[:, ::2][:6])
 
 
+@slow  # reads a real model twice
 def test_the_default_model_predicts_what_hugging_face_predicts(
     default_model, default_reference, real_prompts, said
 ):

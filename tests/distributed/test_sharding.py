@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
-from slow import SLOW, slow
-from zygote import QUICK
+from slow import QUICK, SLOW, slow
 
 from convert import cli as command
 from experiments.small_pythia import training
@@ -338,6 +337,7 @@ def two(tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     return scratch, [json.loads(line) for line in told]  # gloo speaks too
 
 
+@slow  # starts several processes
 def test_several_processes_convert_a_model_each_its_shards(two):
     scratch, told = two
     convert_model(scratch / "hub/models--some--model/snapshots/abc", scratch / "alone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from slow import SLOW
+from slow import SLOW, slow
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import injection_check
@@ -98,6 +98,7 @@ def test_the_task_sits_in_one_vector_of_the_real_model(default_model):
     assert outcomes["icl"]["layer"] is None
 
 
+@slow  # compiles for two batch sizes; test_sweep.py holds the same of the sweep
 def test_the_order_of_tasks_and_the_batch_size_change_no_answer():
     model, task = load_model(SMALL_MODEL), TASKS["algorithmic_list_first"]
     alone = evaluate_task(model, task, Settings(num_prompts=6, batch_size=20))

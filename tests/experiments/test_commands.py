@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slow import slow
+from slow import QUICK, slow
 from tiny_checkpoint import save_tiny
-from zygote import QUICK, Zygote
+from zygote import Zygote
 
 from convert import cli
 from taskvec_jax.models.registry import SMALL_MODEL

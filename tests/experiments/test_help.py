@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from zygote import QUICK, Zygote
+from slow import QUICK
+from zygote import Zygote
 
 from convert import help as helping
 from taskvec_jax.distributed.plan import parameter_count

@@ -139,6 +139,7 @@ def test_main_results_hold_every_control_and_the_published_numbers(paper):
     assert set(result["mean"]) == {"icl_able", "all"}
 
 
+@slow  # test_jobs.py does both too
 def test_a_result_file_alone_runs_the_same_again_and_two_runs_are_compared(paper, tmp_path):
     """Model, settings and pairs are in the file; every answer is the same, to the byte."""
     first = paper / "main_results.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from slow import SLOW
+from slow import QUICK, SLOW, slow
 from tiny_checkpoint import SMALL, run, save_tiny
-from zygote import DAY, QUICK, Child, Zygote
+from zygote import DAY, Child, Zygote
 
 from experiments.cross_models import compare
 
@@ -123,6 +123,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@slow  # test_jobs.py compares two seeds too
 def test_two_seeds_are_compared_as_two_rows(zygote, tmp_path, tokenizer):
     model = save_tiny(tmp_path / "tiny", tokenizer)
     flags = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
@@ -155,6 +156,7 @@ def test_units_of_other_settings_share_a_journal_without_mixing(zygote, tmp_path
     assert len((shared / "journal.jsonl").read_bytes().splitlines()) == 4  # two a run
 
 
+@slow  # three layer sweeps in processes of their own
 def test_sigterm_ends_between_units_and_a_rerun_on_other_devices_goes_on(
     zygote, tmp_path, tokenizer
 ):

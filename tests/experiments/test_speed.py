@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LLAMA
-from slow import slow
+from slow import QUICK, slow
 from tiny_checkpoint import save_tiny
-from zygote import QUICK
 
 from experiments.bench import work
 from taskvec_jax.distributed import plan

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from zygote import QUICK, Zygote
+from slow import QUICK
+from zygote import Zygote
 
 from taskvec_jax import TaskVector
 from taskvec_jax.models.registry import SMALL_MODEL

@@ -16,8 +16,8 @@ from typing import Any
 import chex
 import numpy as np
 import pytest
-from slow import slow
-from zygote import QUICK, ROOT, Child, Zygote
+from slow import QUICK, slow
+from zygote import ROOT, Child, Zygote
 
 from convert.export import export
 from experiments import emergence
@@ -291,6 +291,7 @@ def zygote() -> Iterator[Zygote]:
         yield made
 
 
+@slow  # some ten training runs, killed
 def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_same(
     zygote, tmp_path
 ):
@@ -367,6 +368,7 @@ def test_killed_at_random_points_a_run_loses_one_interval_at_most_and_ends_the_s
     assert kept == ["SomeOrg--grown@step0", "SomeOrg--grown@step1000"]
 
 
+@slow  # three runs on simulated devices
 def test_emergence_on_a_mesh_gives_one_devices_result(zygote, tmp_path):
     """Of a model that knows its tasks: there is something to get wrong."""
     run = tmp_path / "run"

@@ -112,6 +112,7 @@ def test_batched_generation_equals_single_and_its_order_changes_nothing():
     assert together[::-1] == made(SMALL[::-1])
 
 
+@slow  # compiles generation three times
 def test_layers_one_by_one_and_stacked_generate_the_same():
     vector = np.ones(LLAMA.width, np.float32)
     edit = edits.add(vector, layer=[1, 3], position="all", site="mlp_out")
