@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 r"""Task vectors in JAX: extract theta, inject it, sweep all layers at once. The table of contents.
 
 >>> from taskvec_jax import load_model, replace
@@ -28,7 +29,8 @@ other and meet in `vectors` and `evaluation`.
 
 from typing import TYPE_CHECKING, Any
 
-from taskvec_jax.distributed import backend as _backend  # first: it sets up the compiler  # noqa: F401
+# First, because it sets up the compiler.
+import taskvec_jax.distributed.backend  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.controlled import evaluate_with_controls
 from taskvec_jax.evaluation.extraction import extract_vector

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """The one exception a user of this project is meant to see, and what is read off other ones."""
 
 from __future__ import annotations

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from slow import slow
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("taskvec_jax", "convert", "experiments")
 # The rooms from the bottom. A module may import those of its own room and of rooms before it. It
 # stands in the room with the longest name that is its own or begins its own.
 ROOMS = [
     "taskvec_jax.errors",
+    "taskvec_jax.narrowing",
     "taskvec_jax.tasks",
     "taskvec_jax.transformer",
     "taskvec_jax.prompting",
@@ -127,6 +130,22 @@ def test_a_file_is_of_300_lines_at_most_or_says_why_it_is_longer():
     assert len(texts) > 300
     long = {path for path, text in texts.items() if text.count("\n") > 300}
     assert {path for path in long if "\n# Long because: " not in texts[path]} == set()
+
+
+def test_what_the_library_exports_is_under_pyrights_strict_rules():
+    """Their files say so; `pyright` holds them to it."""
+    exporting = imported(ROOT / "taskvec_jax" / "__init__.py") & modules().keys()
+    public = exporting | {"taskvec_jax", "taskvec_jax.models.verbs", "taskvec_jax.narrowing"}
+    lax = public - {m for m in public if modules()[m].read_text().startswith("# pyright: strict")}
+    assert lax - {"taskvec_jax.distributed.backend"} == set()
+    assert len(public) > 15
+
+
+@slow  # a minute
+def test_pyright_finds_no_fault():
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_every_module_stands_in_a_room_and_every_room_has_modules():

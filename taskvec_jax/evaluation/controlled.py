@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """The main experiment on one task with every control beside the task vector.
 
 Shapes: N prompts of each split, L layers, D width.

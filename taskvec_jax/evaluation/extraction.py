@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """`extract_vector`: the task vector of a task, or of prompts, as something to keep and to use."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """The main experiment on one task: prompts in, outcomes of every column out.
 
 The protocol is the paper's (Section 3 and Appendix A): per task, dev and test prompts, each with
@@ -67,7 +68,7 @@ def columns_written(
         grading=m.wanted,
     )
     assert answers.graded is not None
-    columns = {}
+    columns: dict[str, Predicted] = {}
     for i, name in enumerate(("baseline", *written)):
         columns[name] = Predicted(
             [(token,) for token in answers.tokens[:, i].tolist()],
@@ -134,7 +135,8 @@ def result_of(m: Measured, columns: dict[str, dict[str, Any]], settings: Setting
             " layer was chosen on some of them"
         )
 
-    first, whole = (np.mean(columns["icl"][f"correct_{rule}"]) for rule in ("paper", "full"))
+    said: dict[str, list[int]] = columns["icl"]
+    first, whole = (float(np.mean(said[f"correct_{rule}"])) for rule in ("paper", "full"))
     if first - whole >= GOES_ON and task.match == "exact":
         warnings.append(
             f"{task.name}: the first token of in-context answers is right on {first:.0%} of the"

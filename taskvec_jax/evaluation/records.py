@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """Results as flat records, so that `pandas.DataFrame(result.records())` is a table.
 
 >>> result = Result(experiment="x", tasks={"a": {"icl": {"accuracy": 1.0}, "by_layer": [0.5, 0.0]}})
@@ -14,11 +15,12 @@ Nested names are joined with a dot: `task_vector.accuracy`, `controls.random.low
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError, first_line
+from taskvec_jax.narrowing import is_list, is_mapping, is_series
 
 FRAME = ("experiment", "model", "revision", "dtype", "quantization")  # of a result file
 RUN = (
@@ -53,7 +55,7 @@ class Result(dict[str, Any]):
         run = self.get("run", {})
         frame |= {name: run[name] for name in RUN if name in run}
         categories = self.get("categories", {})
-        found = []
+        found: list[dict[str, Any]] = []
         for key, entry in self._entries():
             whose = dict(key)
             if whose.get("task") in categories:
@@ -80,11 +82,12 @@ class Result(dict[str, Any]):
         """What the result is a collection of; the result itself if of nothing."""
         for name, one in COLLECTIONS.items():
             several = self.get(name)
-            if isinstance(several, Mapping) and several:
+            if is_mapping(several) and several:
                 yield from (({one: key}, entry) for key, entry in several.items())
                 return
-            if isinstance(several, list) and several and isinstance(several[0], Mapping):
-                yield from (({one: entry.get(one)}, entry) for entry in several)
+            if is_list(several) and several and is_mapping(several[0]):
+                entries: list[Mapping[str, Any]] = several
+                yield from (({one: entry.get(one)}, entry) for entry in entries)
                 return
         yield {}, {k: v for k, v in self.items() if k not in ABOUT}
 
@@ -96,10 +99,10 @@ def load_result(path: str | Path) -> Result:
       TaskVecError: it cannot be read, or is no result.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TaskVecError(f"{path}: cannot be read as a result ({first_line(error)})") from None
-    if not isinstance(content, dict) or "experiment" not in content:
+    if not is_mapping(content) or "experiment" not in content:
         raise TaskVecError(f"{path}: no result of an experiment; it names none")
     return Result(content)
 
@@ -108,7 +111,7 @@ def flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """All that is not in a list, in one level."""
     found: dict[str, Any] = {}
     for key, value in entry.items():
-        if isinstance(value, Mapping):
+        if is_mapping(value):
             found |= flat(value, f"{prefix}{key}.")
         elif not isinstance(value, list | tuple):
             found[f"{prefix}{key}"] = value
@@ -117,9 +120,9 @@ def flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def list_names(entry: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the lists of an entry that are not empty."""
-    found = []
+    found: list[str] = []
     for key, value in entry.items():
-        if isinstance(value, Mapping):
+        if is_mapping(value):
             found += list_names(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple) and value:
             found.append(f"{prefix}{key}")
@@ -130,22 +133,22 @@ def items(entry: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The items of a list of an entry, numbered; none if there is no such list."""
     values: Any = entry
     for part in name.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    if not isinstance(values, list | tuple):
+        values = values.get(part) if is_mapping(values) else None
+    if not is_series(values):
         return []
     layers = entry.get("layers")
-    known = isinstance(layers, list) and len(layers) == len(values) and name != "layers"
+    known = is_list(layers) and len(layers) == len(values) and name != "layers"
     axis = "layer" if known or "by_layer" in name else "index"
-    numbers = layers if known and isinstance(layers, list) else range(len(values))
+    numbers: Any = layers if known else range(len(values))
     numbered = zip(numbers, values, strict=True)
     return [row for at, value in numbered for row in _rows(value, {axis: at})]
 
 
 def _rows(value: Any, where: dict[str, Any]) -> list[dict[str, Any]]:
     """Records of one item: of a list in it, one for each of its own items."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return [where | flat(value)]
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if is_series(value):
         name = f"index{len(where) + 1}"
         return [row for at, item in enumerate(value) for row in _rows(item, {**where, name: at})]
     return [{**where, "value": value}]

@@ -1,12 +1,12 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """What decides the numbers of a run, and what is measured on one task."""
 
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any, get_args
-
-import numpy as np
 
 from taskvec_jax.errors import TaskVecError, short_repr
 from taskvec_jax.evaluation.records import Result
@@ -61,7 +61,7 @@ class Settings:
                     allowed = ", ".join(WORDS[field.name])
                     raise TaskVecError(f"{field.name} is {short_repr(got)}; allowed: {allowed}")
                 continue
-            if not isinstance(got, int | np.integer) or isinstance(got, bool):
+            if not isinstance(got, numbers.Integral) or isinstance(got, bool):
                 raise TaskVecError(f"{field.name} is {short_repr(got)}; it must be a whole number")
             object.__setattr__(self, field.name, int(got))  # NumPy's numbers are not JSON's
             if got < 1 and field.name != "seed":

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """load_model: a name or a path -> a model that is ready to run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """A model in memory."""
 
 from __future__ import annotations
@@ -38,4 +39,4 @@ class Model(Verbs):
     weights_sha256: str
     mesh: Mesh | None = None
     revision: str | None = None
-    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])

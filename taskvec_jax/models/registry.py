@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """The models that --model knows by name: where their weights are, and their exact shapes."""
 
 from __future__ import annotations

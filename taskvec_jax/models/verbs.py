@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """What one does with a model in a notebook: read, edit, generate, sweep.
 
 >>> texts = ["example:d->", "example:h->"]
@@ -11,7 +12,6 @@
 A text is a string, which is tokenized with the model's own BOS, or a list of token ids, which is
 taken as it is; a single text is as welcome as a list of them. Texts are grouped into batches of
 few shapes: a call compiles once for each, and then costs what the arithmetic costs.
-
 Shapes: N texts, P positions, n layers read, L layers, D width, H heads, K head size, V vocabulary.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from taskvec_jax.models.batches import Batch, batches, resized
 from taskvec_jax.models.endings import before_stop, continuation, end_of
 from taskvec_jax.models.generating import generate
 from taskvec_jax.models.sweeping import Sweep, first_tokens, sweep
+from taskvec_jax.narrowing import is_series
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.transformer.config import DecoderConfig
@@ -126,13 +127,7 @@ class Verbs:
         Raises:
           TaskVecError: edits that do not fit, or texts that cannot be read.
         """
-        rows = self._ids(texts)
-
-        def call(batch: Batch) -> jax.Array:
-            return _last_logits(self.config, self.params, batch.tokens, batch.lengths, batch.edits)
-
-        parts = dict(self._each(rows, edits, call))
-        return np.stack([parts[i] for i in range(len(rows))])
+        return self._at_the_end(_last_logits, texts, edits)
 
     def top(self, texts: Texts, k: int = 10, *, edits: Any = ()) -> list[list[tuple[str, float]]]:
         """The k most likely next tokens of each text: (text of the token, probability).
@@ -142,7 +137,7 @@ class Verbs:
         """
         if not 1 <= k <= self.config.vocab_size:
             raise TaskVecError(f"k is {k}; allowed: 1 to {self.config.vocab_size}")
-        out = []
+        out: list[list[tuple[str, float]]] = []
         for row in self.logits(texts, edits=edits).astype(np.float64):
             best = np.argsort(-row, kind="stable")[:k]
             weights = np.exp(row - row.max())
@@ -158,13 +153,7 @@ class Verbs:
         Raises:
           TaskVecError: edits that do not fit, or texts that cannot be read.
         """
-        rows = self._ids(texts)
-
-        def call(batch: Batch) -> jax.Array:
-            return _lens(self.config, self.params, batch.tokens, batch.lengths, batch.edits)
-
-        parts = dict(self._each(rows, edits, call))
-        return np.stack([parts[i] for i in range(len(rows))])
+        return self._at_the_end(_lens, texts, edits)
 
     def generate(
         self,
@@ -246,8 +235,9 @@ class Verbs:
 
     def _own(self, edits: Any) -> Any:
         """Edits as they are; refuses a `TaskVector` that was read from another model."""
-        for one in edits if isinstance(edits, list | tuple) else (edits,):
-            getattr(one, "check_model", lambda model: None)(self)
+        for one in edits if is_series(edits) else (edits,):
+            if check := getattr(one, "check_model", None):
+                check(self)
         return edits
 
     @staticmethod
@@ -264,6 +254,16 @@ class Verbs:
         encode = self.tokenizer.encode
         return [encode(one) if isinstance(one, str) else one for one in self._texts(texts)]
 
+    def _at_the_end(self, program: Any, texts: Texts, edits: Any) -> np.ndarray:
+        """What a program gives for each text, [N, ...]."""
+        rows = self._ids(texts)
+
+        def call(batch: Batch) -> jax.Array:
+            return program(self.config, self.params, batch.tokens, batch.lengths, batch.edits)
+
+        parts = dict(self._each(rows, edits, call))
+        return np.stack([parts[i] for i in range(len(rows))])
+
     def _each(
         self, rows: list[list[int]], edits: Any, call: Callable[[Batch], jax.Array]
     ) -> Iterator[tuple[int, np.ndarray]]:
@@ -279,7 +279,7 @@ class Verbs:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params["params"]["layers"]))
         if self.mesh is not None or jax.default_backend() != "cpu" or size > SPLIT_BYTES:
             return None
-        return split_layers(self.params, self.config.num_layers)
+        return cast(Layers, split_layers(self.params, self.config.num_layers))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -297,4 +297,4 @@ def _lens(
     config: DecoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array, edits: Any
 ) -> jax.Array:
     states = read_sites(config, params, tokens, lengths, edits=edits)  # [B, L, D]
-    return Decoder(config).apply(params, states, method="unembed")
+    return cast(jax.Array, Decoder(config).apply(params, states, method="unembed"))

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 r"""Templates: how a pair is written, and where in the text theta is read and written.
 
 >>> Template().zero_shot("hot")  # the paper's

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """The registry of tasks: the paper's 18, with our own data, or the user's own files.
 
 `TASKS` maps each name (`category_short_name`) to its Task, in the order of the paper's table.

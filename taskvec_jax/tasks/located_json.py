@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """JSON that remembers its lines, so that a message about a task file can point at one.
 
 Strings, objects and lists come back as subclasses of str, dict and list with a `line`, counted
@@ -70,7 +71,7 @@ class _Decoder(json.JSONDecoder):
 
 def _gather(pairs: list[tuple[str, Any]]) -> LocatedDict:
     gathered = LocatedDict()
-    repeats = []
+    repeats: list[tuple[str, int]] = []
     for key, value in pairs:
         if key in gathered:
             repeats.append((key, line_of(value)))

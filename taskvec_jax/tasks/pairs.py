@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """Entries of a file become `Pair`s; everything that is wrong with them is collected, with its line.
 
 An entry is {"input", "output", "accepted"}, or a list: input, output and any number of further
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from taskvec_jax.narrowing import is_list, is_mapping
 from taskvec_jax.tasks.located_json import LocatedDict, line_of
 from taskvec_jax.tasks.task import Pair
 
@@ -31,14 +33,14 @@ class Problems(list[str]):
 def pairs_of_json(raw: Any, problems: Problems) -> list[Pair]:
     """Pairs of a parsed JSON value: {input: output or [output, accepted ...]}, or a list of
     entries."""
-    if not isinstance(raw, dict | list) or not raw:
+    if not (is_mapping(raw) or is_list(raw)) or not raw:
         problems.add(
             line_of(raw),
             'pairs must be {input: output}, or a list of {"input", "output"} or [input, output],'
             " not empty",
         )
         return []
-    if isinstance(raw, dict):
+    if is_mapping(raw):
         for key, line in raw.repeats if isinstance(raw, LocatedDict) else ():
             problems.add(line, f"input {key!r} is there already")
         return pairs_of(((line_of(v), _of_item(k, v)) for k, v in raw.items()), problems)
@@ -46,14 +48,15 @@ def pairs_of_json(raw: Any, problems: Problems) -> list[Pair]:
 
 
 def _of_item(key: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, list) and value:
+    if is_list(value) and value:
         return {"input": key, "output": value[0], "accepted": value[1:]}
     return {"input": key, "output": value}
 
 
 def pairs_of(entries: Iterable[tuple[int, Any]], problems: Problems) -> list[Pair]:
     """Pairs of entries, each with its line (0: not known); inputs are unique."""
-    pairs, seen = [], {}
+    pairs: list[Pair] = []
+    seen: dict[str, int] = {}
     for i, (line, entry) in enumerate(entries, start=1):
         pair = _pair(entry, f"pair {i}", line, problems)
         if pair is None:
@@ -67,9 +70,9 @@ def pairs_of(entries: Iterable[tuple[int, Any]], problems: Problems) -> list[Pai
 
 
 def _pair(entry: Any, which: str, line: int, problems: Problems) -> Pair | None:
-    if isinstance(entry, list) and len(entry) > 1:
+    if is_list(entry) and len(entry) > 1:
         entry = {"input": entry[0], "output": entry[1], "accepted": entry[2:]}
-    if not isinstance(entry, dict):
+    if not is_mapping(entry):
         problems.add(
             line,
             f"{which} is {entry!r}; it must be an object with input and output, or a list of input,"
@@ -80,7 +83,7 @@ def _pair(entry: Any, which: str, line: int, problems: Problems) -> Pair | None:
         problems.add(line, f"{which}: unknown keys {unknown}; allowed: input, output, accepted")
         return None
     accepted = entry.get("accepted", [])
-    if not isinstance(accepted, list):
+    if not is_list(accepted):
         problems.add(line, f"{which}: accepted is {accepted!r}; it must be a list of strings")
         return None
     for text in (entry.get("input"), entry.get("output"), *accepted):

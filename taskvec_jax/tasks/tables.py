@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """Tables of pairs: CSV, TSV and JSON lines, as entries with their lines (see pairs.py).
 
 A row of a CSV or TSV file is input, output, and any number of other answers that are also right.

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """A task: a name, pairs of input and output, and how it is posed and scored."""
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from taskvec_jax.errors import TaskVecError, short_repr
+from taskvec_jax.narrowing import is_mapping, is_series
 
 Match = Literal["exact", "prefix"]
 LeadingSpace = bool | Literal["auto"]
@@ -109,8 +111,8 @@ class Task:
         Raises:
           TaskVecError: something else, an input that is there twice, or as of `Task`.
         """
-        items = list(pairs.items()) if isinstance(pairs, Mapping) else pairs
-        if not isinstance(items, list | tuple) or not items:
+        items: Any = list(pairs.items()) if is_mapping(pairs) else pairs
+        if not is_series(items) or not items:
             raise TaskVecError(
                 f"task {name}: pairs is {short_repr(pairs)}; it must be {{input: output}} or a list"
                 " of (input, output), not empty"
@@ -118,7 +120,7 @@ class Task:
         made: dict[str, Pair] = {}
         for i, item in enumerate(items, start=1):
             if not isinstance(item, Pair):
-                if not isinstance(item, list | tuple) or len(item) < 2:
+                if not is_series(item) or len(item) < 2:
                     raise TaskVecError(
                         f"task {name}, pair {i} is {short_repr(item)}; it must be (input, output)"
                     )

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """Task files: pairs as the paper's code keeps them, and a researcher's own tasks in one file.
 
 A directory holds `category/name.json`, each `{input: output}` or a list of
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.narrowing import is_list, is_mapping, is_series
 from taskvec_jax.tasks.located_json import LocatedDict, line_of, parse
 from taskvec_jax.tasks.pairs import Problems, pairs_of, pairs_of_json
 from taskvec_jax.tasks.tables import SEPARATORS, kind_of, read_json_lines, read_table
@@ -179,20 +181,19 @@ def name_of(path: Path) -> str:
 
 def _are_tasks(raw: Any) -> bool:
     """Whether a JSON value is meant as a task or several, and not as pairs."""
-    some = raw if isinstance(raw, list) and raw else [raw]
+    some = raw if is_list(raw) and raw else [raw]
     return all(
-        isinstance(one, dict) and ("pairs" in one or {"category", "name"} <= set(one))
-        for one in some
+        is_mapping(one) and ("pairs" in one or {"category", "name"} <= set(one)) for one in some
     )
 
 
 def _tasks(raw: Any, problems: Problems) -> list[Task]:
     """The tasks of a JSON object, or of a list of them."""
-    tasks = []
-    for entry in raw if isinstance(raw, list) else [raw]:
+    tasks: list[Task] = []
+    for entry in raw if is_list(raw) else [raw]:
         line = line_of(entry)
-        if not isinstance(entry, dict) or set(entry) - set(ALLOWED) != TASK_KEYS:
-            got = sorted(entry) if isinstance(entry, dict) else entry
+        if not is_mapping(entry) or set(entry) - set(ALLOWED) != TASK_KEYS:
+            got: Any = sorted(entry) if is_mapping(entry) else entry
             problems.add(
                 line,
                 'a task is an object {"category", "name", "pairs"} and optionally'
@@ -235,7 +236,7 @@ def _run(path: Path, problems: Problems) -> list[Task]:
         line = (lines[-1] if lines else 0) or 0
         problems.add(line, f"raised {type(error).__name__}: {error}".replace("\n", " "))
         return []
-    if not isinstance(found, list | tuple) or not all(isinstance(t, Task) for t in found):
+    if not is_series(found) or not all(isinstance(t, Task) for t in found):
         problems.add(0, "must define TASKS, a list of taskvec_jax.tasks.Task")
         return []
     source = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """Shapes and constants of a decoder, frozen and hashable; no arrays live here.
 
 Letters used for shapes everywhere: B rows, T tokens, L layers, D width of the residual stream,
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.narrowing import is_mapping
 from taskvec_jax.transformer.rope import RopeScaling
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -220,7 +222,7 @@ class DecoderConfig:
         if unknown := sorted(set(values) - known):
             raise TaskVecError(f"config: unknown keys {unknown}; allowed: {sorted(known)}")
         try:
-            if isinstance(scaling := values.get("rope_scaling"), dict):
+            if is_mapping(scaling := values.get("rope_scaling")):
                 values = {**values, "rope_scaling": RopeScaling(**scaling)}
             return cls(**values)
         except TypeError as error:

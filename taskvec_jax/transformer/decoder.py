@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """The decoder: embed -> blocks -> unembed, with one place to write and one place to read.
 
 `Decoder(config).apply(params, tokens, edits)` is a pure function of its arguments: jit, vmap and
@@ -15,15 +16,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax import traverse_util
 from jax.core import Tracer
-from jax.extend.core import get_opaque_trace_state
+from jax.extend import core
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer import blocks
@@ -58,7 +59,8 @@ def check_index(name: str, value: Any, size: int, rows: int) -> jax.Array:
         )
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TaskVecError(f"{name} is {value!r}; it must be a whole number")
-    if isinstance(value, np.ndarray) and (outside := value[(value < 0) | (value >= size)]).size:
+    outside: Any = () if isinstance(value, Tracer) else value[(value < 0) | (value >= size)]
+    if len(outside):
         raise TaskVecError(
             f"{name} {outside.flat[0]} is out of range; allowed: 0 to {size - 1}, counted from 0"
         )
@@ -87,12 +89,13 @@ class Decoder(nn.Module):
         Outside of any transformation, `__call__` and `read` are checked on the host and
         then run as one compiled program, which later calls with the same shapes use again.
         """
-        if method in _PROGRAMS and get_opaque_trace_state(convention="flax") == _NO_TRACE:
+        if method in _PROGRAMS and core.get_opaque_trace_state(convention="flax") == _NO_TRACE:
             try:
                 given = _PROGRAMS[method].bind(self, *args, **options)
             except TypeError:  # options of Flax's own, or a mistake that Flax reports
                 return super().apply(variables, *args, method=method, **options)
-            return _compiled(self, method, variables, _on_host(self.config, **given.arguments))
+            checked = _on_host(self.config, **given.arguments)
+            return cast(Any, _compiled(self, method, variables, checked))
         return super().apply(variables, *args, method=method, **options)
 
     def __call__(
@@ -143,7 +146,11 @@ class Decoder(nn.Module):
         rows, num_tokens = tokens.shape
         positions = check_index("read position", positions, num_tokens, rows)
         parts = self._parts()
-        kept = {"resid": lambda x: at_positions(x, positions)}
+
+        def at_position(x: jax.Array) -> jax.Array:
+            return at_positions(x, positions)
+
+        kept = {"resid": at_position}
         x, states = self._run(parts, tokens, override, kept, lengths=lengths)
         return states["resid"], self._logits(parts, at_positions(x, positions))
 
@@ -225,7 +232,7 @@ class Decoder(nn.Module):
         x = poison(writes, self._embed(parts, tokens, layout.positions))
         visited = {"resid"}
 
-        def step(block: nn.Module, carry: Any, index: jax.Array):
+        def step(block: nn.Module, carry: Any, index: jax.Array) -> Any:
             x, buffers = carry
             kept: dict[str, jax.Array] = {}
 
@@ -313,7 +320,7 @@ class _Parts(NamedTuple):
 
 
 _PROGRAMS = {name: inspect.signature(getattr(Decoder, name)) for name in ("__call__", "read")}
-_NO_TRACE = get_opaque_trace_state(convention="flax")  # outside of jit, vmap, grad
+_NO_TRACE = core.get_opaque_trace_state(convention="flax")  # outside of jit, vmap, grad
 
 
 def _on_host(config: DecoderConfig, **given: Any) -> dict[str, Any]:
@@ -347,15 +354,19 @@ def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 def leaf_types(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every parameter; paths as in `leaf_shapes`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    abstract = jax.eval_shape(lambda t: Decoder(config).init(jax.random.key(0), t), tokens)
-    return flatten(abstract)
+
+    def init(tokens: Any) -> Any:
+        return Decoder(config).init(jax.random.key(0), tokens)
+
+    return flatten(jax.eval_shape(init, tokens))
 
 
 def flatten(params: Params) -> dict[str, Any]:
     """Path -> leaf of a parameter tree, in sorted order of paths."""
-    return dict(sorted(flatten_dict(params["params"], sep="/").items()))
+    leaves = cast(dict[str, Any], traverse_util.flatten_dict(params["params"], sep="/"))
+    return dict(sorted(leaves.items()))
 
 
 def unflatten(leaves: dict[str, Any]) -> Params:
     """The inverse of `flatten`."""
-    return {"params": unflatten_dict(leaves, sep="/")}
+    return {"params": cast(dict[str, Any], traverse_util.unflatten_dict(leaves, sep="/"))}

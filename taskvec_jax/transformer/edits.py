@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """Edits: what is written into a decoder while it runs.
 
     from taskvec_jax import edits
@@ -12,14 +13,13 @@ through vector, scale, layer, position and head; the operation and the site are 
 Sites of layer l: "resid", the residual stream after the block; "attn_out" and "mlp_out", what the
 attention or MLP module returns, before any norm or multiplier that follows; "head", the input of
 the attention's output projection, one vector of size K for each head.
-
 Shapes: B rows, T tokens, P positions, L layers, D width, H heads, K head size.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
@@ -28,6 +28,7 @@ import numpy as np
 from jax.core import Tracer
 
 from taskvec_jax.errors import TaskVecError
+from taskvec_jax.narrowing import is_series
 
 SITES = ("resid", "attn_out", "mlp_out", "head")
 OPERATIONS = ("replace", "add", "scale")
@@ -37,7 +38,6 @@ ALL = "all"
 class Override(NamedTuple):
     """A write into the residual stream: after block `layer` (0-based), the vector REPLACES the
     residual stream at `position`; blocks layer+1, layer+2, ... run on from it.
-
     A bare tuple of the same three values works wherever an Override does.
 
     Attributes:
@@ -69,14 +69,14 @@ class Edit:
       from_end: whether negative positions count from the end (static), or are out of range.
     """
 
-    operation: str = flax.struct.field(pytree_node=False)
-    site: str = flax.struct.field(pytree_node=False)
+    operation: str = flax.struct.field(pytree_node=False)  # pyright: ignore[reportUnknownVariableType]
+    site: str = flax.struct.field(pytree_node=False)  # pyright: ignore[reportUnknownVariableType]
     layer: Any
     position: Any
     head: Any
     vector: Any
     scale: Any
-    from_end: bool = flax.struct.field(pytree_node=False, default=True)
+    from_end: bool = flax.struct.field(pytree_node=False, default=True)  # pyright: ignore[reportUnknownVariableType]
 
 
 def replace(
@@ -185,7 +185,7 @@ def as_index(name: str, value: Any) -> Any:
       TaskVecError: it holds something else than whole numbers, or nothing.
     """
     if not isinstance(value, Tracer):
-        several = isinstance(value, list | tuple | range)
+        several = is_series(value) or isinstance(value, range)
         if several and any(isinstance(one, Tracer) for one in value):
             value = jnp.stack([jnp.asarray(one) for one in value])
         elif isinstance(value, bool | str) or value is None:
@@ -197,12 +197,12 @@ def as_index(name: str, value: Any) -> Any:
         raise TaskVecError(f"{name} is empty; it must name at least one")
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TaskVecError(f"{name} is {value!r}; it must be a whole number")
-    return value if isinstance(value, Tracer) else value.astype(np.int32)
+    return cast(Any, value) if isinstance(value, Tracer) else np.asarray(value, np.int32)
 
 
 def _numbers(name: str, value: Any) -> Any:
     if isinstance(value, Tracer | jax.Array):
-        return value
+        return cast(Any, value)
     try:
         value = np.asarray(value)
     except ValueError:
@@ -226,9 +226,10 @@ def as_edits(edits: Any) -> tuple[Any, ...]:
         return ()
     if (one := _as_some(edits)) is not None:
         return one
-    if isinstance(edits, list | tuple):
+    if is_series(edits):
         several = [
-            (Override(*e),) if type(e) is tuple and len(e) == 3 else _as_some(e) for e in edits
+            (Override(*e),) if type(e) is tuple and len(cast(Any, e)) == 3 else _as_some(e)
+            for e in edits
         ]
         if all(some is not None for some in several):
             return tuple(edit for some in several if some is not None for edit in some)

@@ -1,3 +1,5 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
+# pyright: reportMissingTypeStubs=false
 """Learned task vectors: what a vector at (layer, last position) could do at best.
 
 The decoder is frozen; one vector for each layer is trained by gradient through the override, all
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +153,10 @@ def learn_vector(
     best = vectors
     best_score = np.full((2, len(layers)), -np.inf)  # accuracy, minus the loss
     best_step = np.zeros(len(layers), int)
-    losses, checks, dev_losses, dev_accuracies = [], [], [], []
+    checks: list[int] = []
+    losses: list[np.ndarray] = []
+    dev_losses: list[np.ndarray] = []
+    dev_accuracies: list[np.ndarray] = []
     for step in range(recipe.steps + 1):
         if step % recipe.check_every == 0 or step == recipe.steps:
             loss, predictions = _scores(model, dev, vectors, layers, recipe.batch_size)
@@ -233,18 +238,16 @@ def _scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`score_examples` without its checks."""
     schedule = schedule_of(layers, model.config.num_layers)
-    losses, predictions = [], []
+    losses: list[np.ndarray] = []
+    predictions: list[np.ndarray] = []
     count, batch_size = len(examples.tokens), rows_for(model.mesh, batch_size)
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)  # one shape
         batch = put_rows(model.mesh, Examples(*(leaf[rows] for leaf in examples)))
-        loss, tokens = score_vectors(
-            model.config,
-            model.params,
-            batch,
-            np.asarray(vectors),
-            np.asarray(layers, np.int32),
-            schedule,
+        given = (np.asarray(vectors), np.asarray(layers, np.int32), schedule)
+        loss, tokens = cast(
+            tuple[jax.Array, jax.Array],
+            score_vectors(model.config, model.params, batch, *given),
         )
         losses.append(to_host(loss)[: count - start])
         predictions.append(to_host(tokens)[: count - start])

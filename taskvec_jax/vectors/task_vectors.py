@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """The definition: what a task vector is, short enough to read aloud.
 
 Theta is the residual stream after block l at the last token of demonstrations + dummy query;
@@ -14,7 +15,7 @@ given back as it is, and what is out of range gives NaN.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def layer_sweep(
     tokens = check_tokens(decoder.config, tokens)
     rows, num_tokens = np.shape(tokens)
     last = check_index("read position", last, num_tokens, rows)
-    logits = _layer_sweep(decoder, params, tokens, last, theta)
+    logits = cast(jax.Array, _layer_sweep(decoder, params, tokens, last, theta))
     if is_concrete(logits):
         found = np.asarray(logits).max(axis=-1)  # [L, B]
         layers = np.arange(decoder.config.num_layers)

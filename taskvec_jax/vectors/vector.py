@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownMemberType=false, reportUnnecessaryIsInstance=false
 """A vector one can keep: what it is, where it is written, and where it came from.
 
 >>> from taskvec_jax import Task, extract_vector
@@ -112,7 +113,7 @@ class TaskVector(Placed):
         return NotImplemented if not isinstance(other, TaskVector) else self + -1.0 * other
 
     def __mul__(self, factor: Any) -> TaskVector:
-        if not isinstance(factor, numbers.Real | np.floating | np.integer):
+        if not isinstance(factor, numbers.Real):
             return NotImplemented
         made = f"{float(factor):g} * ({self.origin.made})"
         return combined((self,), lambda rows: rows[0] * float(factor), made)
@@ -284,11 +285,10 @@ def combined(
             raise TaskVecError(f"the vectors do not go together: {'; '.join(differing)}")
     means = [one.zero_shot for one in vectors if one.zero_shot is not None]
     tasks = dict.fromkeys(one.origin.task for one in vectors if one.origin.task)
-    prompts = dict.fromkeys(prompt for one in vectors for prompt in one.origin.prompts)
     origin = dataclasses.replace(
         first.origin,
         task=" + ".join(tasks),
-        prompts=tuple(prompts),
+        prompts=tuple(dict.fromkeys(text for one in vectors for text in one.origin.prompts)),
         settings=first.origin.settings if len(tasks) < 2 else {},
         made=made or " + ".join(one.origin.made for one in vectors),
     )
