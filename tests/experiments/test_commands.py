@@ -16,6 +16,7 @@ from tiny_checkpoint import save_tiny
 from zygote import Zygote
 
 from convert import cli
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.registry import SMALL_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -134,16 +135,17 @@ def test_a_second_run_gives_the_same_bytes_whatever_the_hash_seed(sweep_out, tin
     assert (out / "layer_sweep.png").read_bytes() == (tmp_path / "layer_sweep.png").read_bytes()
 
 
-def test_show_prints_ids_bos_the_arrow_and_both_sites(default_model):
-    result = run("experiments.show", "--task=knowledge_country_capital", "--layer=20")
+def test_show_prints_ids_bos_the_arrow_and_both_sites():
+    flags = ("--task=algorithmic_to_upper", "--layer=3", f"--model={SMALL_MODEL}")
+    result = run("experiments.show", *flags, XLA_FLAGS=QUICK)
     assert result.returncode == 0, result.stderr
-    arrow = str(default_model.tokenizer.encode("example:a->")[-1])
-    assert arrow in result.stdout
+    arrow = str(load_model(SMALL_MODEL).tokenizer.encode("example:a->")[-1])
+    assert re.search(rf" {arrow} +48-50 +->", result.stdout)
     assert result.stdout.count("the arrow: θ is read here") == 2
     assert result.stdout.count("the arrow: θ is written here") == 1
     assert "BOS: none" in result.stdout
     assert "in context" in result.stdout
-    assert "θ injected after layer 20" in result.stdout
+    assert "θ injected after layer 3" in result.stdout
     assert "expected" in result.stdout
 
 
