@@ -22,8 +22,8 @@ from .certificate import Run
 def _precision(dtype: str) -> Iterator[None]:
     """Lets transformers compute in float64 throughout, if that is the dtype.
 
-    Its norms, softmax and rotary angles cast to float32 whatever the model's dtype, which would
-    hide a difference of 1e-7 behind the reference's own rounding.
+    Its norms, softmax, rotary angles and the divisors of "longrope" are cast to float32 whatever
+    the model's dtype, which would hide a difference of 1e-7 behind the reference's own rounding.
     """
     if dtype != "float64":
         yield
@@ -37,7 +37,7 @@ def _precision(dtype: str) -> Iterator[None]:
             name = getattr(func, "__name__", "")
             if name == "float":
                 return args[0].double()
-            if name in ("to", "softmax", "arange"):
+            if name in ("to", "softmax", "arange", "tensor"):
                 args = tuple(torch.float64 if a is torch.float32 else a for a in args)
                 kwargs = {
                     k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()
