@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 SLOW = os.environ.get("TASKVEC_SLOW_TESTS") == "1"
-# XLA's newer way of compiling fusions for a CPU makes faster programs and takes twice as long; the
-# slow tests compile as users do. Another jaxlib may not know the flag and would end the process.
+# XLA's newer way of compiling fusions for a CPU makes faster programs and takes longer; the slow
+# tests compile as users do. Another jaxlib may not know the flag and would end the process.
 OLD_EMITTERS = (
     "--xla_cpu_use_fusion_emitters=false"
     if not SLOW and importlib.metadata.version("jaxlib").startswith("0.10.")
