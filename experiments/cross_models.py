@@ -34,6 +34,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.records import Result
 
 NAME = "cross_models"
+READ = "main_results"  # the experiment whose result it reads
 MEASURES = ("baseline", "task_vector", "icl")
 
 
@@ -52,7 +53,7 @@ def compare(directories: Sequence[Path]) -> dict[str, Any]:
             raise TaskVecError(f"{place} is named twice; name each directory of results once")
     models, runs = [], []
     for directory in directories:
-        path = directory / "main_results.json"
+        path = directory / f"{READ}.json"
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             good, curves = result["curve_of_good_tasks"], result["tasks"].values()

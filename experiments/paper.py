@@ -98,7 +98,8 @@ def run_model(out: Path, overall: Overall) -> None:
             console.rule(f"experiment {overall.place}: {piece}", characters="-")
             run_or_leave_out(study, experiment)
             overall.end(computed=journal.computed > computed)
-            cross_models.write([out], out)
+            if experiment.name == cross_models.READ:
+                cross_models.write([out], out)
             path = report.write([out], out, out)
     console.print(
         f"wrote {path} in {time.monotonic() - started:.0f} s;"
@@ -118,7 +119,7 @@ def run_or_leave_out(study: studies.Study, experiment: Experiment) -> None:
     except WriteError:
         raise
     except TaskVecError as error:
-        if experiment.name == "main_results":
+        if experiment.name == cross_models.READ:
             raise
         # What an earlier run with other settings left there must not pass for this one's.
         (study.out / f"{experiment.name}.json").unlink(missing_ok=True)

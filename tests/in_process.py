@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import runpy
@@ -9,7 +10,9 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 from absl import flags
 
@@ -29,7 +32,7 @@ class Done(NamedTuple):
 
 
 def run(command: str, *more: str) -> Done:
-    """Runs `python -m MODULE --flag=value ...` in the working directory.
+    """Runs `python -m MODULE --flag=value ...` in the working directory, to the end of a process.
 
     Args:
       command: as it is written in a shell.
@@ -39,6 +42,7 @@ def run(command: str, *more: str) -> Done:
     assert (python, m) == ("python", "-m"), command
     argv, sigterm = sys.argv, signal.getsignal(signal.SIGTERM)
     printed = io.StringIO()
+    at_end: list[tuple[Callable[..., object], tuple[object, ...]]] = []
     for name in helping.project_flags():  # of the command before
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
@@ -48,6 +52,7 @@ def run(command: str, *more: str) -> Done:
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
             warnings.catch_warnings(),
+            mock.patch.object(atexit, "register", lambda f, *args: at_end.append((f, args))),
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
             try:
@@ -55,6 +60,8 @@ def run(command: str, *more: str) -> Done:
                 status = 0
             except SystemExit as ended:
                 status = ended.code or 0
+            for function, arguments in reversed(at_end):
+                function(*arguments)
     finally:
         sys.argv = argv
         signal.signal(signal.SIGTERM, sigterm)

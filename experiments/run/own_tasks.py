@@ -29,7 +29,10 @@ def converted_path(model: str, revision: str | None) -> Path | None:
 def tokenizer_of(model: str, revision: str | None) -> Tokenizer | None:
     """The tokenizer of a model that is converted; None of one that is not yet."""
     path = converted_path(model, revision)
-    return None if path is None else Tokenizer.from_directory(path / "tokenizer")
+    if path is None:
+        return None
+    rows = checkpoint.read_config(path).vocab_size
+    return Tokenizer.from_directory(path / "tokenizer", rows)
 
 
 def trained_on(model: str, revision: str | None) -> list[str]:

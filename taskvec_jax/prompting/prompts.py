@@ -8,7 +8,6 @@ Other ways to write a pair are in templates.py.
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -27,9 +26,8 @@ KEEP_LONGER = "keep answers of several tokens with --filter=none"
 NOT_ONE = "the answer is not one token"
 BY_LETTER = "the answer is spelled letter by letter, so that its first token says one letter"
 FILTERS = ("single_token", "none")
-_fitted: weakref.WeakKeyDictionary[Tokenizer, dict[tuple[Task, Template, str], FittedTask]] = (
-    weakref.WeakKeyDictionary()
-)
+# By the tokenizer's hash and rows: a run reads the same one before and with its model.
+_fitted: dict[tuple[str, int | None, Task, Template, str], FittedTask] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +112,7 @@ def fit(
     letter by letter. Where `leading_space` is "auto", pairs take the form with leading spaces when
     it keeps at least 0.7 times as many pairs as the plain form (the paper's code). A template that
     writes a space before {y} decides that itself, and one whose answers begin a line takes the
-    plain form. Remembered for each tokenizer: controls ask for every other task once a task.
+    plain form. Remembered: controls ask for every other task once a task.
 
     Args:
       filter: one of `FILTERS`.
@@ -125,11 +123,10 @@ def fit(
     check_task(task)
     if filter not in FILTERS:
         raise TaskVecError(f"filter is {filter!r}; allowed: {', '.join(FILTERS)}")
-    known = _fitted.setdefault(tokenizer, {})
-    key = task, template, filter
-    if key not in known:
-        known[key] = _fit(task, tokenizer, template, filter)
-    return known[key]
+    key = tokenizer.sha256, tokenizer.num_rows, task, template, filter
+    if key not in _fitted:
+        _fitted[key] = _fit(task, tokenizer, template, filter)
+    return _fitted[key]
 
 
 def _fit(task: Task, tokenizer: Tokenizer, template: Template, filter: str) -> FittedTask:

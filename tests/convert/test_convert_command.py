@@ -20,7 +20,7 @@ from typing import Any
 import hf
 import numpy as np
 import pytest
-from slow import QUICK, slow
+from slow import QUICK, SLOW, slow
 
 import taskvec_jax.models.atomic as atomic
 import taskvec_jax.models.checkpoint as checkpoint
@@ -32,7 +32,7 @@ from taskvec_jax.transformer.decoder import flatten
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKENS = np.array([5, 71, 2, 33, 99, 14])
-KILLS = 20
+KILLS = 20 if SLOW else 8
 
 # Imports once, then forks a converter for every line it reads; JAX starts its threads only in the
 # forked one.

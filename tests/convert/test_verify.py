@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from slow import SLOW
+from slow import SLOW, slow
 
 from convert.verify import goldens, report
 from convert.verify.certificate import Certificate, Run, Site, compare
@@ -126,6 +126,7 @@ def test_a_certificate_holds_the_hand_computed_values() -> None:
     assert apart.top10 == pytest.approx(0.7)
 
 
+@slow  # the test without torch compares with them too
 def test_the_default_model_equals_the_goldens_shipped_for_it(
     default_model: Model, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import LLAMA, PYTHIA, model_of
+from slow import slow
 
 from experiments.main_results import TO_BEAT, assemble
 from experiments.page import main_results as page
@@ -147,6 +148,7 @@ def controlled(random_model):
     return full, measured
 
 
+@slow  # a run without the controls, compiled anew
 def test_the_controlled_run_gives_the_same_scores_as_the_plain_one(random_model, controlled):
     full, measured = controlled
     plain = evaluate_task(random_model, TASKS["algorithmic_to_lower"], SMALL)

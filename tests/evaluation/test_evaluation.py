@@ -65,7 +65,7 @@ def test_settings_below_one_are_refused():
 
 
 def test_the_task_sits_in_one_vector_of_the_real_model(default_model):
-    settings = Settings(num_prompts=20, batch_size=20)
+    settings = Settings(num_prompts=12, batch_size=12)
     result = evaluate_task(default_model, TASKS["algorithmic_to_upper"], settings)
     curve = result.dev_accuracy_by_layer
     assert len(curve) == 30
@@ -86,8 +86,8 @@ def test_the_task_sits_in_one_vector_of_the_real_model(default_model):
     assert outcomes["prompts"][0].endswith(f"example:{outcomes['queries'][0]}->")
     for name in ("baseline", "icl", "task_vector", "random"):
         column = outcomes[name]
-        assert len(column["correct"]) == len(column["logprob"]) == len(column["rank"]) == 20
-        assert sum(column["correct"]) / 20 == getattr(result, name).accuracy
+        assert len(column["correct"]) == len(column["logprob"]) == len(column["rank"]) == 12
+        assert sum(column["correct"]) / 12 == getattr(result, name).accuracy
         assert column["correct"] == column["correct_full"]
         # The first token of a right answer of one letter is that letter.
         assert all(a <= b for a, b in zip(column["correct"], column["correct_paper"], strict=True))

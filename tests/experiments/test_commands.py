@@ -7,13 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import in_process
 import pytest
 from slow import QUICK, slow
 from tiny_checkpoint import save_tiny
-from zygote import Zygote
 
 from convert import cli
 from taskvec_jax.models.loading import load_model
@@ -36,13 +35,9 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    names = "layer_sweep show patch_map task_geometry small_pythia.train emergence report"
-    names += " bench.mesh_plan paper"
-    names += " learned_task_vector cross_models bench.sweep main_results"
-    with Zygote(*names.split()) as made:
-        yield made
+def here(module: str, *flags: str) -> in_process.Done:
+    """Runs an experiment in this process, whose programs the next one finds compiled."""
+    return in_process.run(f"python -m experiments.{module}", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -215,24 +210,21 @@ def test_show_prints_ids_bos_the_arrow_and_both_sites():
         ("layer_sweep", ["--tasks=antonims"], "(did you mean linguistic_antonyms?)"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_status_2(
-    zygote, module, flags, message, tmp_path, default_model
-):
+def test_bad_input_gets_one_line_and_exit_status_2(module, flags, message, tmp_path, default_model):
     out = tmp_path / "out"
     flags = [flag.format(tmp=tmp_path) for flag in flags]
     if module not in ("show", "bench.mesh_plan") and not any(f.startswith("--out") for f in flags):
         flags.append(f"--out={out}")
-    printed = tmp_path / "printed"
-    child = zygote.start(module, *flags, printed=printed, env={"XLA_FLAGS": QUICK})
-    assert child.wait() == 2, child.printed
+    done = here(module, *flags)
+    assert done.returncode == 2, done.printed
     # Before it there may be lines of progress; after it there is nothing.
-    errors = [line for line in child.printed.splitlines() if "error" in line.lower()]
-    assert errors == child.printed.splitlines()[-1:]
+    errors = [line for line in done.printed.splitlines() if "error" in line.lower()]
+    assert errors == done.printed.splitlines()[-1:]
     assert errors[0].startswith("error: ")
     assert message in errors[0]
-    assert "Traceback" not in child.printed
+    assert "Traceback" not in done.printed
     assert not out.exists()
-    assert "loading" not in child.printed, "no mistake of these takes a model to be found"
+    assert "loading" not in done.printed, "no mistake of these takes a model to be found"
 
 
 def test_a_flag_may_be_written_with_hyphens():
@@ -242,13 +234,10 @@ def test_a_flag_may_be_written_with_hyphens():
         assert cli.underscored(word) == word
 
 
-def test_any_prompt_is_shown_without_the_ones_before_it(zygote, tmp_path):
-    flags = (GROWN, "--task=bijection_1")
-    env = {"XLA_FLAGS": QUICK}
-    flags += ("--index=99999999999",)
-    child = zygote.start("show", *flags, printed=tmp_path / "printed", env=env)
-    assert child.wait() == 0, child.printed
-    assert "test prompt 99999999999" in child.printed
+def test_any_prompt_is_shown_without_the_ones_before_it():
+    done = here("show", GROWN, "--task=bijection_1", "--index=99999999999")
+    assert done.returncode == 0, done.printed
+    assert "test prompt 99999999999" in done.printed
 
 
 @pytest.mark.parametrize(
@@ -259,12 +248,11 @@ def test_any_prompt_is_shown_without_the_ones_before_it(zygote, tmp_path):
         (["--task=lookup_letter"], "lookup_letter"),
     ],
 )
-def test_show_shows_the_task_that_is_asked_for(zygote, tmp_path, flags, shown):
-    printed = tmp_path / "printed"
-    child = zygote.start("show", GROWN, *flags, printed=printed, env={"XLA_FLAGS": QUICK})
-    assert child.wait() == 0, child.printed
-    assert f"{shown}, test prompt 0" in child.printed
-    rows = [line for line in child.printed.splitlines() if re.match(r"\s*\d+\s+\d+\s", line)]
+def test_show_shows_the_task_that_is_asked_for(flags, shown):
+    done = here("show", GROWN, *flags)
+    assert done.returncode == 0, done.printed
+    assert f"{shown}, test prompt 0" in done.printed
+    rows = [line for line in done.printed.splitlines() if re.match(r"\s*\d+\s+\d+\s", line)]
     assert all(len(line.split()) >= 4 for line in rows), "a newline is a token, and breaks no row"
 
 

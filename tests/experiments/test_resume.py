@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import in_process
 import jax
 import pytest
 from slow import QUICK, SLOW, slow
@@ -17,8 +18,10 @@ from tiny_checkpoint import SMALL, run, save_tiny
 from zygote import DAY, Child, Zygote
 
 from experiments.cross_models import compare
+from taskvec_jax.tasks import TASKS
 
 KILLS = 10 if SLOW else 4
+NUM_TASKS = 18 if SLOW else 8
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +49,25 @@ def start(zygote: Zygote, module: str, *flags: str, out: Path, **env: str) -> Ch
     return zygote.start(module, *flags, f"--out={out}", printed=printed, env=dated)
 
 
+def here(module: str, *flags: str, out: Path) -> in_process.Done:
+    """Runs an experiment in this process, whose programs the next one finds compiled."""
+    return in_process.run(f"python -m experiments.{module}", *flags, f"--out={out}")
+
+
 def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
 def test_killed_at_random_moments_the_results_are_the_same(zygote, tmp_path, tokenizer):
     model = save_tiny(tmp_path / "tiny", tokenizer)
-    flags = (f"--model={model}", *SMALL)
+    tasks = ",".join(sorted(TASKS)[:NUM_TASKS])
+    flags = (f"--model={model}", *SMALL, f"--tasks={tasks}")
     env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
     whole = tmp_path / "whole"  # by a process of its own, whose strings hash otherwise
     done = run("vocabulary_projection", *flags, f"--out={whole}", **env)
     assert done.returncode == 0, done.stderr
     lines = (whole / "journal.jsonl").read_bytes().splitlines()
-    assert len(lines) == 2 * 18
+    assert len(lines) == 2 * NUM_TASKS
 
     rng = random.Random(20261124)
     out = tmp_path / "killed"
@@ -87,14 +96,13 @@ def test_killed_at_random_moments_the_results_are_the_same(zygote, tmp_path, tok
     assert set(resumed) == {json.loads(line)["unit"] for line in lines}
 
 
-def test_a_run_with_other_settings_is_refused_and_touches_nothing(zygote, tmp_path, tokenizer):
+def test_a_run_with_other_settings_is_refused_and_touches_nothing(tmp_path, tokenizer):
     """Whatever experiment it is of, and whatever differs; each is told before a model is loaded."""
     model = save_tiny(tmp_path / "tiny", tokenizer)
     tiny = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
-    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
     out = tmp_path / "out"
-    child = start(zygote, "layer_sweep", *tiny, out=out, **env)
-    assert child.wait() == 0, child.printed
+    done = here("layer_sweep", *tiny, out=out)
+    assert done.returncode == 0, done.printed
     before = contents(out)
     (tmp_path / "other").mkdir()
     other = save_tiny(tmp_path / "other" / "tiny", tokenizer, seed=1)
@@ -106,16 +114,16 @@ def test_a_run_with_other_settings_is_refused_and_touches_nothing(zygote, tmp_pa
         ("main_results", "--quantization=int8"),
         ("main_results", f"--model={other}"),
     ):
-        child = start(zygote, module, *tiny, flag, out=out, **env)
-        assert child.wait() == 2, child.printed
-        assert "layer_sweep.json is of another run (" in child.printed
-        assert "choose another --out" in child.printed
-        assert "re-injected" not in child.printed
+        done = here(module, *tiny, flag, out=out)
+        assert done.returncode == 2, done.printed
+        assert "layer_sweep.json is of another run (" in done.printed
+        assert "choose another --out" in done.printed
+        assert "re-injected" not in done.printed
     shutil.rmtree(model)
     save_tiny(model, tokenizer, seed=1)  # trained on in place: other weights of the same name
-    child = start(zygote, "main_results", *tiny, out=out, **env)
-    assert child.wait() == 2, child.printed
-    assert "of another run (weights random 0; now weights random 1)" in child.printed
+    done = here("main_results", *tiny, out=out)
+    assert done.returncode == 2, done.printed
+    assert "of another run (weights random 0; now weights random 1)" in done.printed
     assert contents(out) == before
 
 
@@ -142,16 +150,16 @@ def test_two_seeds_are_compared_as_two_rows(zygote, tmp_path, tokenizer):
         assert models[name]["averages"]["icl"] == mean
 
 
-def test_units_of_other_settings_share_a_journal_without_mixing(zygote, tmp_path, tokenizer):
+def test_units_of_other_settings_share_a_journal_without_mixing(tmp_path, tokenizer, monkeypatch):
     model = save_tiny(tmp_path / "tiny", tokenizer)
     flags = (f"--model={model}", *SMALL, "--tasks=algorithmic_to_upper")
     shared, alone = tmp_path / "shared", tmp_path / "alone"
-    env = {"TASKVEC_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": QUICK}
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", DAY)
     for out, seeds in ((shared, (0, 1)), (alone, (1,))):
         for seed in seeds:
             (out / "main_results.json").unlink(missing_ok=True)  # the way out of a refusal
-            child = start(zygote, "main_results", *flags, f"--seed={seed}", out=out, **env)
-            assert child.wait() == 0, child.printed
+            done = here("main_results", *flags, f"--seed={seed}", out=out)
+            assert done.returncode == 0, done.printed
     assert final(shared) == final(alone)
     assert len((shared / "journal.jsonl").read_bytes().splitlines()) == 4  # two a run
 

@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from slow import SLOW
+from slow import SLOW, slow
 
 import convert
 from convert.export import FAMILIES
@@ -148,6 +148,7 @@ COUNTED = [
 ]
 
 
+@slow  # the published counts are tested of every name
 @pytest.mark.parametrize("name", COUNTED)
 def test_transformers_counts_the_same_parameters(name: str) -> None:
     """The config we would export, built by transformers without any memory."""

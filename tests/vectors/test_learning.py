@@ -193,6 +193,7 @@ def test_two_positions_are_learned_together_in_one_program(model):
     assert moved[-1].tolist() == [False, True]
 
 
+@slow  # learns twice
 def test_learning_repeats_and_keeps_the_norm_it_is_told(model):
     recipe = dataclasses.replace(RECIPE, norm=0.5, steps=4)
     found, again = learned(model, [1, 4], recipe), learned(model, [1, 4], recipe)
