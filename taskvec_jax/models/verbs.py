@@ -24,6 +24,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from taskvec_jax.distributed.processes import to_host
 from taskvec_jax.errors import TaskVecError
@@ -74,7 +75,7 @@ class Verbs:
         layers: Any = None,
         positions: Any = -1,
         edits: Any = (),
-    ) -> np.ndarray:
+    ) -> Float[np.ndarray, "N ..."]:
         """What stands at a site of the model while it reads texts.
 
         Args:
@@ -121,7 +122,7 @@ class Verbs:
             [resized(parts[i], longest if everywhere else None, width) for i in range(len(rows))]
         )
 
-    def logits(self, texts: Texts, *, edits: Any = ()) -> np.ndarray:
+    def logits(self, texts: Texts, *, edits: Any = ()) -> Float[np.ndarray, "N V"]:
         """Logits at the last token of each text, float32 [N, V].
 
         Raises:
@@ -146,7 +147,7 @@ class Verbs:
             out.append(list(zip(pieces, shares.tolist(), strict=True)))
         return out
 
-    def lens(self, texts: Texts, *, edits: Any = ()) -> np.ndarray:
+    def lens(self, texts: Texts, *, edits: Any = ()) -> Float[np.ndarray, "N L V"]:
         """The logit lens: the residual stream after every layer at the last token of each text,
         through the final norm and the unembedding. Logits, float32 [N, L, V].
 
@@ -286,10 +287,8 @@ class Verbs:
 def _last_logits(
     config: DecoderConfig, params: Params, tokens: jax.Array, lengths: jax.Array, edits: Any
 ) -> jax.Array:
-    _, logits = Decoder(config).apply(
-        params, tokens, lengths - 1, edits, lengths=lengths, method="read"
-    )
-    return logits
+    decoder = Decoder(config)
+    return decoder.apply(params, tokens, lengths - 1, edits, lengths=lengths, method="read")[1]
 
 
 @functools.partial(jax.jit, static_argnames="config")

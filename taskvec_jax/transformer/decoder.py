@@ -25,6 +25,7 @@ import numpy as np
 from flax import traverse_util
 from jax.core import Tracer
 from jax.extend import core
+from jaxtyping import Float, Int
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer import blocks
@@ -99,8 +100,8 @@ class Decoder(nn.Module):
         return super().apply(variables, *args, method=method, **options)
 
     def __call__(
-        self, tokens: jax.Array, override: Any = None, *, lengths: Any = None
-    ) -> jax.Array:
+        self, tokens: Int[jax.Array, "B T"], override: Any = None, *, lengths: Any = None
+    ) -> Float[jax.Array, "B T V"]:
         """Logits after every token.
 
         Args:
@@ -125,8 +126,13 @@ class Decoder(nn.Module):
         return self._logits(parts, x)
 
     def read(
-        self, tokens: jax.Array, positions: Any, override: Any = None, *, lengths: Any = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        tokens: Int[jax.Array, "B T"],
+        positions: Any,
+        override: Any = None,
+        *,
+        lengths: Any = None,
+    ) -> tuple[Float[jax.Array, "L B D"], Float[jax.Array, "B V"]]:
         """The residual stream after every layer at one position a row, and the logits there.
 
         The position is gathered inside the scan over layers: [L, B, T, D] never exists.
@@ -178,7 +184,9 @@ class Decoder(nn.Module):
         tokens = check_tokens(self.config, tokens)
         return self._run(self._parts(), tokens, edits, keep, lengths=lengths, layers=layers)
 
-    def embed(self, tokens: jax.Array, positions: Any = None) -> jax.Array:
+    def embed(
+        self, tokens: Int[jax.Array, "*N"], positions: Any = None
+    ) -> Float[jax.Array, "*N D"]:
         """Tokens int [...] -> the residual stream before block 0, [..., D].
 
         Args:
@@ -189,7 +197,7 @@ class Decoder(nn.Module):
         """
         return self._embed(self._parts(), check_ids(self.config, tokens), positions)
 
-    def unembed(self, x: jax.Array) -> jax.Array:
+    def unembed(self, x: Float[jax.Array, "*N D"]) -> Float[jax.Array, "*N V"]:
         """Final norm and unembedding: the residual stream [..., D] -> logits [..., V]."""
         return self._logits(self._parts(), x)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -18,6 +18,7 @@ from taskvec_jax.transformer.decoder import Params
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Loaded(Protocol):
     """What the programs need of a model in memory; `models.Model` has it."""
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from taskvec_jax.distributed.sharding import put_rows
 from taskvec_jax.errors import TaskVecError
@@ -74,7 +75,7 @@ def read_texts(
     rows: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
     grading: Wanted | None = None,
-) -> tuple[np.ndarray, Answers]:
+) -> tuple[Float[np.ndarray, "N R L D"], Answers]:
     """Reads the residual stream at the last token of texts that share their beginnings.
 
     Args:
@@ -116,8 +117,8 @@ def read_texts(
 def inject_vectors(
     model: Loaded,
     queries: Sequence[Sequence[int]],
-    vectors: np.ndarray,
-    layers: np.ndarray,
+    vectors: Float[np.ndarray, "N C *P D"],
+    layers: Int[np.ndarray, "*N C"],
     batch_size: int,
     schedule: tuple[tuple[int, int], ...] | None = None,
     grading: Wanted | None = None,
@@ -202,7 +203,7 @@ def check_positions(shortest: int, positions: int) -> None:
 def sweep_layers(
     model: Loaded,
     queries: Sequence[Sequence[int]],
-    theta: np.ndarray,
+    theta: Float[np.ndarray, "N L D"],
     batch_size: int,
     grading: Wanted | None = None,
 ) -> Answers:

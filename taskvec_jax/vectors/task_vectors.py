@@ -20,14 +20,16 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from taskvec_jax.transformer.checks import check_answers, check_finite, check_tokens, is_concrete
 from taskvec_jax.transformer.decoder import Decoder, Override, Params, check_index
 
 
 def extract_theta(
-    decoder: Decoder, params: Params, tokens: jax.typing.ArrayLike, last: Any
-) -> jax.Array:
+    decoder: Decoder, params: Params, tokens: Int[ArrayLike, "B T"], last: Any
+) -> Float[jax.Array, "B L D"]:
     """Theta after every layer: [B, L, D], float32.
 
     Raises:
@@ -44,11 +46,11 @@ def extract_theta(
 def inject_theta(
     decoder: Decoder,
     params: Params,
-    tokens: jax.typing.ArrayLike,
+    tokens: Int[ArrayLike, "B T"],
     last: Any,
     layer: Any,
-    theta: Any,
-) -> jax.Array:
+    theta: Float[ArrayLike, "*B D"],
+) -> Float[jax.Array, "B V"]:
     """Logits [B, V] at the last token when theta [D] or [B, D] replaces the residual stream
     there after block `layer` (scalar or [B]).
 
@@ -67,10 +69,10 @@ def inject_theta(
 def layer_sweep(
     decoder: Decoder,
     params: Params,
-    tokens: jax.typing.ArrayLike,
+    tokens: Int[ArrayLike, "B T"],
     last: Any,
-    theta: jax.typing.ArrayLike,
-) -> jax.Array:
+    theta: Float[ArrayLike, "B L D"],
+) -> Float[jax.Array, "L B V"]:
     """Logits [L, B, V]: theta [B, L, D] injected after every layer, one layer at a time.
 
     Raises:
