@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import in_process
 import pytest
 from slow import slow
 from tiny_checkpoint import run, save_tiny
@@ -116,6 +117,6 @@ def test_generation_is_measured_beside_transformers_and_says_the_same(tmp_path):
     ],
 )
 def test_bad_flags_are_refused(flag, message, tmp_path):
-    done = run("bench.sweep", flag, f"--out={tmp_path}")
+    done = in_process.experiment("bench.sweep", flag, f"--out={tmp_path}")
     assert done.returncode == 2
     assert message in done.stderr

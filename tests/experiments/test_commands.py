@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import in_process
 import pytest
+from in_process import experiment as here
 from slow import QUICK, slow
 from tiny_checkpoint import save_tiny
 
@@ -33,11 +33,6 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
         timeout=300,
         check=False,
     )
-
-
-def here(module: str, *flags: str) -> in_process.Done:
-    """Runs an experiment in this process, whose programs the next one finds compiled."""
-    return in_process.run(f"python -m experiments.{module}", *flags)
 
 
 @pytest.fixture(scope="module")

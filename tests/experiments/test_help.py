@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import in_process
 import pytest
 from absl import flags
-from slow import QUICK
-from zygote import Zygote
 
 from convert import help as helping
 from taskvec_jax.distributed.plan import parameter_count
@@ -29,21 +27,15 @@ SHOWN = (
 OF_ABSL = {"helpfull", "helpxml", "flagfile", "undefok", "logtostderr", "verbosity", "pdb"}
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote(*SHOWN) as made:
-        yield made
-
-
-def printed(zygote: Zygote, tmp_path: Path, name: str, *words: str, status: int = 0) -> str:
-    child = zygote.start(name, *words, printed=tmp_path / "out", env={"XLA_FLAGS": QUICK})
-    assert child.wait() == status, child.printed
-    return child.printed
+def printed(name: str, *words: str, status: int = 0) -> str:
+    done = in_process.experiment(name, *words)
+    assert done.returncode == status, done.printed
+    return done.printed
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_help_shows_every_flag_with_its_default_and_none_of_absl(zygote, tmp_path, name):
-    shown = printed(zygote, tmp_path, name, "--help")
+def test_help_shows_every_flag_with_its_default_and_none_of_absl(name):
+    shown = printed(name, "--help")
     assert about(EXPERIMENTS[name])[0][:20] in shown, "the docstring comes first"
     listed = re.findall(r"^  --(?:\[no\])?(\w+)", shown, re.MULTILINE)
     assert len(set(listed)) == len(listed) > 0

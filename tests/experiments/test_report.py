@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import in_process
 import pytest
 import synthetic
+from in_process import experiment as here
 from slow import slow
 from tiny_checkpoint import SMALL, run, save_tiny
 
@@ -32,11 +32,6 @@ TASKS = "algorithmic_next_letter,algorithmic_prev_letter"  # two directions: the
 @pytest.fixture(scope="module")
 def tiny_path(tmp_path_factory, tokenizer) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
-
-
-def here(module: str, *flags: str) -> in_process.Done:
-    """Runs an experiment in this process, whose programs the next one finds compiled."""
-    return in_process.run(f"python -m experiments.{module}", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def start(zygote: Zygote, module: str, *flags: str, out: Path, **env: str) -> Ch
 
 def here(module: str, *flags: str, out: Path) -> in_process.Done:
     """Runs an experiment in this process, whose programs the next one finds compiled."""
-    return in_process.run(f"python -m experiments.{module}", *flags, f"--out={out}")
+    return in_process.experiment(module, *flags, f"--out={out}")
 
 
 def size(path: Path) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
+import in_process
 import pytest
-from slow import QUICK
-from zygote import Zygote
 
 from taskvec_jax import TaskVector
 from taskvec_jax.models.registry import SMALL_MODEL
@@ -16,25 +14,12 @@ GROWN = f"--model={SMALL_MODEL}"
 FEW = ("--num_prompts=4", "--batch_size=8", "--max_new_tokens=2")
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote("steer") as made:
-        yield made
+def steer(*flags: str) -> tuple[int, str]:
+    done = in_process.experiment("steer", GROWN, *flags)
+    return done.returncode, done.printed
 
 
-@pytest.fixture
-def steer(zygote, tmp_path):
-    def run(*flags: str) -> tuple[int, str]:
-        child = zygote.start(
-            "steer", GROWN, *flags, printed=tmp_path / "printed", env={"XLA_FLAGS": QUICK}
-        )
-        code = child.wait()
-        return code, child.printed
-
-    return run
-
-
-def test_a_tasks_vector_changes_what_the_small_model_says_and_is_kept(steer, tmp_path):
+def test_a_tasks_vector_changes_what_the_small_model_says_and_is_kept(tmp_path):
     saved, exported = tmp_path / "v.safetensors", tmp_path / "v.gguf"
     code, printed = steer(
         *FEW,
@@ -85,7 +70,7 @@ def test_a_tasks_vector_changes_what_the_small_model_says_and_is_kept(steer, tmp
         (["--vector=/none.safetensors", "--prompt=x"], "there is no such file"),
     ],
 )
-def test_bad_input_is_one_line(steer, flags, message):
+def test_bad_input_is_one_line(flags, message):
     code, printed = steer(*flags)
     assert code == 2
     assert printed.splitlines()[-1].startswith("error: ")

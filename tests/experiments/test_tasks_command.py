@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from tiny_checkpoint import run
+from in_process import experiment as run
 
 from experiments.examples.template import write_template
 from taskvec_jax.errors import TaskVecError
