@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.page.section import Section, Table, left_out, number, score, text
+from experiments.page.section import Section, Table, left_out, mean_of, number, score, text
 
 NAME = "bijections"
 CONTROL = "unrelated"  # two tasks that are no inverses of each other, mixed in the same way
@@ -48,9 +48,9 @@ def section(result: dict[str, Any]) -> Section:
         )
         words.append(
             f"One direction alone, the prompt scores {alone['icl']:.2f} and its vector"
-            f" {alone['task_vector']:.2f} (mean of {len(mixed)} pairs, both directions); with both"
-            f" mixed in one prompt, {both['icl']:.2f} and {both['task_vector']:.2f}. The vector is"
-            f" clearly below the prompt (95 % intervals apart) in {len(fails)} of {len(mixed)}"
+            f" {alone['task_vector']:.2f} ({mean_of(len(mixed), 'pair')}, both directions); with"
+            f" both mixed in one prompt, {both['icl']:.2f} and {both['task_vector']:.2f}. The vector"
+            f" is clearly below the prompt (95 % intervals apart) in {len(fails)} of {len(mixed)}"
             + (f": {', '.join(fails)}." if fails else ".")
         )
         if both["icl"] < alone["icl"] / 2:
@@ -131,7 +131,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         )
         title = (
             f"With both directions in one prompt: in context {icl:.2f}, one task vector"
-            f" {vector:.2f} (mean of {len(mixed)} pairs)"
+            f" {vector:.2f} ({mean_of(len(mixed), 'pair')})"
         )
     key = figures.point_key(("icl", "task_vector"))
     return {NAME: figures.finish(figure, result, title, key)}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, left_out, score, task_cell
+from experiments.page.section import Section, Table, left_out, mean_of, score, task_cell
 
 NAME = "dose"
 
@@ -150,7 +150,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         above.set_title(question)
         rows = [titles[name] for name in result["tasks"]]
         charts.heat_map(below, grid, rows, names, write=".2f", upright=False)
-    panels[0].set_ylabel(f"accuracy, mean of {len(tasks)}")
+    panels[0].set_ylabel(f"accuracy, {mean_of(len(tasks))}")
     counts = doses["demonstrations"]
     title = "How much of what makes a task vector"
     if counts:
@@ -160,7 +160,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         )
         title = (
             f"From {counts[0]} to {counts[-1]} demonstrations theta goes from {first:.2f} to"
-            f" {last:.2f} (mean of {len(tasks)} tasks)"
+            f" {last:.2f} ({mean_of(len(tasks))})"
         )
     key = [
         *figures.key_of(("task_vector", "icl")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.page.section import Section, Table, number, text
+from experiments.page.section import Section, Table, mean_of, number, text
 
 NAME = "emergence"
 
@@ -53,7 +53,7 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
         )
     left.set_xticks(range(len(steps)), names, rotation=90)
     left.set(xlabel="training step")
-    left.set_title(f"accuracy on test, mean of {len(result['settings']['tasks'])} tasks")
+    left.set_title(f"accuracy on test, {mean_of(len(result['settings']['tasks']))}")
     charts.shares(left)
     layers = [str(layer) for layer in range(len(grid[0]))]
     charts.heat_map(right, grid, names, layers, label="accuracy")

@@ -12,6 +12,7 @@ from experiments.page.section import (
     Section,
     Table,
     left_out,
+    mean_of,
     mean_score,
     number,
     score,
@@ -221,8 +222,7 @@ def _draw_scores(result: dict[str, Any]) -> Any:
     axes.set(ylim=(-0.6, len(tasks) - 0.4), xlabel="accuracy on test, with 95 % intervals")
     title = (
         f"A sum of a few heads, added, scores {mean['function_vector']['accuracy']:.2f}; theta,"
-        f" written over the state, {mean['task_vector']['accuracy']:.2f} (mean of {len(tasks)}"
-        " tasks)"
+        f" written over the state, {mean['task_vector']['accuracy']:.2f} ({mean_of(len(tasks))})"
     )
     key = [*figures.point_key(shown), figures.line_entry("hardest control", **tick)]
     return figures.finish(figure, result, title, key)
@@ -243,7 +243,7 @@ def _draw_effects(result: dict[str, Any], mattering: list[str]) -> Any:
     head, layer = np.unravel_index(grid.argmax(), grid.shape)
     title = (
         f"Head {head} of layer {layer} restores most: {grid.max():+.3f} of the answer's probability"
-        f" (mean of {len(mattering)} tasks)"
+        f" ({mean_of(len(mattering))})"
     )
     return figures.finish(figure, result, title)
 

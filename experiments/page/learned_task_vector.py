@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, left_out, number, score, task_cell
+from experiments.page.section import Section, Table, left_out, mean_of, number, score, task_cell
 
 NAME = "learned_task_vector"
 CONTROL = "learned for a control task"
@@ -117,7 +117,7 @@ def _title(result: dict[str, Any]) -> str:
     )
     return (
         f"A learned vector scores {best:.2f} where each prompt's own theta scores {own:.2f} and the"
-        f" whole prompt {icl:.2f} (mean of {len(tasks)} tasks)"
+        f" whole prompt {icl:.2f} ({mean_of(len(tasks))})"
     )
 
 
@@ -194,6 +194,6 @@ def _draw_cosines(result: dict[str, Any]) -> Any:
     charts.outer_labels(panels, "layer", "cosine")
     title = (
         f"Cosine of the learned vector and the mean theta: {np.mean(highest):.2f} at its"
-        f" highest layer (mean of {len(tasks)} tasks)"
+        f" highest layer ({mean_of(len(tasks))})"
     )
     return figures.finish(figure, result, title)

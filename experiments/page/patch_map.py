@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Cell, Section, Table, number, score, task_cell
+from experiments.page.section import Cell, Section, Table, mean_of, number, score, task_cell
 
 
 def section(result: dict[str, Any]) -> Section:
@@ -25,7 +25,7 @@ def section(result: dict[str, Any]) -> Section:
     best = max(means, key=lambda patch: means[patch])
     words = [
         f"The task travels best read at “{best.split(':')[0]}” and written at"
-        f" “{best.split(':')[1]}” ({means[best]:.2f}, mean of {len(result['tasks'])} tasks on"
+        f" “{best.split(':')[1]}” ({means[best]:.2f}, {mean_of(len(result['tasks']))} on"
         f" {result['settings']['num_prompts']} test prompts, at the layer of each that is best on"
         " dev prompts); next: "
         + ", ".join(
@@ -144,7 +144,7 @@ def _draw_mean(result: dict[str, Any]) -> Any:
     row, layer = np.unravel_index(means["accuracy"].argmax(), means["accuracy"].shape)
     title = (
         f"The task travels best along {places[row]}, after layer {layer}:"
-        f" {means['accuracy'].max():.2f} on dev (mean of {len(tasks)} tasks; read → written at;"
+        f" {means['accuracy'].max():.2f} on dev ({mean_of(len(tasks))}; read → written at;"
         " bright is better in both)"
     )
     return figures.finish(figure, result, title)
@@ -188,6 +188,6 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     charts.outer_labels(panels, "written after layer", "read after layer")
     title = (
         f"Read and written after the same layer, theta scores {np.mean(own):.2f} at best; after any"
-        f" two, {np.mean(other):.2f} (on dev, mean of {len(tasks)} tasks)"
+        f" two, {np.mean(other):.2f} (on dev, {mean_of(len(tasks))})"
     )
     return figures.finish(figure, result, title)

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from experiments.page import about
-from experiments.page.section import Section, Table, left_out, number, score, task_cell, text
+from experiments.page.section import (
+    Section,
+    Table,
+    left_out,
+    mean_of,
+    number,
+    score,
+    task_cell,
+    text,
+)
 
 NAME = "portability"
 
@@ -48,7 +57,7 @@ def section(result: dict[str, Any]) -> Section:
     icl = np.mean([[v["accuracy"] for v in task["icl"]] for task in result["tasks"].values()])
     words = [
         f"Written into the template it was read from, theta scores {home:.2f}; written into another"
-        f" one, {away:.2f} (mean of {len(result['tasks'])} tasks; the whole prompts score"
+        f" one, {away:.2f} ({mean_of(len(result['tasks']))}; the whole prompts score"
         f" {icl:.2f}), each pair of templates at its own layer.",
         *_relative(result),
         *left_out(result["notes"]),
@@ -117,7 +126,7 @@ def _draw_mean(result: dict[str, Any]) -> Any:
     home, away = _home_and_away(grid)
     title = (
         f"Theta scores {home:.2f} under the template it was read from and {away:.2f} under another"
-        f" one (mean of {len(result['tasks'])} tasks)"
+        f" one ({mean_of(len(result['tasks']))})"
     )
     return figures.finish(figure, result, title)
 

@@ -11,6 +11,7 @@ from experiments.page.section import (
     Section,
     Table,
     left_out,
+    mean_of,
     mean_score,
     number,
     score,
@@ -108,6 +109,6 @@ def draw_figures(result: dict[str, Any]) -> dict[str, Any]:
     title = (
         f"Into shuffled demonstrations the arrow alone scores"
         f" {mean['arrow, shuffled']['accuracy']:.2f}, all outputs"
-        f" {mean['outputs, shuffled']['accuracy']:.2f} (mean of {len(tasks)} tasks)"
+        f" {mean['outputs, shuffled']['accuracy']:.2f} ({mean_of(len(tasks))})"
     )
     return {NAME: figures.finish(figure, result, title, list(key.values()))}

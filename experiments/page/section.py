@@ -71,6 +71,11 @@ def text(value: str, tone: str = "", note: str = "") -> Cell:
     return Cell(value, None, tone, note)
 
 
+def mean_of(number: int, noun: str = "task") -> str:
+    """What a number in a sentence is the mean of: "mean of 5 tasks"; of one, "one task"."""
+    return f"one {noun}" if number == 1 else f"mean of {number} {noun}s"
+
+
 def headline(model: str, mean: Mapping[str, float], shots: int, tasks: str) -> str:
     """What one vector does for a model, in a sentence that is true of any scores.
 
