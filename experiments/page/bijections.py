@@ -49,8 +49,8 @@ def section(result: dict[str, Any]) -> Section:
         words.append(
             f"One direction alone, the prompt scores {alone['icl']:.2f} and its vector"
             f" {alone['task_vector']:.2f} ({mean_of(len(mixed), 'pair')}, both directions); with"
-            f" both mixed in one prompt, {both['icl']:.2f} and {both['task_vector']:.2f}. The vector"
-            f" is clearly below the prompt (95 % intervals apart) in {len(fails)} of {len(mixed)}"
+            f" both mixed in one prompt, {both['icl']:.2f} and {both['task_vector']:.2f}. The"
+            f" vector is clearly below the prompt (95 % intervals apart) in {len(fails)} of {len(mixed)}"
             + (f": {', '.join(fails)}." if fails else ".")
         )
         if both["icl"] < alone["icl"] / 2:
