@@ -50,8 +50,8 @@ def section(result: dict[str, Any]) -> Section:
             f"One direction alone, the prompt scores {alone['icl']:.2f} and its vector"
             f" {alone['task_vector']:.2f} ({mean_of(len(mixed), 'pair')}, both directions); with"
             f" both mixed in one prompt, {both['icl']:.2f} and {both['task_vector']:.2f}. The"
-            f" vector is clearly below the prompt (95 % intervals apart) in {len(fails)} of {len(mixed)}"
-            + (f": {', '.join(fails)}." if fails else ".")
+            " vector is clearly below the prompt (95 % intervals apart) in"
+            f" {len(fails)} of {len(mixed)}" + (f": {', '.join(fails)}." if fails else ".")
         )
         if both["icl"] < alone["icl"] / 2:
             words.append(
