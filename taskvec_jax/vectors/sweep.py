@@ -16,6 +16,7 @@ Shapes: B rows, T tokens of a row, R branches read, C copies injected, L layers,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -164,13 +165,16 @@ def inject_vectors(
     check_range("layer", layers, config.num_layers)
     check_vectors(vectors, layers)
     schedule = schedule or ((config.num_layers, vectors.shape[1]),)
-    lengths = [len(query) for query in queries]
-    shape = (rows, 1 + vectors.shape[1])
+    # Of rows that are the same (a letter that is asked for again, under one mean theta) only the
+    # first is computed.
+    distinct, which = _distinct(queries, vectors, layers, _of_rows(grading, range(rows)))
+    lengths = [len(queries[i]) for i in distinct]
+    shape = (len(distinct), 1 + vectors.shape[1])
     answers = _room(shape, graded=grading is not None)
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = query_length(max(lengths[i] for i in chunk))
-        filled = fill_up(chunk, size)
+        filled = [distinct[i] for i in fill_up(chunk, size)]
         tokens, last = pad_rows([queries[i] for i in filled], length)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
         of_rows = put_rows(model.mesh, _of_rows(grading, filled))
@@ -180,11 +184,32 @@ def inject_vectors(
         _fill(answers, chunk, Answers(*injected))
 
     run_in_chunks("injecting", model, lengths, batch_size, call, keep)
+    answers = jax.tree.map(lambda found: found[which], answers)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
     # untouched one too, so the message names a written one where there is one.
     check_answers(answers.logits[:, 1:], layers)
     check_logits(answers.logits[:, 0])
     return answers
+
+
+def _distinct(
+    queries: Sequence[Sequence[int]],
+    vectors: np.ndarray,
+    layers: np.ndarray,
+    grading: Wanted | None,
+) -> tuple[list[int], list[int]]:
+    """The rows that are the first of their kind, and for every row which of these it is like."""
+    places: dict[bytes, int] = {}
+    first: list[int] = []
+    which: list[int] = []
+    for i, query in enumerate(queries):
+        arrays = [np.asarray(query), vectors[i], layers[i], *(ids[i] for ids in grading or ())]
+        kind = hashlib.sha256(b"|".join(array.tobytes() for array in arrays)).digest()
+        if kind not in places:
+            places[kind] = len(first)
+            first.append(i)
+        which.append(places[kind])
+    return first, which
 
 
 def check_positions(shortest: int, positions: int) -> None:

@@ -161,6 +161,31 @@ def test_batch_size_and_row_order_change_nothing(model, batch_size):
     np.testing.assert_allclose(swapped.logits[::-1], answers.logits, rtol=1e-5, atol=1e-5)
 
 
+def test_rows_that_repeat_are_computed_once_and_answered_each(one, monkeypatch):
+    queries, theta = queries_and_theta(one)
+    again = [0, 1, 0, 2, 1, 0]  # as letters are asked for again under one mean theta
+    whole = sweep.sweep_layers(one, [queries[i] for i in again], theta[again], batch_size=8)
+    computed = []
+
+    def counted(config, params, tokens, *rest):
+        computed.append(tokens.shape[0])
+        return inject_rows(config, params, tokens, *rest)
+
+    inject_rows = sweep.inject_rows
+    monkeypatch.setattr(sweep, "inject_rows", counted)
+    batched = sweep.sweep_layers(one, [queries[i] for i in again], theta[again], batch_size=1)
+    assert computed == [1, 1, 1]
+    alone = sweep.sweep_layers(one, queries[:3], theta[:3], batch_size=3)
+    for got in (whole, batched):
+        np.testing.assert_array_equal(got.tokens, alone.tokens[again])
+        np.testing.assert_allclose(got.logits, alone.logits[again], rtol=1e-5, atol=1e-5)
+    computed.clear()
+    other = np.where(np.arange(6)[:, None, None] == 5, theta[1], theta[again])  # one other theta
+    mixed = sweep.sweep_layers(one, [queries[i] for i in again], other, batch_size=1)
+    assert computed == [1] * 4
+    assert not np.allclose(mixed.logits[5, 1:], mixed.logits[0, 1:])
+
+
 def test_injecting_own_residuals_changes_nothing_at_any_layer(model):
     queries, _ = queries_and_theta(model)
     own, _ = sweep.read_texts(model, [[query] for query in queries], batch_size=5)
