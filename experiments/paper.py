@@ -32,12 +32,15 @@ from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run import study as studies
 from experiments.run.flags import FLAGS, console
+from experiments.run.gemm import gemm_rate
 from experiments.run.results import results_directory, results_name, run_from_flags
+from experiments.run.spent import at_rate, in_words
 from experiments.run.start import ask, define_flags, study_from_flags
 from experiments.run.writing import WriteError
 from taskvec_jax.distributed.plan import parameter_count
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.names import describe
+from taskvec_jax.vectors.account import ACCOUNT
 
 
 def main() -> None:
@@ -87,7 +90,7 @@ def _piece(model: str, experiment: Experiment) -> str:
 
 def run_model(out: Path, overall: Overall) -> None:
     """Every experiment on one model; after each, the page of what there is."""
-    started = time.monotonic()
+    started, before = time.monotonic(), ACCOUNT.now()
     study = study_from_flags(out=out, checks=checks_of(IN_PAPER))
     study.overall = overall
     path = out
@@ -101,6 +104,9 @@ def run_model(out: Path, overall: Overall) -> None:
             if experiment.name == cross_models.READ:
                 cross_models.write([out], out)
             path = report.write([out], out, out)
+    spent = ACCOUNT.since(before)
+    if words := in_words(spent):
+        console.print(f"all experiments: {words}; {at_rate(spent, gemm_rate(study.model))}")
     console.print(
         f"wrote {path} in {time.monotonic() - started:.0f} s;"
         f" {study.journal.computed} units were computed, the others were there",

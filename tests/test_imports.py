@@ -25,6 +25,8 @@ ROOMS = [
     "taskvec_jax.vectors.graded",
     "taskvec_jax.vectors.copies",
     "taskvec_jax.vectors.programs",
+    "taskvec_jax.vectors.flops",
+    "taskvec_jax.vectors.account",
     "taskvec_jax.vectors.batching",
     "taskvec_jax.vectors.sweep",
     "taskvec_jax.models",

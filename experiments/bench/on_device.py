@@ -36,7 +36,6 @@ from convert.verify.goldens import check_goldens
 from experiments.bench.machine import peak_flops, peak_memory
 from experiments.bench.memory import reset_peak_memory
 from experiments.bench.random_model import check_shape, random_model
-from experiments.bench.work import injection_flops, reading_flops
 from experiments.run import flags as command
 from experiments.run.flags import FLAGS, console
 from experiments.run.results import prepare_out, provenance, write_json
@@ -48,6 +47,7 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import DEFAULT_MODEL
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors.flops import injection_flops, reading_flops
 
 DEMONSTRATIONS, BRANCH, BRANCHES = 80, 10, 3  # tokens of a row that is read, and of each branch
 QUERY = 12  # tokens of a zero-shot query

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import work
 from taskvec_jax.evaluation.answers import Scorer, scorer_of
 from taskvec_jax.evaluation.layers import best_layer
 from taskvec_jax.evaluation.reading import draw_prompts
@@ -25,7 +24,7 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.decoder import Decoder
-from taskvec_jax.vectors import sweep, task_vectors
+from taskvec_jax.vectors import flops, sweep, task_vectors
 from taskvec_jax.vectors.programs import NUM_GROUPS, top, wavefront_schedule
 
 TORCH_STAGES = {"torch_paper": 0, "torch_loop": 1}  # of how many last tokens logits are computed
@@ -200,10 +199,10 @@ JAX_STAGES: dict[str, Stage] = {
 def needed_flops(model: Model, part: Part, layer: int) -> int:
     """What the task must compute, padding and repetition left out."""
     c, half = model.config, part.half
-    total = sum(work.reading_flops(c, row, int(i >= half)) for i, row in enumerate(part.texts))
+    total = sum(flops.reading_flops(c, row, int(i >= half)) for i, row in enumerate(part.texts))
     every = range(c.num_layers)
-    total += sum(work.injection_flops(c, len(q), every) for q in part.queries[:half])
-    return total + sum(work.injection_flops(c, len(q), [layer]) for q in part.queries[half:])
+    total += sum(flops.injection_flops(c, len(q), every) for q in part.queries[:half])
+    return total + sum(flops.injection_flops(c, len(q), [layer]) for q in part.queries[half:])
 
 
 def agreement(outcome: Outcome, reference: Outcome) -> float:

@@ -45,7 +45,7 @@ import numpy as np
 from absl import flags
 
 from experiments.bench.figure import draw, print_table
-from experiments.bench.machine import gemm_rate, peak_flops, peak_memory
+from experiments.bench.machine import peak_flops, peak_memory
 from experiments.bench.memory import reset_peak_memory
 from experiments.bench.random_model import check_shape, random_model
 from experiments.bench.stages import (
@@ -62,6 +62,7 @@ from experiments.bench.stages import (
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import FLAGS, console
+from experiments.run.gemm import gemm_rate
 from experiments.run.own_tasks import tokenizer_of
 from experiments.run.results import prepare_out, provenance, write_json
 from experiments.run.start import fitting_tasks, tell_left_out

@@ -14,10 +14,12 @@ from experiments.page.section import Section, lines
 from experiments.run import flags as command
 from experiments.run.flags import console
 from experiments.run.results import results_directory, write_json
+from experiments.run.spent import in_words
 from experiments.run.start import define_flags, study_from_flags
 from experiments.run.study import Study
 from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.vectors.account import ACCOUNT
 
 SEVERAL_SEEDS = ("layer_sweep", "main_results")  # experiments with --seeds
 
@@ -78,12 +80,14 @@ def finish(study: Study, experiment: Experiment) -> dict[str, Any]:
     """Runs one experiment, writes its JSON and figures, and says what it found."""
     study.started = time.monotonic()
     given = given_to(experiment)
-    module = experiment.module
+    module, before = experiment.module, ACCOUNT.now()
     result = module.run(study) if given is None else module.run(study, given)
     path = study.out / f"{experiment.name}.json"
     write_json(path, result)
     written = draw_all(experiment, result, study.out)
     show(experiment.page.section(result))
+    if words := in_words(ACCOUNT.since(before)):
+        console.print(words, markup=False)
     console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)
     return result
 

@@ -14,6 +14,7 @@ from taskvec_jax.distributed.sharding import rows_for, shape_of
 from taskvec_jax.errors import TaskVecError, first_line, is_out_of_memory
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
+from taskvec_jax.vectors.account import ACCOUNT, Work
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def run_in_chunks(
     batch_size: int,
     call: Callable[[list[int], int], Any],
     keep: Callable[[list[int], Any], None],
+    work: Work,
 ) -> None:
     """Calls a program on all rows, chunk by chunk; one that does not fit in memory is halved.
 
@@ -77,6 +79,7 @@ def run_in_chunks(
     Args:
       call: (row numbers, rows the program is to work on) -> arrays on the devices.
       keep: (row numbers, the same arrays on the host), which may have more rows -> None.
+      work: what is entered in the account of work.
 
     Raises:
       TaskVecError: one row at a time does not fit.
@@ -96,6 +99,8 @@ def run_in_chunks(
             refused = first_line(error)
         if not anywhere(refused is not None):
             keep(chunks[0], jax.tree.map(to_host, made))
+            longest = max(lengths[i] for i in chunks[0])
+            ACCOUNT.add(f"{program} {hash(model.config)}", work, chunks[0], rows, longest)
             chunks = chunks[1:]
             continue
         made = None

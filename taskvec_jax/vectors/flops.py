@@ -1,4 +1,5 @@
-"""Floating-point operations that must be computed, padding left out: what methods are compared by.
+"""Floating-point operations: those that must be computed, by which methods are compared, and those
+that programs do, with their padding.
 
 A multiply and an add count as two. Norms, softmax and rotary positions are left out: they are
 below one percent.
@@ -6,12 +7,16 @@ below one percent.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_shapes
+from taskvec_jax.vectors.rows import shared_prefix
 
 
+@functools.cache
 def layer_flops(config: DecoderConfig) -> int:
     """Of the projections and the MLP, for one token in one layer."""
     shapes = leaf_shapes(config)
@@ -33,6 +38,53 @@ def text_flops(config: DecoderConfig, length: int) -> int:
     """Of a text of `length` tokens through all layers, without an unembedding."""
     seen = length * (length + 1) // 2
     return config.num_layers * (length * layer_flops(config) + attention_flops(config, seen))
+
+
+def reading_flops(config: DecoderConfig, texts: Sequence[Sequence[int]], answers: int) -> int:
+    """Of running texts that share a beginning, once, through all layers.
+
+    Args:
+      texts: token ids.
+      answers: how many next tokens are asked for.
+    """
+    trunk = shared_prefix(texts)
+    tails = [len(text) - trunk for text in texts]
+    seen = trunk * (trunk + 1) // 2 + sum(t * trunk + t * (t + 1) // 2 for t in tails)
+    each_layer = (trunk + sum(tails)) * layer_flops(config) + attention_flops(config, seen)
+    return config.num_layers * each_layer + answers * answer_flops(config)
+
+
+def injection_flops(
+    config: DecoderConfig, length: int, layers: Sequence[int], size: int = 1
+) -> int:
+    """Of a text of `length` tokens, and one copy of its last `size` tokens for each layer in
+    `layers`, run from the layer after it was written; with an answer for every copy."""
+    steps = sum(config.num_layers - 1 - layer for layer in layers)
+    copies = steps * size * (layer_flops(config) + attention_flops(config, length))
+    return text_flops(config, length) + copies + (1 + len(layers)) * answer_flops(config)
+
+
+def row_flops(config: DecoderConfig, tokens: int, layers: int, answers: int) -> int:
+    """What a program does for a row of `tokens` tokens in `layers` layers, with whatever padding
+    and masked scores it holds, and for answers."""
+    each_layer = tokens * layer_flops(config) + attention_flops(config, tokens * tokens)
+    return layers * each_layer + answers * answer_flops(config)
+
+
+def copies_flops(
+    config: DecoderConfig, length: int, schedule: Sequence[tuple[int, int]], size: int = 1
+) -> int:
+    """What `copies.run_copies` does for a row of `length` tokens, with the answers to its copies.
+
+    Args:
+      schedule, size: as of `run_copies`.
+    """
+    starts = [0, *(stop for stop, _ in schedule)]
+    rows = sum(
+        row_flops(config, length + alive * size, stop - start, 0)
+        for start, (stop, alive) in zip(starts, schedule, strict=False)
+    )
+    return rows + (1 + schedule[-1][1]) * answer_flops(config)
 
 
 def head_map_flops(config: DecoderConfig, length: int) -> int:

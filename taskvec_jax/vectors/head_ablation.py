@@ -22,8 +22,10 @@ from taskvec_jax.transformer.checks import check_logits, check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
+from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import fill_up, run_in_chunks
 from taskvec_jax.vectors.copies import take_layer
+from taskvec_jax.vectors.flops import answer_flops, row_flops, text_flops
 from taskvec_jax.vectors.programs import top
 from taskvec_jax.vectors.rows import pad_rows
 from taskvec_jax.vectors.sweep import row_length
@@ -127,7 +129,13 @@ def ablate_heads(
         for kept, array in zip((answers, logits), found, strict=True):
             kept[chunk] = array[: len(chunk)]
 
-    run_in_chunks("ablating heads", model, lengths, min(batch_size, len(texts)), call, keep)
+    most = min(batch_size, len(texts))
+    work = Work(
+        lambda i: len(sets) * (text_flops(config, lengths[i]) + answer_flops(config)),
+        lambda i: (texts[i], sets, outputs),
+        lambda longest: len(sets) * row_flops(config, row_length(longest), config.num_layers, 1),
+    )
+    run_in_chunks("ablating heads", model, lengths, most, call, keep, work)
     check_logits(logits)
     return answers
 

@@ -30,8 +30,10 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.checks import check_answers, check_ids, check_logits, check_texts
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
+from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import fill_up, run_in_chunks
 from taskvec_jax.vectors.copies import Schedule, run_copies
+from taskvec_jax.vectors.flops import copies_flops, head_map_flops
 from taskvec_jax.vectors.programs import wavefront_schedule
 from taskvec_jax.vectors.rows import pad_rows
 from taskvec_jax.vectors.sweep import row_length
@@ -104,7 +106,13 @@ def map_heads(
         log_probs[chunk] = found[: len(chunk)]
 
     # A chunk is filled up to its size, so that it must not be larger than what there is.
-    run_in_chunks("patching heads", model, lengths, min(batch_size, len(texts)), call, keep)
+    most = min(batch_size, len(texts))
+    work = Work(
+        lambda i: head_map_flops(config, lengths[i]),
+        lambda i: (texts[i], int(wanted[i]), outputs),
+        lambda longest: copies_flops(config, row_length(longest), schedule),
+    )
+    run_in_chunks("patching heads", model, lengths, most, call, keep, work)
     check_answers(log_probs[:, 1:], np.repeat(np.arange(shape[0]), shape[1])[None])
     check_logits(log_probs[:, 0])
     probs = np.exp(log_probs)

@@ -36,8 +36,10 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.checks import check_answers, check_logits, check_texts, check_vectors
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
+from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.copies import Schedule, run_copies
+from taskvec_jax.vectors.flops import copies_flops, injection_flops
 from taskvec_jax.vectors.programs import top, wavefront_schedule
 from taskvec_jax.vectors.rows import pad_rows
 from taskvec_jax.vectors.sweep import row_length
@@ -96,6 +98,7 @@ def cut_task(
     check_vectors(states, np.broadcast_to(np.arange(layers), shape[:2]))
     size = min(round_up(int((lengths - starts).max()), QUERY_STEP), max(lengths))
     schedule = tuple((stop, alive * len(KINDS)) for stop, alive in wavefront_schedule(layers))
+    layers_of_copies = [layer for layer in range(layers) for _ in KINDS]
     answers = np.empty((len(texts), 1 + len(KINDS) * layers), np.int32)
     logits = np.empty(answers.shape, np.float32)
 
@@ -110,7 +113,15 @@ def cut_task(
         for kept, array in zip((answers, logits), found, strict=True):
             kept[chunk] = array[: len(chunk)]
 
-    run_in_chunks("cutting the task", model, lengths, min(batch_size, len(texts)), call, keep)
+    work = Work(
+        lambda i: injection_flops(
+            config, lengths[i], layers_of_copies, lengths[i] - int(starts[i])
+        ),
+        lambda i: (texts[i], starts[i], states[i]),
+        lambda longest: copies_flops(config, row_length(longest), schedule, size),
+    )
+    most = min(batch_size, len(texts))
+    run_in_chunks("cutting the task", model, lengths, most, call, keep, work)
     check_answers(logits[:, 1:], np.repeat(np.arange(layers), len(KINDS))[None])
     check_logits(logits[:, 0])
     each = answers[:, 1:].reshape(len(texts), layers, len(KINDS))

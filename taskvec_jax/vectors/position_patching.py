@@ -25,8 +25,10 @@ from taskvec_jax.transformer.checks import check_answers, check_logits, check_te
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params, at_positions
+from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
 from taskvec_jax.vectors.copies import take_layer
+from taskvec_jax.vectors.flops import answer_flops, row_flops, text_flops
 from taskvec_jax.vectors.programs import NUM_GROUPS, schedule_of, top
 from taskvec_jax.vectors.rows import pad_rows
 from taskvec_jax.vectors.sweep import inject_vectors, row_length
@@ -110,7 +112,14 @@ def patch_windows(
         for kept, array in zip((answers, logits), found, strict=True):
             kept[chunk] = array[: len(chunk)]
 
-    run_in_chunks("patching positions", model, lengths, min(batch_size, len(texts)), call, keep)
+    most = min(batch_size, len(texts))
+    versions = 1 + len(windows)
+    work = Work(
+        lambda i: versions * (text_flops(config, lengths[i]) + answer_flops(config)),
+        lambda i: (texts[i], places[i], written[i], tuple(windows)),
+        lambda longest: versions * row_flops(config, row_length(longest), layers, 1),
+    )
+    run_in_chunks("patching positions", model, lengths, most, call, keep, work)
     check_answers(logits[:, 1:], np.array([[first for first, _ in windows]]))
     check_logits(logits[:, 0])
     return answers

@@ -34,7 +34,9 @@ from taskvec_jax.transformer.checks import (
     check_texts,
     check_vectors,
 )
+from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import Loaded, fill_up, round_up, run_in_chunks
+from taskvec_jax.vectors.flops import copies_flops, injection_flops, reading_flops, row_flops
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import lay_out_rows, pad_rows, tree_length
@@ -110,7 +112,12 @@ def read_texts(
         residuals[chunk] = read[0][: len(chunk)]
         _fill(answers, chunk, Answers(*read[1:]))
 
-    run_in_chunks("reading", model, lengths, batch_size, call, keep)
+    work = Work(
+        lambda i: reading_flops(config, rows[i], len(rows[i])),
+        lambda i: (rows[i],),
+        lambda longest: row_flops(config, row_length(longest), config.num_layers, reads),
+    )
+    run_in_chunks("reading", model, lengths, batch_size, call, keep, work)
     check_finite(residuals, answers.logits)
     return residuals, answers
 
@@ -183,7 +190,13 @@ def inject_vectors(
     def keep(chunk: list[int], injected: tuple[Any, ...]) -> None:
         _fill(answers, chunk, Answers(*injected))
 
-    run_in_chunks("injecting", model, lengths, batch_size, call, keep)
+    size = vectors.shape[2] if vectors.ndim == 4 else 1
+    work = Work(
+        lambda i: injection_flops(config, lengths[i], layers[distinct[i]].tolist(), size),
+        lambda i: (queries[distinct[i]], vectors[distinct[i]], layers[distinct[i]], operation),
+        lambda longest: copies_flops(config, query_length(longest), schedule, size),
+    )
+    run_in_chunks("injecting", model, lengths, batch_size, call, keep, work)
     answers = jax.tree.map(lambda found: found[which], answers)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
     # untouched one too, so the message names a written one where there is one.

@@ -15,9 +15,9 @@ from slow import slow
 
 from experiments.bench import torch_loop
 from experiments.bench.on_device import texts_of
-from experiments.bench.work import injection_flops, reading_flops
 from taskvec_jax.models.names import describe
 from taskvec_jax.models.registry import SMALL_MODEL
+from taskvec_jax.vectors.flops import injection_flops, reading_flops
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

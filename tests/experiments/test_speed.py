@@ -18,7 +18,6 @@ from conftest import LLAMA
 from slow import QUICK, slow
 from tiny_checkpoint import save_tiny
 
-from experiments.bench import work
 from taskvec_jax.distributed import plan
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.injection_check import check_injection
@@ -26,7 +25,7 @@ from taskvec_jax.evaluation.protocol import evaluate_task
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
-from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors import flops, sweep
 from taskvec_jax.vectors.graded import Graded
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import Rows
@@ -202,15 +201,15 @@ def test_the_batch_shrinks_with_the_memory_and_too_little_is_refused():
 def test_counted_work_equals_counting_by_hand():
     c = LLAMA  # D 42, H 6, G 3, K 14, F 53, V 131, L 5
     per_token = 2 * (42 * 84 + 2 * 42 * 42 + 84 * 42 + 3 * 42 * 53)
-    assert work.layer_flops(c) == per_token
-    assert work.answer_flops(c) == 2 * 42 * 131
+    assert flops.layer_flops(c) == per_token
+    assert flops.answer_flops(c) == 2 * 42 * 131
     # Two texts of 3 and 4 tokens that share 2: 2 + 1 + 2 tokens; keys seen 1 + 2, 3, 3 + 4.
     texts = [[1, 2, 3], [1, 2, 4, 5]]
     want = 5 * (5 * per_token + 4 * (1 + 2 + 3 + 3 + 4) * 84) + 1 * 2 * 42 * 131
-    assert work.reading_flops(c, texts, 1) == want
+    assert flops.reading_flops(c, texts, 1) == want
     # A query of 2 tokens, copies after layers 0 and 3: 4 + 1 layer steps, each seeing 2 keys.
     want = 5 * (2 * per_token + 4 * 3 * 84) + 5 * (per_token + 4 * 2 * 84) + 3 * 2 * 42 * 131
-    assert work.injection_flops(c, 2, [0, 3]) == want
+    assert flops.injection_flops(c, 2, [0, 3]) == want
 
 
 def test_copies_run_through_little_more_than_half_of_all_layers():

@@ -1,0 +1,62 @@
+"""The account of work: what is needed is counted once, and what programs do with its padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import LLAMA, model_of
+
+from taskvec_jax.models.model import Model
+from taskvec_jax.prompting.tokenizer import Tokenizer
+from taskvec_jax.vectors import flops, sweep
+from taskvec_jax.vectors.account import ACCOUNT, Account
+
+SWEEP = range(LLAMA.num_layers)
+TEXTS = [[[1, 2, 3, 4], [1, 2, 5]], [[6, 7, 8], [6, 9, 10, 11, 12]]]
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> Model:
+    ACCOUNT._seen.clear()  # another test's rows
+    return model_of(LLAMA, tokenizer)
+
+
+def spent(run) -> Account:
+    before = ACCOUNT.now()
+    run()
+    return ACCOUNT.since(before)
+
+
+def test_rows_are_needed_once_and_done_as_often_as_they_are_computed(model):
+    first = spent(lambda: sweep.read_texts(model, TEXTS, 2))
+    assert first.needed == sum(flops.reading_flops(LLAMA, row, 2) for row in TEXTS)
+    assert first.again == 0
+    assert first.done > first.needed
+    again = spent(lambda: sweep.read_texts(model, TEXTS[::-1], 2))
+    assert (again.needed, again.again, again.done) == (0, first.needed, first.done)
+
+
+def test_a_batch_that_is_filled_up_is_done_and_not_needed(model):
+    few = spent(lambda: sweep.read_texts(model, TEXTS[:1], 1))
+    ACCOUNT._seen.clear()
+    filled = spent(lambda: sweep.read_texts(model, TEXTS[:1], 4))
+    assert filled.needed == few.needed
+    assert filled.done == 4 * few.done
+
+
+def test_a_sweep_needs_what_its_copies_run_and_another_vector_is_other_work(model):
+    theta = np.ones((1, LLAMA.num_layers, LLAMA.width), np.float32)
+    swept = spent(lambda: sweep.sweep_layers(model, [[1, 2, 3]], theta, 1))
+    assert swept.needed == flops.injection_flops(LLAMA, 3, SWEEP)
+    other = spent(lambda: sweep.sweep_layers(model, [[1, 2, 3]], 2 * theta, 1))
+    assert (other.needed, other.again) == (swept.needed, 0)
+    same = spent(lambda: sweep.sweep_layers(model, [[1, 2, 3]], theta, 1))
+    assert (same.needed, same.again) == (0, swept.needed)
+
+
+def test_what_a_wavefront_does_is_that_of_its_rows_group_by_group():
+    each, width = flops.layer_flops(LLAMA), LLAMA.num_heads * LLAMA.head_dim
+    # 3 layers of 4 + 1 tokens, then 2 of 4 + 5; every token has scores with every other.
+    layers = 3 * (5 * each + 4 * 25 * width) + 2 * (9 * each + 4 * 81 * width)
+    want = layers + (1 + 5) * flops.answer_flops(LLAMA)
+    assert flops.copies_flops(LLAMA, 4, ((3, 1), (5, 5))) == want
