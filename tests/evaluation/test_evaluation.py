@@ -115,6 +115,7 @@ def test_the_order_of_tasks_and_the_batch_size_change_no_answer():
     assert again.to_dict() == alone.to_dict()
 
 
+@slow  # every run of the default model does it
 def test_own_residual_check_passes_on_the_real_model(default_model):
     assert check_injection(default_model, 20) < 1e-3
 

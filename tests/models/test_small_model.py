@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slow import slow
 import transformers
 from hf import assert_same, run_hf, run_ours
 from tiny_checkpoint import ROOT
@@ -62,6 +63,7 @@ def test_transformers_computes_the_same_from_its_export(small, tmp_path):
         assert_same(run_ours(small, tokens), run_hf(theirs, tokens))
 
 
+@slow  # the curve of its vector below needs its tasks too
 def test_it_knows_its_tasks_and_not_the_one_held_out(small):
     settings = Settings(num_prompts=20, rule="paper")
     scores = icl_accuracy(small, [*TRAINING_TASKS, HELD_OUT], settings)
