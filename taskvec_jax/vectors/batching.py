@@ -55,6 +55,23 @@ def fill_up(chunk: list[int], batch_size: int) -> list[int]:
     return chunk + chunk[-1:] * (batch_size - len(chunk))
 
 
+# FLOPs of filling that are worth a compilation of a second or so, on a CPU and elsewhere.
+WORTH_COMPILING, WORTH_COMPILING_ELSEWHERE = 2 * 10**11, 10**14
+
+
+def _rows_of(chunk: int, rows: int, row_flops: int, least: int) -> int:
+    """How many rows a call for a chunk is of: what is missing is filled up with repetitions, which
+    cost as much as others. So the rows are halved, up to twice, where the chunk still fits and what
+    is saved is worth another compiled shape."""
+    worth = WORTH_COMPILING if jax.default_backend() == "cpu" else WORTH_COMPILING_ELSEWHERE
+    for _ in range(2):
+        half = -(-rows // (2 * least)) * least  # a multiple of the devices
+        if half < chunk or (rows - half) * row_flops < worth:
+            break
+        rows = half
+    return rows
+
+
 # Program, model and mesh -> the most rows a call that fitted, once one did not.
 _fitting: dict[tuple[str, DecoderConfig, str], int] = {}
 
@@ -91,16 +108,17 @@ def run_in_chunks(
     while chunks:
         refused = None
         made = None
+        longest = max(lengths[i] for i in chunks[0])
+        filled = _rows_of(len(chunks[0]), rows, work.done(longest), least)
         try:
-            made = jax.block_until_ready(call(chunks[0], rows))
+            made = jax.block_until_ready(call(chunks[0], filled))
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             refused = first_line(error)
         if not anywhere(refused is not None):
             keep(chunks[0], jax.tree.map(to_host, made))
-            longest = max(lengths[i] for i in chunks[0])
-            ACCOUNT.add(f"{program} {hash(model.config)}", work, chunks[0], rows, longest)
+            ACCOUNT.add(f"{program} {hash(model.config)}", work, chunks[0], filled, longest)
             chunks = chunks[1:]
             continue
         made = None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slow import slow
 import transformers
 from hf import assert_same, run_hf, run_ours
+from slow import slow
 from tiny_checkpoint import ROOT
 
 from convert.export import export

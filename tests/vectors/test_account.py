@@ -8,7 +8,7 @@ from conftest import LLAMA, model_of
 
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
-from taskvec_jax.vectors import flops, sweep
+from taskvec_jax.vectors import batching, flops, sweep
 from taskvec_jax.vectors.account import ACCOUNT, Account
 
 SWEEP = range(LLAMA.num_layers)
@@ -60,3 +60,14 @@ def test_what_a_wavefront_does_is_that_of_its_rows_group_by_group():
     layers = 3 * (5 * each + 4 * 25 * width) + 2 * (9 * each + 4 * 81 * width)
     want = layers + (1 + 5) * flops.answer_flops(LLAMA)
     assert flops.copies_flops(LLAMA, 4, ((3, 1), (5, 5))) == want
+
+
+@pytest.mark.parametrize(
+    ("chunk", "rows", "least", "want"),
+    [(50, 50, 1, 50), (26, 50, 1, 50), (25, 50, 1, 25), (10, 50, 1, 13), (1, 50, 1, 13)]
+    + [(10, 48, 8, 16), (9, 48, 8, 16), (1, 1, 1, 1), (1, 8, 8, 8)],
+)
+def test_a_chunk_is_filled_up_to_few_sizes_that_hold_it(chunk, rows, least, want):
+    dear = 10**12
+    assert batching._rows_of(chunk, rows, dear, least) == want
+    assert batching._rows_of(chunk, rows, 10**6, least) == rows, "not worth another shape"
