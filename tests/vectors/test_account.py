@@ -64,8 +64,10 @@ def test_what_a_wavefront_does_is_that_of_its_rows_group_by_group():
 
 @pytest.mark.parametrize(
     ("chunk", "rows", "least", "want"),
-    [(50, 50, 1, 50), (26, 50, 1, 50), (25, 50, 1, 25), (10, 50, 1, 13), (1, 50, 1, 13)]
-    + [(10, 48, 8, 16), (9, 48, 8, 16), (1, 1, 1, 1), (1, 8, 8, 8)],
+    [
+        *[(50, 50, 1, 50), (26, 50, 1, 50), (25, 50, 1, 25), (10, 50, 1, 13), (1, 50, 1, 13)],
+        *[(10, 48, 8, 16), (9, 48, 8, 16), (1, 1, 1, 1), (1, 8, 8, 8)],
+    ],
 )
 def test_a_chunk_is_filled_up_to_few_sizes_that_hold_it(chunk, rows, least, want):
     dear = 10**12
