@@ -10,6 +10,8 @@ import numpy as np
 from experiments.page import about
 from experiments.page.section import Cell, Section, Table, mean_of, number, score, task_cell
 
+ROWS = 10  # of a map of layers that have a label: the others would be printed over each other
+
 
 def section(result: dict[str, Any]) -> Section:
     """The best place, and the best pair of layers."""
@@ -179,10 +181,12 @@ def _draw_layers(result: dict[str, Any]) -> Any:
     own, other = [], []
     for i, (axis, (name, task)) in enumerate(zip(panels, tasks.items(), strict=True)):
         grid = np.array(task["layers"]["accuracy"])
-        rows = [str(layer) for layer in task["layers"]["read_layers"]]
+        read = task["layers"]["read_layers"]
+        step = -(-len(read) // ROWS)
+        rows = ["" if place % step else str(layer) for place, layer in enumerate(read)]
         charts.heat_map(axis, grid, rows, layers, label="" if i else "accuracy", beside=panels)
         charts.panel_title(axis, titles[name])
-        diagonal = [grid[row, layer] for row, layer in enumerate(task["layers"]["read_layers"])]
+        diagonal = [grid[row, layer] for row, layer in enumerate(read)]
         own.append(max(diagonal))
         other.append(grid.max())
     charts.outer_labels(panels, "written after layer", "read after layer")
