@@ -74,6 +74,7 @@ def run(command: str, *more: str) -> Done:
     known = atexit.register
     for name in helping.project_flags():  # of the command before
         delattr(flags.FLAGS, name)
+    helping._groups.clear()
     flags.FLAGS.unparse_flags()
     sys.argv = [module, *words, *more]
     try:

@@ -56,7 +56,7 @@ def fill_up(chunk: list[int], batch_size: int) -> list[int]:
 
 
 # FLOPs of filling that are worth a compilation of a second or so, on a CPU and elsewhere.
-WORTH_COMPILING, WORTH_COMPILING_ELSEWHERE = 2 * 10**11, 10**14
+WORTH_COMPILING, WORTH_COMPILING_ELSEWHERE = 4 * 10**11, 10**14
 
 
 def _rows_of(chunk: int, rows: int, row_flops: int, least: int) -> int:
