@@ -13,7 +13,7 @@ Writes bijections.json and bijections.png/.svg under --out.
 Expected on the default model at the paper's settings: one direction ICL .65, vector .60; both ways
 ICL .31, vector .24.
 
-Time: 4 minutes (2 shared cores).
+Time: 15 minutes (2 busy cores).
 """
 
 from __future__ import annotations
