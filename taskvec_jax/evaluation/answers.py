@@ -19,15 +19,13 @@ import numpy as np
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import ScoringRule, cut, scoring_rule
-from taskvec_jax.models.generating import generate
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import FittedTask, Prompt, fit
 from taskvec_jax.tasks.sampling import seeded
 from taskvec_jax.tasks.task import Pair, Task
-from taskvec_jax.transformer.edits import replace
+from taskvec_jax.vectors.continuing import NOWHERE, SHORT, Beginnings
 from taskvec_jax.vectors.graded import Wanted
 
-CALLS = (4, 16)  # rows of a call of the generation, so that few programs are compiled
 WANTED_STEP = 8  # first tokens of accepted answers are filled up to a multiple of this many
 
 
@@ -72,18 +70,24 @@ class Scorer:
     def settled(self, pair: Pair, ids: Sequence[int]) -> bool | None:
         """Whether an answer that begins with these tokens is right by the rule `full`; None where
         that depends on what follows."""
-        if any(token in self._ends for token in ids):
+        if any(token in self.ends for token in ids):
             return self.rule("full").is_right(self.text(ids), accepted(pair))
         return self.rule("full").settled(self.model.tokenizer.decode(list(ids)), accepted(pair))
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer as text: up to its first newline or end-of-text token, stripped."""
         ids = list(ids)
-        stop = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        stop = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
         return cut(self.model.tokenizer.decode(ids[:stop])) if stop else ""
 
     @functools.cached_property
-    def _ends(self) -> frozenset[int]:
+    def beginnings(self) -> Beginnings:
+        """The beginnings of prompts that were gone on with."""
+        return Beginnings(self.model)
+
+    @functools.cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer."""
         return frozenset(self.model.tokenizer.ends)
 
     def first_token(self, pair: Pair) -> int:
@@ -200,11 +204,10 @@ def complete(scorer: Scorer, jobs: Sequence[Job]) -> list[Said]:
         room = scorer.model.config.max_length - len(jobs[i].prompt)
         most[i] = min(1 + scorer.longest(jobs[i].pair), room)
     while going := [i for i in going if settled[i] is None and len(begun[i]) < most[i]]:
-        for call, size in _calls(going, jobs, begun):
-            filled = call + call[-1:] * (size - len(call))
-            new = _next(scorer.model, [jobs[i] for i in filled], [begun[i] for i in filled])
-            for i, token in zip(call, new, strict=False):
-                if token is None:
+        for call in _calls(going, jobs):
+            new = _next(scorer, [jobs[i] for i in call], [begun[i] for i in call])
+            for i, token in zip(call, new.tolist(), strict=True):
+                if token in scorer.ends:
                     settled[i] = scorer.rule("full").is_right(
                         scorer.text(begun[i]), accepted(jobs[i].pair)
                     )
@@ -220,38 +223,20 @@ def complete(scorer: Scorer, jobs: Sequence[Job]) -> list[Said]:
     return said
 
 
-def _calls(
-    going: Sequence[int], jobs: Sequence[Job], begun: Sequence[Sequence[int]]
-) -> Iterator[tuple[list[int], int]]:
-    """The answers of each call, and the call's rows: written ones and others apart, by length."""
-    for written in (True, False):
-        left = sorted(
-            (i for i in going if (jobs[i].vector is not None) == written),
-            key=lambda i: len(jobs[i].prompt) + len(begun[i]),
-        )
-        while left:
-            size = CALLS[0] if len(left) <= CALLS[0] else CALLS[1]
-            yield left[:size], size
-            left = left[size:]
+def _calls(going: Sequence[int], jobs: Sequence[Job]) -> Iterator[list[int]]:
+    """The answers of each call: those of prompts with demonstrations, and those of shorter ones."""
+    kinds: dict[bool, list[int]] = {}
+    for i in going:
+        kinds.setdefault(len(jobs[i].prompt) > SHORT, []).append(i)
+    return iter(kinds.values())
 
 
-def _next(model: Model, jobs: Sequence[Job], begun: Sequence[Sequence[int]]) -> list[int | None]:
-    """The next token of each answer; None where it ends. All jobs are written to, or none is."""
-    edits = ()
-    if jobs[0].vector is not None:
-        edits = replace(
-            np.stack([job.vector for job in jobs if job.vector is not None]),
-            layer=np.array([job.layer for job in jobs]),
-            position=np.array([len(job.prompt) - 1 for job in jobs]),
-        )
-    texts = [[*job.prompt, *ids] for job, ids in zip(jobs, begun, strict=True)]
-    made = generate(
-        model.config,
-        model.params,
-        texts,
-        max_new_tokens=1,
-        edits=edits,
-        eos=model.tokenizer.ends,
-        mesh=model.mesh,
+def _next(scorer: Scorer, jobs: Sequence[Job], begun: Sequence[Sequence[int]]) -> np.ndarray:
+    """The next token of each answer."""
+    nothing = np.zeros(scorer.model.config.width, np.float32)
+    return scorer.beginnings.next_tokens(
+        [job.prompt[:-1] for job in jobs],
+        [[job.prompt[-1], *ids] for job, ids in zip(jobs, begun, strict=True)],
+        np.stack([nothing if job.vector is None else job.vector for job in jobs]),
+        [NOWHERE if job.layer is None else job.layer for job in jobs],
     )
-    return [ids[0] if ids else None for ids in made]

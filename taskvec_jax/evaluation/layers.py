@@ -5,6 +5,7 @@ Shapes: N prompts, L layers, D width.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from taskvec_jax.evaluation.answers import Job, Scorer, complete
 from taskvec_jax.prompting.prompts import Prompt
+from taskvec_jax.vectors.continuing import MOST_ROWS
 
-AT_ONCE = 2  # layers whose answers are generated together
+AT_ONCE = MOST_ROWS  # answers that are generated together at most
+AT_LEAST = 4  # of each layer
 
 
 class Chosen(NamedTuple):
@@ -44,10 +47,10 @@ def layer_of_dev(
 ) -> Chosen:
     """The layer after which vectors do best on dev.
 
-    Under `full` answers are generated at the layers that can still be the best, most promising
-    ones first: no layer scores more than its answers whose first token may be right, so once that
-    many are fewer than the best score found, the rest of the layers need no generation. The result
-    is that of generating at every layer.
+    Under `full` few answers need to be generated: no layer scores more than its answers whose first
+    token may be right. All those of the most promising layer are generated, and of every other
+    layer only until so many are wrong that it can no longer win, those first that were wrong after
+    other layers. The result is that of generating all answers.
 
     Args:
       queries: token ids of the zero-shot prompts.
@@ -58,23 +61,54 @@ def layer_of_dev(
     if rule == "paper":
         curve = scorer.by_first_token(prompts, tokens).mean(axis=0)
         return Chosen(best_layer(curve), float(curve.max()))
-    may = scorer.may_be_right(prompts, tokens)  # [N, L]
-    bound = may.sum(axis=0).tolist()
-    order = sorted(range(len(bound)), key=lambda layer: (-bound[layer], layer))
-    best = (-1, 0)  # right answers, minus the layer
-    while order and (bound[order[0]], -order[0]) > best:
-        layers, order = order[:AT_ONCE], order[AT_ONCE:]
-        jobs = {
-            layer: [
-                Job(
-                    prompts[i].query, queries[i], (int(tokens[i, layer]),), layer, vectors[i, layer]
-                )
-                for i in np.flatnonzero(may[:, layer]).tolist()
-            ]
-            for layer in layers
-        }
-        said = iter(complete(scorer, [job for several in jobs.values() for job in several]))
-        for layer, several in jobs.items():
-            right = sum(next(said).right for _ in several)
-            best = max(best, (right, -layer))
-    return Chosen(-best[1], best[0] / len(prompts))
+    answers = _Answers(scorer.may_be_right(prompts, tokens), tokens)
+    scorer.beginnings.read([query[:-1] for query in queries])
+    while asked := answers.next_cells():
+        jobs = [
+            Job(prompts[i].query, queries[i], (int(tokens[i, layer]),), layer, vectors[i, layer])
+            for i, layer in asked
+        ]
+        answers.enter(asked, [said.right for said in complete(scorer, jobs)])
+    right, minus_layer = answers.best()
+    return Chosen(-minus_layer, right / len(prompts))
+
+
+Cell = tuple[int, int]  # a prompt and a layer
+
+
+class _Answers:
+    """Which answers [N, L] may be right, as far as it is known."""
+
+    def __init__(self, may: np.ndarray, tokens: np.ndarray) -> None:
+        self._may = may.copy()  # those found wrong leave it
+        self._open = may.copy()  # not known yet
+        self._tokens = tokens
+        self._wrong: collections.Counter[tuple[int, int]] = collections.Counter()
+
+    def best(self) -> Cell:
+        """Right answers of the best layer of which all are known, and minus that layer."""
+        known = np.flatnonzero(~self._open.any(axis=0)).tolist()
+        return max(((int(self._may[:, layer].sum()), -layer) for layer in known), default=(-1, 0))
+
+    def next_cells(self) -> list[Cell]:
+        """The answers to be generated next; none if the best layer is found."""
+        bound = self._may.sum(axis=0).tolist()
+        best = self.best()
+        left = [layer for layer in range(len(bound)) if (bound[layer], -layer) > best]
+        left.sort(key=lambda layer: (-bound[layer], layer))
+        cells: list[Cell] = []
+        while left and len(cells) < AT_ONCE:
+            layer = left.pop(0)
+            rows = np.flatnonzero(self._open[:, layer]).tolist()
+            rows.sort(key=lambda row: -self._wrong[row, int(self._tokens[row, layer])])
+            if best[0] >= 0:  # with so many wrong ones more, this layer loses
+                rows = rows[: max(bound[layer] - best[0] + (-layer > best[1]), AT_LEAST)]
+            cells += [(row, layer) for row in rows]
+        return cells[:AT_ONCE]
+
+    def enter(self, cells: Sequence[Cell], right: Sequence[bool]) -> None:
+        """Notes which of these answers are right."""
+        for (row, layer), one in zip(cells, right, strict=True):
+            self._open[row, layer] = False
+            self._may[row, layer] = one
+            self._wrong[row, int(self._tokens[row, layer])] += 1 if not one else -1

@@ -167,7 +167,7 @@ def extend(
         )
         x = decoder.apply(params, state.tokens[:, None], place[:, None], method="embed")
         slot = num_tokens + state.given - 1
-        x, cache = _run_layers(config, params, layers, x, state.cache, slot, contexts, writes)
+        x, cache = run_layers(config, params, layers, x, state.cache, slot, contexts, writes)
         logits = decoder.apply(params, x[:, 0], method="unembed")
         return _choose(state._replace(cache=cache), logits, choice)
 
@@ -193,7 +193,7 @@ def _choose(state: State, logits: jax.Array, choice: Choice) -> State:
     )
 
 
-def _run_layers(
+def run_layers(
     config: DecoderConfig,
     params: Params,
     layers: Layers | None,
@@ -203,7 +203,14 @@ def _run_layers(
     contexts: ContextByLayer,
     writes: tuple[Write, ...],
 ) -> tuple[jax.Array, Any]:
-    """New tokens through all layers: the residual stream [B, 1, D], and the cache with them."""
+    """New tokens through all layers: the residual stream [B, n, D], and the cache with them.
+
+    Args:
+      layers: of `split_layers`, in place of the stack in `params`.
+      x: the residual stream before block 0, [B, n, D].
+      cache: as in `State`.
+      slot: where in the cache the first of the new tokens stands.
+    """
     if layers is not None:
         caches = []
         for index, (layer, of_layer) in enumerate(zip(layers, cache, strict=True)):
@@ -234,7 +241,7 @@ def _run_layer(
     writes: tuple[Write, ...],
     stacked: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`_run_layers` of one; its cache is [B, S, G, K], or `stacked` with those of all layers."""
+    """`run_layers` of one; its cache is [B, S, G, K], or `stacked` with those of all layers."""
     cache = dict(cache)
 
     def visit(site: str, value: jax.Array) -> jax.Array:

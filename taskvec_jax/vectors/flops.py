@@ -64,6 +64,14 @@ def injection_flops(
     return text_flops(config, length) + copies + (1 + len(layers)) * answer_flops(config)
 
 
+def following_flops(config: DecoderConfig, before: int, count: int, *, masked: bool = False) -> int:
+    """Of `count` tokens that follow `before` others whose keys and values are kept, with an answer
+    after the last; `masked`: with the scores that are masked too."""
+    seen = count * before + (count * count if masked else count * (count + 1) // 2)
+    each_layer = count * layer_flops(config) + attention_flops(config, seen)
+    return config.num_layers * each_layer + answer_flops(config)
+
+
 def row_flops(config: DecoderConfig, tokens: int, layers: int, answers: int) -> int:
     """What a program does for a row of `tokens` tokens in `layers` layers, with whatever padding
     and masked scores it holds, and for answers."""
