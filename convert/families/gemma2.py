@@ -9,7 +9,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
+from .gguf_keys import GGUFKeys, gguf_attention_bias, gguf_reader, gguf_rotary
 from .hf_keys import GELUS, HFKeys, layer_types
 from .llama_like import (
     Defaults,
@@ -105,7 +105,7 @@ def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> d
     return {
         **windows(windowed if window else [], window, keys.where),
         **gguf_rotary(keys, tensors, known["head_dim"]),
-        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
+        "attention_bias": gguf_attention_bias(tensors),
         "attention_scale": gguf_scale(known, 46),
         "attention_softcap": keys.single("attn_logit_softcapping", 50.0) or None,
         "logit_softcap": keys.single("final_logit_softcapping", 30.0) or None,

@@ -10,7 +10,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 from . import llama
 from .family import Family
 from .gemma2 import gguf_scale, scalar_of
-from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
+from .gguf_keys import GGUFKeys, gguf_attention_bias, gguf_reader, gguf_rotary
 from .hf_keys import GELUS, HFKeys
 from .llama_like import (
     Defaults,
@@ -108,7 +108,7 @@ def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> d
         found |= {"rope_base": window_base, "rope_scaling": None}
     return {
         **found,
-        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
+        "attention_bias": gguf_attention_bias(tensors),
         "attention_scale": gguf_scale(known, 62),
         "logit_softcap": keys.single("final_logit_softcapping", 0.0) or None,
         "embed_scale": known["width"] ** 0.5,

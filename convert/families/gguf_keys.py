@@ -226,6 +226,21 @@ def gguf_rotary(
     }
 
 
+def gguf_attention_bias(tensors: Source) -> bool:
+    """Whether the projections of attention have biases."""
+    return "blk.0.attn_q.bias" in tensors.shapes()
+
+
+def gguf_rotary_and_bias(
+    keys: GGUFKeys, known: Mapping[str, Any], tensors: Source
+) -> dict[str, Any]:
+    """The fields of a family that has no others beside those of all; see `gguf_reader`."""
+    return {
+        **gguf_rotary(keys, tensors, known["head_dim"]),
+        "attention_bias": gguf_attention_bias(tensors),
+    }
+
+
 def gguf_rope_scaling(keys: GGUFKeys, tensors: Source, rope_dim: int) -> RopeScaling | None:
     """Rope scaling of a GGUF file: linear in its metadata, "llama3" as a tensor of divisors.
 

@@ -13,7 +13,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
 from .gguf_keys import GGUFKeys, gguf_always, gguf_sizes
-from .hf_keys import GELUS, HFKeys
+from .hf_keys import GELUS, gpt2_keys
 from .layouts import same, transposed, unsame, untransposed
 from .rules import Rule, Source
 
@@ -129,12 +129,6 @@ MODEL_TYPES = {
         " summary_use_proj vocab_size"
     ),
 }
-_GPT2_NAMES = {  # transformers' common name -> GPT-2's
-    "max_position_embeddings": "n_positions",
-    "hidden_size": "n_embd",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -143,9 +137,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     Raises:
       TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
-    # transformers has common names for these; a common name counts where both are there.
-    common = {_GPT2_NAMES[name]: value for name, value in raw.items() if name in _GPT2_NAMES}
-    keys = HFKeys({**{k: v for k, v in raw.items() if k not in _GPT2_NAMES}, **common}, where)
+    keys = gpt2_keys(raw, where)
     heads, width = keys.get_size("n_head", 12), keys.get_size("n_embd", 768)
     config = DecoderConfig(
         family="gpt2",
@@ -171,9 +163,6 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     keys.require("scale_attn_by_inverse_layer_idx", False, (False,))
     keys.require("add_cross_attention", False, (False,))
     keys.get("reorder_and_upcast_attn", bool, False)  # the same numbers, in another order
-    for unused in ("head_dim", "num_key_value_heads", "sliding_window"):  # of what generation keeps
-        keys.get(unused, int, 0, null=True)
-    keys.layers_alike("full_attention")
     keys.finish("gpt2", MODEL_TYPES["gpt2"])
     return config
 

@@ -9,7 +9,7 @@ from typing import Any
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
-from .hf_keys import GELUS, HFKeys
+from .hf_keys import GELUS, gpt2_keys
 from .layouts import (
     heads_in,
     heads_out,
@@ -52,12 +52,6 @@ MODEL_TYPES = {
         " n_positions resid_pdrop rotary_dim vocab_size"
     )
 }
-_GPTJ_NAMES = {  # transformers' common name -> GPT-J's
-    "max_position_embeddings": "n_positions",
-    "hidden_size": "n_embd",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
 
 
 def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderConfig:
@@ -66,9 +60,7 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     Raises:
       TaskVecError: a key is missing or unsupported, or transformers reads it and we do not.
     """
-    # transformers has common names for these; a common name counts where both are there.
-    common = {_GPTJ_NAMES[name]: value for name, value in raw.items() if name in _GPTJ_NAMES}
-    keys = HFKeys({**{k: v for k, v in raw.items() if k not in _GPTJ_NAMES}, **common}, where)
+    keys = gpt2_keys(raw, where)
     heads, width = keys.need_size("n_head"), keys.need_size("n_embd")
     config = DecoderConfig(
         family="gptj",
@@ -90,9 +82,6 @@ def config_from_hf(raw: Mapping[str, Any], where: str, dtype: str) -> DecoderCon
     )
     keys.require("tie_word_embeddings", False, (False,))
     keys.agree("rope_theta", 10_000.0)
-    for unused in ("head_dim", "num_key_value_heads", "sliding_window"):  # of what generation keeps
-        keys.get(unused, int, 0, null=True)
-    keys.layers_alike("full_attention")
     keys.finish("gptj", MODEL_TYPES["gptj"])
     return config
 

@@ -6,7 +6,7 @@ it reads for every model, and a family's record those that it reads for this fam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskvec_jax.errors import TaskVecError
@@ -119,3 +119,26 @@ def layer_types(config: DecoderConfig) -> list[str]:
     everywhere = (config.sliding_window is not None,) * config.num_layers
     windowed = config.window_layers or everywhere
     return ["sliding_attention" if one else "full_attention" for one in windowed]
+
+
+_GPT2_NAMES = {  # transformers' common name -> that of GPT-2 and GPT-J
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+def gpt2_keys(raw: Mapping[str, Any], where: str) -> HFKeys:
+    """The keys of a config.json that has GPT-2's names; where it has transformers' common name for
+    the same too, the common name counts.
+
+    Raises:
+      TaskVecError: a key that generation keeps in memory has a wrong type, or layers differ.
+    """
+    common = {_GPT2_NAMES[name]: value for name, value in raw.items() if name in _GPT2_NAMES}
+    keys = HFKeys({**{k: v for k, v in raw.items() if k not in _GPT2_NAMES}, **common}, where)
+    for unused in ("head_dim", "num_key_value_heads", "sliding_window"):  # of what generation keeps
+        keys.get(unused, int, 0, null=True)
+    keys.layers_alike("full_attention")
+    return keys

@@ -9,7 +9,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
+from .gguf_keys import gguf_reader, gguf_rotary_and_bias
 from .hf_keys import HFKeys
 from .layouts import heads_bias, unheads_bias
 from .llama_like import (
@@ -26,7 +26,7 @@ from .llama_like import (
     windows,
     without,
 )
-from .rules import Rule, Source
+from .rules import Rule
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -102,14 +102,6 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
-    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
-    return {
-        **gguf_rotary(keys, tensors, known["head_dim"]),
-        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
-    }
-
-
 FAMILY = Family(
     name="olmo2",
     model_types=MODEL_TYPES,
@@ -121,5 +113,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("olmo2",),
     gguf=GGUF,
-    config_from_gguf=gguf_reader("olmo2", llama.LAYOUTS, _gguf_fields),
+    config_from_gguf=gguf_reader("olmo2", llama.LAYOUTS, gguf_rotary_and_bias),
 )

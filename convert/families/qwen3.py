@@ -9,7 +9,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_reader, gguf_rotary
+from .gguf_keys import gguf_reader, gguf_rotary_and_bias
 from .hf_keys import HFKeys
 from .llama_like import (
     Defaults,
@@ -21,7 +21,6 @@ from .llama_like import (
     upper_windows,
     upper_windows_to_hf,
 )
-from .rules import Source
 
 # model_type -> the keys that transformers reads for it beside those of every model (read_keys.py).
 MODEL_TYPES = {
@@ -73,14 +72,6 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> dict[str, Any]:
-    """The fields of a GGUF file that this family has beside those of all; see `gguf_reader`."""
-    return {
-        **gguf_rotary(keys, tensors, known["head_dim"]),
-        "attention_bias": "blk.0.attn_q.bias" in tensors.shapes(),
-    }
-
-
 FAMILY = Family(
     name="qwen3",
     model_types=MODEL_TYPES,
@@ -92,5 +83,5 @@ FAMILY = Family(
     config_to_hf=config_to_hf,
     architectures=("qwen3",),
     gguf=GGUF,
-    config_from_gguf=gguf_reader("qwen3", llama.LAYOUTS, _gguf_fields),
+    config_from_gguf=gguf_reader("qwen3", llama.LAYOUTS, gguf_rotary_and_bias),
 )
