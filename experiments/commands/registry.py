@@ -19,8 +19,8 @@ class Experiment:
         `experiments.page.<name>`, if there is one, which has `section(result)` and
         `draw_figures(result)`; and of its JSON file.
       in_paper: `experiments.paper` runs it.
-      minutes: about how long it takes in a paper (default model, the paper's settings, 2 shared
-        cores); how long a paper has still to go is reckoned from their ratios.
+      minutes: about how long it takes in a paper (default model, the paper's settings, 2 cores
+        with AVX2 that do other work too); how long a paper has still to go is reckoned from their ratios.
     """
 
     name: str
@@ -48,17 +48,17 @@ class Experiment:
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
-        Experiment("main_results", minutes=19),
-        Experiment("conflicting_tasks", minutes=1),
-        Experiment("task_geometry", minutes=1.3),
-        Experiment("vocabulary_projection", minutes=0.3),
-        Experiment("bijections", minutes=4),
-        Experiment("dose", minutes=6),
-        Experiment("patch_map", minutes=5),
-        Experiment("portability", minutes=3),
+        Experiment("main_results", minutes=115),
+        Experiment("conflicting_tasks", minutes=11),
+        Experiment("task_geometry", minutes=9),
+        Experiment("vocabulary_projection", minutes=0.5),
+        Experiment("bijections", minutes=17),
+        Experiment("dose", minutes=61),
+        Experiment("patch_map", minutes=19),
+        Experiment("portability", minutes=31),
         Experiment("function_vectors", in_paper=False),
         Experiment("head_ablation", in_paper=False),
-        Experiment("necessity", minutes=18),
+        Experiment("necessity", minutes=21),
         Experiment("positions", in_paper=False),
         Experiment("several_vectors", in_paper=False),
         Experiment("learned_task_vector", in_paper=False),
