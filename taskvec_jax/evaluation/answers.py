@@ -90,9 +90,9 @@ class Scorer:
         """The tokens that end an answer."""
         return frozenset(self.model.tokenizer.ends)
 
-    def first_token(self, pair: Pair) -> int:
-        """The first token of a pair's output, as it follows the query."""
-        return self._continuations(pair)[0][0]
+    def output_tokens(self, pair: Pair) -> list[int]:
+        """The tokens of a pair's output, as it follows the query."""
+        return self._continuations(pair)[0]
 
     def longest(self, pair: Pair) -> int:
         """Tokens of the longest accepted answer of a pair."""
@@ -137,7 +137,7 @@ class Scorer:
             rng = seeded("contrast", seed, self.fitted.task.name, prompt.query.input)
             chosen = tokens[0]
             for _ in range(CONTRAST_DRAWS):
-                other = self.first_token(pairs[int(rng.random() * len(pairs))])
+                other = self.output_tokens(pairs[int(rng.random() * len(pairs))])[0]
                 if other not in tokens:
                     chosen = other
                     break

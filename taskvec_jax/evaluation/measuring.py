@@ -15,7 +15,13 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import Scorer, scorer_of
 from taskvec_jax.evaluation.columns import Predicted, graded_means, score_columns
 from taskvec_jax.evaluation.layers import layer_of_dev
-from taskvec_jax.evaluation.reading import InContext, draw_prompts, read_prompts, read_theta
+from taskvec_jax.evaluation.reading import (
+    MOST_ASSUMED,
+    InContext,
+    draw_prompts,
+    read_prompts,
+    read_theta,
+)
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import Prompt
@@ -228,7 +234,7 @@ def longest_rows(model: Model, tasks: Sequence[Task], settings: Settings) -> tup
     """Sizes of the longest row that a layer sweep of these tasks reads, and of its queries.
 
     Returns:
-      tokens of the longest row (demonstrations, query, the first token of an answer, and dummy
+      tokens of the longest row (demonstrations, query, the first tokens of an answer, and dummy
       queries), tokens of the longest zero-shot query, and the places a row is read at. Tasks that
       cannot be posed do not count.
 
@@ -248,9 +254,9 @@ def longest_rows(model: Model, tasks: Sequence[Task], settings: Settings) -> tup
         for prompt in sorted(prompts, key=_characters)[-LONGEST:]:
             texts = encode([*prompt.dummies(), prompt.icl()])
             check_texts(model.config, texts)
-            longest = max(longest, tree_length(texts) + 1)
+            longest = max(longest, tree_length(texts) + MOST_ASSUMED)
             query = max(query, len(encode([prompt.zero_shot()])[0]))
-    return longest, query, settings.num_dummy_queries + 2
+    return longest, query, settings.num_dummy_queries + 1 + MOST_ASSUMED
 
 
 def _characters(prompt: Prompt) -> int:

@@ -24,14 +24,17 @@ from taskvec_jax.vectors.sweep import read_texts
 FEWEST_QUERIES = 30  # on test, that dev must leave to it if the two are not to share queries
 
 
+MOST_ASSUMED = 4  # tokens of an output
+
+
 class InContext(NamedTuple):
     """What the model says after whole prompts, demonstrations and query.
 
     Attributes:
       tokens: int32 [N], the most likely token.
-      assumed: int32 [N], the first token of the pair's output.
-      after: int32 [N], the most likely token after the prompt and `assumed`: the second token of
-        the answer where the first one is `assumed`.
+      assumed: int32 [N, A], the first tokens of the pair's output; -1 where it has fewer.
+      after: int32 [N, A], the most likely token after the prompt and the assumed tokens up to each:
+        the next token of the answer where it begins with them.
       graded: graded scores of the first token, [N]; None where no wanted tokens were given.
     """
 
@@ -41,13 +44,18 @@ class InContext(NamedTuple):
     graded: Graded | None = None
 
     def begun(self) -> list[tuple[int, ...]]:
-        """The beginning of each answer: one token, or two."""
-        return [
-            (first, second) if first == assumed else (first,)
-            for first, assumed, second in zip(
-                self.tokens.tolist(), self.assumed.tolist(), self.after.tolist(), strict=True
-            )
-        ]
+        """The beginning of each answer: one token, and another after each that was assumed."""
+        found = []
+        for first, assumed, after in zip(
+            self.tokens.tolist(), self.assumed.tolist(), self.after.tolist(), strict=True
+        ):
+            answer = [first]
+            for token, following in zip(assumed, after, strict=True):
+                if answer[-1] != token:
+                    break
+                answer.append(following)
+            found.append(tuple(answer))
+        return found
 
     def part(self, rows: slice) -> InContext:
         """What is said after some of the prompts."""
@@ -97,8 +105,8 @@ def read_prompts(
 ) -> tuple[np.ndarray, InContext]:
     """Theta of each prompt and its in-context answer; the demonstrations are run once.
 
-    The answer's second token is read from the same pass, for one token more a prompt, on the
-    assumption that its first one is that of the pair's output.
+    What follows the answer's first token is read in the same pass, for a few tokens more a prompt,
+    on the assumption that the answer is the pair's output.
 
     Args:
       batch_size: rows a compiled call works on.
@@ -114,15 +122,17 @@ def read_prompts(
     """
     encode = scorer.model.tokenizer.encode_all
     count = _num_dummies(prompts)
-    assumed = np.array([scorer.first_token(prompt.query) for prompt in prompts], np.int32)
-    texts = []
-    for prompt, token in zip(prompts, assumed.tolist(), strict=True):
-        *dummies, icl = encode([*prompt.dummies(), prompt.icl()])
-        texts.append([*dummies, icl, [*icl, token]])
+    asked = [encode([*prompt.dummies(), prompt.icl()]) for prompt in prompts]
+    assumed = _assumed(scorer, prompts, [len(icl) for *_, icl in asked])
+    texts = [
+        [*dummies, *_with_answer(icl, tokens)]
+        for (*dummies, icl), tokens in zip(asked, assumed, strict=True)
+    ]
     residuals, answers = read_texts(scorer.model, texts, batch_size, wanted)
     theta = residuals[:, :count].mean(axis=1)
-    graded = answers.graded and Graded(*(values[:, -2] for values in answers.graded))
-    return theta, InContext(answers.tokens[:, -2], assumed, answers.tokens[:, -1], graded)
+    graded = answers.graded and Graded(*(values[:, count] for values in answers.graded))
+    said = answers.tokens[:, count:]
+    return theta, InContext(said[:, 0], assumed, said[:, 1:], graded)
 
 
 def read_in_context(scorer: Scorer, prompts: Sequence[Prompt], batch_size: int) -> InContext:
@@ -131,11 +141,33 @@ def read_in_context(scorer: Scorer, prompts: Sequence[Prompt], batch_size: int) 
     Raises:
       TaskVecError: texts that the model cannot read; a residual stream that is not finite.
     """
-    assumed = np.array([scorer.first_token(prompt.query) for prompt in prompts], np.int32)
     asked = scorer.model.tokenizer.encode_all([prompt.icl() for prompt in prompts])
-    texts = [[ids, [*ids, token]] for ids, token in zip(asked, assumed.tolist(), strict=True)]
+    assumed = _assumed(scorer, prompts, [len(icl) for icl in asked])
+    texts = [_with_answer(ids, tokens) for ids, tokens in zip(asked, assumed, strict=True)]
     _, answers = read_texts(scorer.model, texts, batch_size)
-    return InContext(answers.tokens[:, 0], assumed, answers.tokens[:, 1])
+    return InContext(answers.tokens[:, 0], assumed, answers.tokens[:, 1:])
+
+
+def _assumed(scorer: Scorer, prompts: Sequence[Prompt], lengths: Sequence[int]) -> np.ndarray:
+    """The first tokens of each pair's output, int32 [N, A], filled up with -1, as far as prompts of
+    these lengths leave room for them. A is 1 where every output of the task is one token, else
+    `MOST_ASSUMED`, so that few programs are compiled."""
+    of_task = [scorer.output_tokens(pair) for pair in scorer.fitted.pairs]
+    most = MOST_ASSUMED if max(map(len, of_task)) > 1 else 1
+    assumed = np.full((len(prompts), most), -1, np.int32)
+    for row, prompt, length in zip(assumed, prompts, lengths, strict=True):
+        room = max(0, min(most, scorer.model.config.max_length - length))
+        tokens = scorer.output_tokens(prompt.query)[:room]
+        row[: len(tokens)] = tokens
+    return assumed
+
+
+def _with_answer(prompt: Sequence[int], assumed: np.ndarray) -> list[list[int]]:
+    """A prompt, and the prompt with each beginning of an answer: 1 + A texts. An answer of fewer
+    tokens repeats its last."""
+    tokens = [token for token in assumed.tolist() if token >= 0]
+    texts = [[*prompt, *tokens[:count]] for count in range(len(tokens) + 1)]
+    return texts + texts[-1:] * (len(assumed) - len(tokens))
 
 
 def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from taskvec_jax.distributed.footprint import parameter_bytes
 from taskvec_jax.distributed.targets import SHARE
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.measuring import longest_rows
-from taskvec_jax.evaluation.reading import draw_prompts
+from taskvec_jax.evaluation.reading import MOST_ASSUMED, draw_prompts
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
@@ -117,9 +117,9 @@ def test_the_longest_rows_are_those_of_the_prompts_that_are_drawn():
     prompts = [p for split in ("dev", "test") for p in draw_prompts(fitted, settings, split)]
     rows = [encode([*p.dummies(), p.icl()]) for p in prompts]
     longest, query, reads = longest_rows(model, [task], settings)
-    assert longest == max(map(tree_length, rows)) + 1  # the first token of an answer
+    assert longest == max(map(tree_length, rows)) + MOST_ASSUMED  # of an answer
     assert query == max(len(encode([p.zero_shot()])[0]) for p in prompts)
-    assert reads == 5
+    assert reads == 3 + 1 + MOST_ASSUMED
 
 
 def test_the_batch_follows_the_length_of_prompts_and_the_places_read():

@@ -12,15 +12,21 @@ from conftest import LLAMA, model_of
 from experiments.small_pythia.mixture import TRAINING_TASKS
 from taskvec_jax import load_model, replace
 from taskvec_jax.evaluation import layers
-from taskvec_jax.evaluation.answers import Job, Said, accepted, complete, scorer_of
+from taskvec_jax.evaluation.answers import Job, Said, Scorer, accepted, complete, scorer_of
 from taskvec_jax.evaluation.columns import Given, Predicted, score_columns
 from taskvec_jax.evaluation.layers import Chosen, layer_of_dev
-from taskvec_jax.evaluation.reading import draw_prompts, read_prompts
+from taskvec_jax.evaluation.reading import (
+    MOST_ASSUMED,
+    InContext,
+    draw_prompts,
+    read_in_context,
+    read_prompts,
+)
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import cut, scoring_rule
 from taskvec_jax.models.registry import SMALL_MODEL
-from taskvec_jax.prompting.prompts import Prompt
-from taskvec_jax.tasks import TASKS, Pair
+from taskvec_jax.prompting.prompts import Prompt, fit
+from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.vectors.sweep import inject_vectors
 
 SETTINGS = Settings(num_prompts=8, batch_size=8)
@@ -101,11 +107,44 @@ def test_the_second_token_read_in_context_is_the_one_that_generation_gives(small
     np.testing.assert_allclose(theta, np.stack(dummies), atol=1e-4)
 
 
+@pytest.mark.parametrize("spare", [0, 2, 99])
+def test_tokens_after_each_beginning_of_an_output_are_those_of_the_whole_text(tokenizer, spare):
+    """Outputs of 1 to 6 tokens, in a context that leaves room for `spare` tokens, or for all."""
+    words = ["red", "red blue", "red blue green", "red blue green one two three"]
+    task = Task("words", "own", tuple(Pair(x, words[i % 4]) for i, x in enumerate("abcdefghijkl")))
+    settings = dataclasses.replace(SETTINGS, num_demonstrations=2, filter="none")
+    fitted = fit(task, tokenizer, settings.template, "none")
+    prompts = draw_prompts(fitted, settings, "test")
+    asked = tokenizer.encode_all([p.icl() for p in prompts])
+    most = max(map(len, asked)) + spare
+    config = dataclasses.replace(LLAMA, vocab_size=tokenizer.vocab_size, max_length=most)
+    model = model_of(config, tokenizer)
+    scorer = Scorer(model, fitted)
+    found = read_in_context(scorer, prompts, 8)
+    assert found.assumed.shape == (8, MOST_ASSUMED)
+    for ids, first, assumed, after, prompt in zip(asked, *found[:3], prompts, strict=True):
+        tokens = [token for token in assumed.tolist() if token >= 0]
+        room = min(MOST_ASSUMED, most - len(ids))
+        assert tokens == scorer.output_tokens(prompt.query)[:room]
+        texts = [[*ids, *tokens[:count]] for count in range(len(tokens) + 1)]
+        expected = model.logits(texts).argmax(axis=-1).tolist()
+        assert [int(first), *after.tolist()[: len(tokens)]] == expected
+
+
+def test_an_answer_begins_as_far_as_its_assumed_tokens_are_right():
+    said = InContext(
+        np.array([5, 5, 5, 9]),
+        np.array([[5, 6], [5, 6], [5, -1], [5, 6]]),
+        np.array([[6, 7], [8, 7], [8, 8], [6, 7]]),
+    )
+    assert said.begun() == [(5, 6, 7), (5, 8), (5, 8), (9,)]
+
+
 def test_graded_scores_are_those_of_the_logits(small, scorer):
     prompts = draw_prompts(scorer.fitted, SETTINGS, "test")
     wanted = scorer.wanted(prompts, seed=0)
     for row, other, prompt in zip(wanted.right, wanted.contrast, prompts, strict=True):
-        assert row[0] == scorer.first_token(prompt.query)
+        assert row[0] == scorer.output_tokens(prompt.query)[0]
         assert other not in row
     theta, icl = read_prompts(scorer, prompts, 8, wanted)
     queries = [p.zero_shot() for p in prompts]
