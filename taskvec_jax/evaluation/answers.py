@@ -224,19 +224,23 @@ def complete(scorer: Scorer, jobs: Sequence[Job]) -> list[Said]:
 
 
 def _calls(going: Sequence[int], jobs: Sequence[Job]) -> Iterator[list[int]]:
-    """The answers of each call: those of prompts with demonstrations, and those of shorter ones."""
-    kinds: dict[bool, list[int]] = {}
+    """The answers of each call: those of short prompts together, of long ones (with demonstrations)
+    those that are written in and those that are not."""
+    kinds: dict[tuple[bool, bool], list[int]] = {}
     for i in going:
-        kinds.setdefault(len(jobs[i].prompt) > SHORT, []).append(i)
+        kind = len(jobs[i].prompt) > SHORT, jobs[i].vector is None
+        kinds.setdefault(kind if kind[0] else (False, False), []).append(i)
     return iter(kinds.values())
 
 
 def _next(scorer: Scorer, jobs: Sequence[Job], begun: Sequence[Sequence[int]]) -> np.ndarray:
     """The next token of each answer."""
     nothing = np.zeros(scorer.model.config.width, np.float32)
+    # A long prompt that nothing is written in is asked for once; to keep it would not pay.
+    cuts = [0 if j.vector is None and len(j.prompt) > SHORT else len(j.prompt) - 1 for j in jobs]
     return scorer.beginnings.next_tokens(
-        [job.prompt[:-1] for job in jobs],
-        [[job.prompt[-1], *ids] for job, ids in zip(jobs, begun, strict=True)],
+        [job.prompt[:cut] for job, cut in zip(jobs, cuts, strict=True)],
+        [[*job.prompt[cut:], *ids] for job, cut, ids in zip(jobs, cuts, begun, strict=True)],
         np.stack([nothing if job.vector is None else job.vector for job in jobs]),
         [NOWHERE if job.layer is None else job.layer for job in jobs],
     )

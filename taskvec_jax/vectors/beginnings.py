@@ -64,14 +64,13 @@ def after_beginnings(
     """
     rows, count = tokens.shape
     num_tokens = kept["key"].shape[2]
-    places = lengths[:, None] + jnp.arange(count, dtype=jnp.int32)
+    following = jnp.arange(count, dtype=jnp.int32)
+    # Padding may lie beyond the context, where there are no positions.
+    places = jnp.minimum(lengths[:, None] + following, config.max_length - 1)
     behind = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), (rows, num_tokens))
-    is_text = behind < lengths[:, None]
-    new = Layout(places, jnp.full_like(places, TRUNK))
-    seen = Layout(
-        jnp.concatenate([behind, places], axis=1),
-        jnp.concatenate([jnp.where(is_text, TRUNK, PADDING), new.branches], axis=1),
-    )
+    new = Layout(places, jnp.where(following <= last[:, None], TRUNK, PADDING))
+    old = Layout(behind, jnp.where(behind < lengths[:, None], TRUNK, PADDING))
+    seen = Layout(*(jnp.concatenate(both, axis=1) for both in zip(old, new, strict=True)))
     inside = (layers >= NOWHERE) & (layers < config.num_layers)
     edits = replace(vectors, layer=layers, position=jnp.zeros(rows, jnp.int32))
     room = ((0, 0), (0, 0), (0, count), (0, 0), (0, 0))

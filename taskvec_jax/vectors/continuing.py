@@ -5,6 +5,7 @@ Shapes: N texts, D width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from taskvec_jax.vectors.rows import pad_rows
 
 MOST_ROWS = 64  # of a call
 SHORT, SHORT_STEP, STEP = 16, 4, 16  # beginnings are padded to 4, 8, 12, 16, 32, 48 ... tokens
-NEW_STEP = 2  # what follows them to 2, 4, 6 ...
+NEW_STEP = 2  # what follows them to 2, 4 ... 16, 32, 48 ...
 MOST_KEPT = 64 * 2**20  # bytes of beginnings that are kept between calls
 
 Beginning = tuple[int, ...]
@@ -31,9 +32,17 @@ class Beginnings:
     """The keys and values of beginnings of texts, for one model."""
 
     def __init__(self, model: Loaded) -> None:
-        """Starts with none."""
+        """Starts with the empty one, which nothing has to be run for."""
         self._model = model
-        self._kept: dict[Beginning, Kept] = {}
+        one = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
+        shapes = jax.eval_shape(
+            functools.partial(read_beginnings, model.config), model.params, *one
+        )
+        empty = {
+            site: np.zeros((leaf.shape[1], 0, *leaf.shape[3:]), leaf.dtype)
+            for site, leaf in shapes.items()
+        }
+        self._kept: dict[Beginning, Kept] = {(): empty}
 
     def next_tokens(
         self,
@@ -67,14 +76,15 @@ class Beginnings:
         asked = [tuple(begin) for begin in beginnings]
         lengths = [len(begin) for begin in asked]
         self.read(asked)
-        count = round_up(max(map(len, rest)), NEW_STEP)
+        longest = max(map(len, rest))
+        count = round_up(longest, NEW_STEP if longest <= SHORT else STEP)
         tokens, logits = np.empty(len(texts), np.int32), np.empty(len(texts), np.float32)
 
         def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
             filled = fill_up(chunk, size)
             new, last = pad_rows([rest[i] for i in filled], count)
-            longest = max(lengths[i] for i in chunk)
-            kept = _together([self._kept[asked[i]] for i in filled], _length(longest))
+            padded = self._padded(max(lengths[i] for i in chunk))
+            kept = _together([self._kept[asked[i]] for i in filled], padded)
             of_rows = np.array([lengths[i] for i in filled], np.int32)
             inputs = put_rows(
                 self._model.mesh, (kept, of_rows, new, last, vectors[filled], at[filled])
@@ -87,7 +97,7 @@ class Beginnings:
         work = Work(
             lambda i: following_flops(config, lengths[i], len(rest[i])),
             lambda i: (texts[i], lengths[i], vectors[i], at[i]),
-            lambda longest: following_flops(config, _length(longest), count, masked=True),
+            lambda longest: following_flops(config, self._padded(longest), count, masked=True),
         )
         rows = _rows(len(texts))
         run_in_chunks("going on", self._model, lengths, rows, call, keep, work)
@@ -100,7 +110,7 @@ class Beginnings:
         by_length: dict[int, list[Beginning]] = {}
         for text in dict.fromkeys(map(tuple, texts)):
             if text not in self._kept:
-                by_length.setdefault(max(SHORT, _length(len(text))), []).append(text)
+                by_length.setdefault(max(SHORT, self._padded(len(text))), []).append(text)
         for _, several in sorted(by_length.items()):
             self._read_alike(several)
 
@@ -109,7 +119,7 @@ class Beginnings:
 
         def call(chunk: list[int], size: int) -> Kept:
             filled = fill_up(chunk, size)
-            length = _length(max(lengths[i] for i in chunk))
+            length = self._padded(max(lengths[i] for i in chunk))
             tokens, last = pad_rows([texts[i] for i in filled], length)
             inputs = put_rows(self._model.mesh, (tokens, last + np.int32(1)))
             return read_beginnings(config, self._model.params, *inputs)
@@ -123,26 +133,24 @@ class Beginnings:
         work = Work(
             lambda i: text_flops(config, lengths[i]),
             lambda i: (texts[i],),
-            lambda longest: row_flops(config, _length(longest), config.num_layers, 0),
+            lambda longest: row_flops(config, self._padded(longest), config.num_layers, 0),
         )
         run_in_chunks("beginnings", self._model, lengths, _rows(len(texts)), call, keep, work)
+
+    def _padded(self, tokens: int) -> int:
+        """What a beginning of so many tokens is padded to."""
+        step = SHORT_STEP if tokens <= SHORT else STEP
+        return min(max(step, round_up(tokens, step)), self._model.config.max_length)
 
     def _forget(self, used: set[Beginning]) -> None:
         """Lets go of beginnings, the longest unused ones first, until few bytes are kept."""
         sizes = {text: sum(v.nbytes for v in kept.values()) for text, kept in self._kept.items()}
         left = sum(sizes.values())
-        for text in sorted(self._kept, key=lambda text: (text in used, -len(text))):
-            if left <= MOST_KEPT:
+        for text in sorted(self._kept, key=lambda text: (not text, text in used, -len(text))):
+            if left <= MOST_KEPT or not text:
                 break
             left -= sizes[text]
             del self._kept[text]
-
-
-def _length(tokens: int) -> int:
-    """What a beginning of so many tokens is padded to."""
-    if tokens <= SHORT:
-        return max(SHORT_STEP, round_up(tokens, SHORT_STEP))
-    return round_up(tokens, STEP)
 
 
 def _rows(count: int) -> int:

@@ -1,7 +1,10 @@
 """Texts that go on after beginnings which are run once: the same tokens as whole texts give."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from conftest import LLAMA, PYTHIA, model_of
 
 from taskvec_jax import load_model
 from taskvec_jax.errors import TaskVecError
@@ -16,6 +19,30 @@ from taskvec_jax.vectors.continuing import Beginnings
 @pytest.fixture(scope="module")
 def small():
     return load_model(SMALL_MODEL)
+
+
+LEARNED = dataclasses.replace(
+    PYTHIA, family="gpt2", learned_positions=True, rope_dim=0, parallel_residual=False
+)
+WINDOWS = dataclasses.replace(LLAMA, sliding_window=7)
+HALF = dataclasses.replace(LLAMA, dtype="bfloat16", num_layers=2)
+
+
+@pytest.mark.parametrize("config", [LEARNED, WINDOWS, HALF], ids=["learned", "windows", "half"])
+def test_texts_that_fill_the_context_go_on_as_whole_texts_do(config, tokenizer):
+    model = model_of(config, tokenizer)
+    rng, most = np.random.RandomState(1), model.config.max_length
+    texts = rng.randint(1, model.config.vocab_size, (5, most)).tolist()
+    texts = [text[: most - 1 - i % 2] for i, text in enumerate(texts)]
+    whole = generate(model.config, model.params, texts, max_new_tokens=1)
+    cuts = [(len(text) - 1 - i % 3) * (i != 2) for i, text in enumerate(texts)]
+    found = Beginnings(model).next_tokens(
+        [text[:cut] for text, cut in zip(texts, cuts, strict=True)],
+        [text[cut:] for text, cut in zip(texts, cuts, strict=True)],
+        np.zeros((5, model.config.width), np.float32),
+        np.full(5, NOWHERE),
+    )
+    assert found.tolist() == [ids[0] for ids in whole]
 
 
 def _texts(model, count, longest):
@@ -62,10 +89,10 @@ def test_next_tokens_after_kept_beginnings_are_those_of_whole_texts(small, monke
 def test_a_beginning_is_read_once(small, monkeypatch):
     read = []
     real = continuing.read_beginnings
+    beginnings = Beginnings(small)
     monkeypatch.setattr(
         continuing, "read_beginnings", lambda *args: (read.append(len(args[2])), real(*args))[1]
     )
-    beginnings = Beginnings(small)
     nothing = np.zeros((3, small.config.width), np.float32)
     for _ in range(3):
         beginnings.next_tokens(
@@ -82,7 +109,7 @@ def test_few_bytes_of_beginnings_are_kept_and_long_ones_go_first(small, monkeypa
     beginnings.next_tokens(
         [short, long], [[4], [5]], np.zeros((2, small.config.width), np.float32), [NOWHERE] * 2
     )
-    assert list(beginnings._kept) == [tuple(short)]
+    assert list(beginnings._kept) == [(), tuple(short)]
 
 
 @pytest.mark.parametrize(
