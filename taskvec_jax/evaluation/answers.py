@@ -59,6 +59,14 @@ class Scorer:
             prompts, tokens, lambda token, pair: self.settled(pair, [token]) is not False
         )
 
+    def is_whole(self, prompts: Sequence[Prompt], tokens: np.ndarray) -> np.ndarray:
+        """Whether answers of these tokens alone, int [N, ...], are right by the rule `full`: bool
+        [N, ...]."""
+        rule = self.rule("full")
+        return self._of_tokens(
+            prompts, tokens, lambda token, pair: rule.is_right(self.text([token]), accepted(pair))
+        )
+
     def _of_tokens(self, prompts: Sequence[Prompt], tokens: np.ndarray, judge) -> np.ndarray:
         flat = np.asarray(tokens).reshape(len(prompts), -1)
         found = np.zeros(flat.shape, bool)

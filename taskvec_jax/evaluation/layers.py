@@ -48,9 +48,10 @@ def layer_of_dev(
     """The layer after which vectors do best on dev.
 
     Under `full` few answers need to be generated: no layer scores more than its answers whose first
-    token may be right. All those of the most promising layer are generated, and of every other
-    layer only until so many are wrong that it can no longer win, those first that were wrong after
-    other layers. The result is that of generating all answers.
+    token may be right. All those of the most promising layer are generated (the one where the first
+    token alone is most often a whole answer), and of every other layer only until so many are wrong
+    that it can no longer win, those first that were wrong after other layers, or are only the
+    beginning of an answer so far. The result is that of generating all answers.
 
     Args:
       queries: token ids of the zero-shot prompts.
@@ -61,7 +62,8 @@ def layer_of_dev(
     if rule == "paper":
         curve = scorer.by_first_token(prompts, tokens).mean(axis=0)
         return Chosen(best_layer(curve), float(curve.max()))
-    answers = _Answers(scorer.may_be_right(prompts, tokens), tokens)
+    may = scorer.may_be_right(prompts, tokens)
+    answers = _Answers(may, may & scorer.is_whole(prompts, tokens), tokens)
     scorer.beginnings.read([query[:-1] for query in queries])
     while asked := answers.next_cells():
         jobs = [
@@ -79,7 +81,8 @@ Cell = tuple[int, int]  # a prompt and a layer
 class _Answers:
     """Which answers [N, L] may be right, as far as it is known."""
 
-    def __init__(self, may: np.ndarray, tokens: np.ndarray) -> None:
+    def __init__(self, may: np.ndarray, likely: np.ndarray, tokens: np.ndarray) -> None:
+        self._likely = likely
         self._may = may.copy()  # those found wrong leave it
         self._open = may.copy()  # not known yet
         self._tokens = tokens
@@ -95,16 +98,24 @@ class _Answers:
         bound = self._may.sum(axis=0).tolist()
         best = self.best()
         left = [layer for layer in range(len(bound)) if (bound[layer], -layer) > best]
-        left.sort(key=lambda layer: (-bound[layer], layer))
+        if best[0] <= 0:  # nothing to be held against yet
+            likely = self._likely.sum(axis=0).tolist()
+            left.sort(key=lambda layer: (-likely[layer], -bound[layer], layer))
+        else:
+            left.sort(key=lambda layer: (-bound[layer], layer))
         cells: list[Cell] = []
         while left and len(cells) < AT_ONCE:
             layer = left.pop(0)
             rows = np.flatnonzero(self._open[:, layer]).tolist()
-            rows.sort(key=lambda row: -self._wrong[row, int(self._tokens[row, layer])])
-            if best[0] >= 0:  # with so many wrong ones more, this layer loses
+            rows.sort(key=lambda row: self._promise(row, layer))
+            if best[0] > 0:  # with so many wrong ones more, this layer loses
                 rows = rows[: max(bound[layer] - best[0] + (-layer > best[1]), AT_LEAST)]
             cells += [(row, layer) for row in rows]
         return cells[:AT_ONCE]
+
+    def _promise(self, row: int, layer: int) -> tuple[int, bool]:
+        """Sorts answers, those first that are wrong in all likelihood."""
+        return -self._wrong[row, int(self._tokens[row, layer])], bool(self._likely[row, layer])
 
     def enter(self, cells: Sequence[Cell], right: Sequence[bool]) -> None:
         """Notes which of these answers are right."""

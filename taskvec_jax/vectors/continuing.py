@@ -22,7 +22,7 @@ from taskvec_jax.vectors.rows import pad_rows
 
 MOST_ROWS = 64  # of a call
 SHORT, SHORT_STEP, STEP = 16, 4, 16  # beginnings are padded to 4, 8, 12, 16, 32, 48 ... tokens
-NEW_STEP = 2  # what follows them to 2, 4 ... 16, 32, 48 ...
+NEW_STEP, LONG_NEW_STEP = 2, 8  # what follows them to 2, 4 ... 16, 24, 32 ...
 MOST_KEPT = 64 * 2**20  # bytes of beginnings that are kept between calls
 
 Beginning = tuple[int, ...]
@@ -77,7 +77,7 @@ class Beginnings:
         lengths = [len(begin) for begin in asked]
         self.read(asked)
         longest = max(map(len, rest))
-        count = round_up(longest, NEW_STEP if longest <= SHORT else STEP)
+        count = round_up(longest, NEW_STEP if longest <= SHORT else LONG_NEW_STEP)
         tokens, logits = np.empty(len(texts), np.int32), np.empty(len(texts), np.float32)
 
         def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:

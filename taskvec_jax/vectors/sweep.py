@@ -254,10 +254,10 @@ def sweep_layers(
     return inject_vectors(model, queries, theta, layers, batch_size, schedule, grading)
 
 
-# Row lengths are rounded up, so that few shapes are compiled: trees of up to 64 tokens to a
+# Row lengths are rounded up, so that few shapes are compiled: trees of up to 128 tokens to a
 # multiple of 8, longer ones to a multiple of 16; queries to 4, 12, 20 ... tokens, because most
 # zero-shot queries have 4.
-TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 64, 16
+TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 128, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
 
 

@@ -198,8 +198,10 @@ def test_the_layer_is_the_one_that_generating_everywhere_would_choose(monkeypatc
         monkeypatch.setattr(layers, "complete", finish)
         monkeypatch.setattr(layers, "AT_ONCE", rng.randint(1, 12))
         monkeypatch.setattr(layers, "AT_LEAST", rng.randint(1, 4))
+        likely = rng.rand(n, count) < 0.5
         scorer = SimpleNamespace(
             may_be_right=lambda *_, may=may: may,
+            is_whole=lambda *_, likely=likely: likely,
             beginnings=SimpleNamespace(read=lambda texts: None),
         )
         chosen = layer_of_dev(
