@@ -4,14 +4,16 @@
         trace().lower().compile()
 
 Names: `read`, `inject` (the two programs of a layer sweep), `graded_read`, `graded_inject` (the
-same with graded scores), `prefill` and `step` (generation), `head_map`, `learned_step` (training a
-vector at each layer), `restore` (parameters of a checkpoint to their shards).
+same with graded scores), `beginnings` and `going_on` (whole answers), `prefill` and `step`
+(generation), `head_map`, `learned_step` (training a vector at each layer), `restore` (parameters of
+a checkpoint to their shards).
 
 Shapes: B rows, T tokens, L layers, D width, H heads, K head size.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +31,9 @@ from taskvec_jax.transformer.decoder import Params, leaf_types, unflatten
 from taskvec_jax.transformer.generation import CACHED, Choice, State, extend, start
 from taskvec_jax.transformer.quantization import input_axes, quantize_stack, quantized
 from taskvec_jax.vectors import head_map
+from taskvec_jax.vectors.beginnings import after_beginnings, read_beginnings
 from taskvec_jax.vectors.compiled_memory import ACCEPTED, rows_like, trace_inject, trace_read
+from taskvec_jax.vectors.continuing import MOST_ROWS, NEW_STEP, SHORT
 from taskvec_jax.vectors.examples import Examples
 from taskvec_jax.vectors.graded import Wanted
 from taskvec_jax.vectors.learning import Recipe
@@ -37,8 +41,8 @@ from taskvec_jax.vectors.learning_step import train_step
 from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
 
 SWEEP = ("read", "inject")
-NAMES = (*SWEEP, "graded_read", "graded_inject", "prefill", "step", "head_map", "learned_step")
-NAMES = (*NAMES, "restore")
+NAMES = (*SWEEP, "graded_read", "graded_inject", "beginnings", "going_on", "prefill", "step")
+NAMES = (*NAMES, "head_map", "learned_step", "restore")
 
 Trace = Callable[[], Any]  # -> jax.stages.Traced
 
@@ -56,6 +60,8 @@ def programs_of(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[str,
         "inject": lambda: made.inject(None),
         "graded_read": lambda: made.read(made.wanted()),
         "graded_inject": lambda: made.inject(made.wanted()),
+        "beginnings": made.beginnings,
+        "going_on": made.going_on,
         "prefill": made.prefill,
         "step": made.step,
         "head_map": made.head_map,
@@ -95,6 +101,29 @@ class _Shapes:
 
     def inject(self, grading: Wanted | None) -> Any:
         return trace_inject(self.config, self.params, self.mesh, self.rows, self.sizes, grading)
+
+    def beginnings(self) -> Any:
+        rows = rows_for(self.mesh, MOST_ROWS)
+        tokens, lengths = self.rows_of(SHORT, rows=rows), self.rows_of(rows=rows)
+        return read_beginnings.trace(self.config, self.params, tokens, lengths)
+
+    def going_on(self) -> Any:
+        """The second token of answers to short prompts, as a layer is chosen."""
+        c, rows = self.config, rows_for(self.mesh, MOST_ROWS)
+        tokens, lengths = self.rows_of(SHORT, rows=rows), self.rows_of(rows=rows)
+        kept = jax.eval_shape(functools.partial(read_beginnings, c), self.params, tokens, lengths)
+        return after_beginnings.trace(
+            c,
+            self.params,
+            jax.tree.map(
+                lambda leaf: self.rows_of(*leaf.shape[1:], dtype=leaf.dtype, rows=rows), kept
+            ),
+            lengths,
+            self.rows_of(NEW_STEP, rows=rows),
+            self.rows_of(rows=rows),
+            self.rows_of(c.width, dtype="float32", rows=rows),
+            self.rows_of(rows=rows),
+        )
 
     def choice(self) -> Choice:
         return Choice(None, self.whole(), self.whole(1, dtype="int32"))
