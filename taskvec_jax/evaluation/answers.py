@@ -98,6 +98,10 @@ class Scorer:
         """The tokens that end an answer."""
         return frozenset(self.model.tokenizer.ends)
 
+    def first_token(self, pair: Pair) -> int:
+        """The first token of a pair's output, as it follows the query."""
+        return self.output_tokens(pair)[0]
+
     def output_tokens(self, pair: Pair) -> list[int]:
         """The tokens of a pair's output, as it follows the query."""
         return self._continuations(pair)[0]
@@ -145,7 +149,7 @@ class Scorer:
             rng = seeded("contrast", seed, self.fitted.task.name, prompt.query.input)
             chosen = tokens[0]
             for _ in range(CONTRAST_DRAWS):
-                other = self.output_tokens(pairs[int(rng.random() * len(pairs))])[0]
+                other = self.first_token(pairs[int(rng.random() * len(pairs))])
                 if other not in tokens:
                     chosen = other
                     break

@@ -24,7 +24,7 @@ from taskvec_jax.vectors.sweep import read_texts
 FEWEST_QUERIES = 30  # on test, that dev must leave to it if the two are not to share queries
 
 
-MOST_ASSUMED = 4  # tokens of an output
+MOST_ASSUMED = 3  # tokens of an output
 
 
 class InContext(NamedTuple):
@@ -149,14 +149,11 @@ def read_in_context(scorer: Scorer, prompts: Sequence[Prompt], batch_size: int) 
 
 
 def _assumed(scorer: Scorer, prompts: Sequence[Prompt], lengths: Sequence[int]) -> np.ndarray:
-    """The first tokens of each pair's output, int32 [N, A], filled up with -1, as far as prompts of
-    these lengths leave room for them. A is 1 where every output of the task is one token, else
-    `MOST_ASSUMED`, so that few programs are compiled."""
-    of_task = [scorer.output_tokens(pair) for pair in scorer.fitted.pairs]
-    most = MOST_ASSUMED if max(map(len, of_task)) > 1 else 1
-    assumed = np.full((len(prompts), most), -1, np.int32)
+    """The first tokens of each pair's output, int32 [N, A], as far as prompts of these lengths
+    leave room for them, filled up with -1."""
+    assumed = np.full((len(prompts), MOST_ASSUMED), -1, np.int32)
     for row, prompt, length in zip(assumed, prompts, lengths, strict=True):
-        room = max(0, min(most, scorer.model.config.max_length - length))
+        room = max(0, min(MOST_ASSUMED, scorer.model.config.max_length - length))
         tokens = scorer.output_tokens(prompt.query)[:room]
         row[: len(tokens)] = tokens
     return assumed

@@ -254,16 +254,18 @@ def sweep_layers(
     return inject_vectors(model, queries, theta, layers, batch_size, schedule, grading)
 
 
-# Row lengths are rounded up, so that few shapes are compiled: trees of up to 128 tokens to a
-# multiple of 8, longer ones to a multiple of 16; queries to 4, 12, 20 ... tokens, because most
+# Row lengths are rounded up, so that few shapes are compiled: trees of up to 72 tokens to a
+# multiple of 8, longer ones to 88, 104 ... tokens; queries to 4, 12, 20 ... tokens, because most
 # zero-shot queries have 4.
-TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 128, 16
+TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
 
 
 def row_length(tokens: int) -> int:
     """What a tree, or a whole prompt, of so many tokens is padded to."""
-    return round_up(tokens, TREE_STEP if tokens <= LONG_TREE else LONG_TREE_STEP)
+    if tokens <= LONG_TREE:
+        return round_up(tokens, TREE_STEP)
+    return round_up(tokens, LONG_TREE_STEP, LONG_TREE)
 
 
 def query_length(tokens: int) -> int:

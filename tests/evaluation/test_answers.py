@@ -144,7 +144,7 @@ def test_graded_scores_are_those_of_the_logits(small, scorer):
     prompts = draw_prompts(scorer.fitted, SETTINGS, "test")
     wanted = scorer.wanted(prompts, seed=0)
     for row, other, prompt in zip(wanted.right, wanted.contrast, prompts, strict=True):
-        assert row[0] == scorer.output_tokens(prompt.query)[0]
+        assert row[0] == scorer.first_token(prompt.query)
         assert other not in row
     theta, icl = read_prompts(scorer, prompts, 8, wanted)
     queries = [p.zero_shot() for p in prompts]
