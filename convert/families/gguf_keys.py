@@ -231,6 +231,14 @@ def gguf_attention_bias(tensors: Source) -> bool:
     return "blk.0.attn_q.bias" in tensors.shapes()
 
 
+def gguf_biases(tensors: Source) -> dict[str, bool]:
+    """Whether the projections of attention and of the MLP have biases, as fields of a config."""
+    return {
+        "attention_bias": gguf_attention_bias(tensors),
+        "mlp_bias": "blk.0.ffn_gate.bias" in tensors.shapes(),
+    }
+
+
 def gguf_rotary_and_bias(
     keys: GGUFKeys, known: Mapping[str, Any], tensors: Source
 ) -> dict[str, Any]:

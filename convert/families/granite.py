@@ -11,7 +11,7 @@ from taskvec_jax.transformer.config import DecoderConfig
 
 from . import llama
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_attention_bias, gguf_reader, gguf_rotary
+from .gguf_keys import GGUFKeys, gguf_biases, gguf_reader, gguf_rotary
 from .hf_keys import HFKeys
 from .llama_like import Defaults, rotary, sizes, to_hf
 from .rules import Source
@@ -77,8 +77,7 @@ def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> d
         scale = 0.0
     return {
         **gguf_rotary(keys, tensors, known["head_dim"]),
-        "attention_bias": gguf_attention_bias(tensors),
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors.shapes(),
+        **gguf_biases(tensors),
         "embed_scale": keys.single("embedding_scale", 0.0) or 1.0,  # 0: none, as in llama.cpp
         "attention_scale": scale or None,
         "residual_scale": keys.single("residual_scale", 0.0) or 1.0,

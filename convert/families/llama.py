@@ -10,7 +10,7 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
 
 from .family import Family
-from .gguf_keys import GGUFKeys, gguf_attention_bias, gguf_reader, gguf_rotary
+from .gguf_keys import GGUFKeys, gguf_biases, gguf_reader, gguf_rotary
 from .hf_keys import HFKeys
 from .hf_rope import Rope, context_length, length_to_hf, rope_to_hf
 from .layouts import (
@@ -217,8 +217,7 @@ def _gguf_fields(keys: GGUFKeys, known: Mapping[str, Any], tensors: Source) -> d
     return {
         **gguf_rotary(keys, tensors, known["head_dim"]),
         "sliding_window": keys.get("attention.sliding_window", int, 0) or None,  # 0: none
-        "attention_bias": gguf_attention_bias(tensors),
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors.shapes(),
+        **gguf_biases(tensors),
     }
 
 

@@ -4,7 +4,7 @@
         trace().lower().compile()
 
 Names: `read`, `inject` (the two programs of a layer sweep), `graded_read`, `graded_inject` (the
-same with graded scores), `beginnings` and `going_on` (whole answers), `prefill` and `step`
+same with graded scores), `beginnings` and `continuing` (whole answers), `prefill` and `step`
 (generation), `head_map`, `learned_step` (training a vector at each layer), `restore` (parameters of
 a checkpoint to their shards).
 
@@ -41,7 +41,7 @@ from taskvec_jax.vectors.learning_step import train_step
 from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
 
 SWEEP = ("read", "inject")
-NAMES = (*SWEEP, "graded_read", "graded_inject", "beginnings", "going_on", "prefill", "step")
+NAMES = (*SWEEP, "graded_read", "graded_inject", "beginnings", "continuing", "prefill", "step")
 NAMES = (*NAMES, "head_map", "learned_step", "restore")
 
 Trace = Callable[[], Any]  # -> jax.stages.Traced
@@ -61,7 +61,7 @@ def programs_of(config: DecoderConfig, mesh: Mesh, batch_size: int) -> dict[str,
         "graded_read": lambda: made.read(made.wanted()),
         "graded_inject": lambda: made.inject(made.wanted()),
         "beginnings": made.beginnings,
-        "going_on": made.going_on,
+        "continuing": made.continuing,
         "prefill": made.prefill,
         "step": made.step,
         "head_map": made.head_map,
@@ -107,7 +107,7 @@ class _Shapes:
         tokens, lengths = self.rows_of(SHORT, rows=rows), self.rows_of(rows=rows)
         return read_beginnings.trace(self.config, self.params, tokens, lengths)
 
-    def going_on(self) -> Any:
+    def continuing(self) -> Any:
         """The second token of answers to short prompts, as a layer is chosen."""
         c, rows = self.config, rows_for(self.mesh, MOST_ROWS)
         tokens, lengths = self.rows_of(SHORT, rows=rows), self.rows_of(rows=rows)

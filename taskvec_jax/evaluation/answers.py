@@ -90,7 +90,7 @@ class Scorer:
 
     @functools.cached_property
     def beginnings(self) -> Beginnings:
-        """The beginnings of prompts that were gone on with."""
+        """The beginnings of prompts, run once for all answers to them."""
         return Beginnings(self.model)
 
     @functools.cached_property
@@ -240,16 +240,21 @@ def _calls(going: Sequence[int], jobs: Sequence[Job]) -> Iterator[list[int]]:
     those that are written in and those that are not."""
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i in going:
-        kind = len(jobs[i].prompt) > SHORT, jobs[i].vector is None
-        kinds.setdefault(kind if kind[0] else (False, False), []).append(i)
+        kind = len(jobs[i].prompt) > SHORT, _begins(jobs[i]) > 0
+        kinds.setdefault(kind, []).append(i)
     return iter(kinds.values())
+
+
+def _begins(job: Job) -> int:
+    """How many tokens of a prompt are its beginning, which is kept: all but the last, over which a
+    vector is written; none of a long prompt without a vector, because it is asked for once."""
+    return 0 if job.vector is None and len(job.prompt) > SHORT else len(job.prompt) - 1
 
 
 def _next(scorer: Scorer, jobs: Sequence[Job], begun: Sequence[Sequence[int]]) -> np.ndarray:
     """The next token of each answer."""
     nothing = np.zeros(scorer.model.config.width, np.float32)
-    # A long prompt that nothing is written in is asked for once; to keep it would not pay.
-    cuts = [0 if j.vector is None and len(j.prompt) > SHORT else len(j.prompt) - 1 for j in jobs]
+    cuts = [_begins(job) for job in jobs]
     return scorer.beginnings.next_tokens(
         [job.prompt[:cut] for job, cut in zip(jobs, cuts, strict=True)],
         [[*job.prompt[cut:], *ids] for job, cut, ids in zip(jobs, cuts, begun, strict=True)],

@@ -64,7 +64,8 @@ def layer_of_dev(
         return Chosen(best_layer(curve), float(curve.max()))
     may = scorer.may_be_right(prompts, tokens)
     answers = _Answers(may, may & scorer.is_whole(prompts, tokens), tokens)
-    scorer.beginnings.read([query[:-1] for query in queries])
+    if may.any():
+        scorer.beginnings.read([query[:-1] for query in queries])
     while asked := answers.next_cells():
         jobs = [
             Job(prompts[i].query, queries[i], (int(tokens[i, layer]),), layer, vectors[i, layer])
@@ -86,9 +87,10 @@ class _Answers:
         self._may = may.copy()  # those found wrong leave it
         self._open = may.copy()  # not known yet
         self._tokens = tokens
+        # (prompt, first token) -> how often it was wrong after other layers, less how often right
         self._wrong: collections.Counter[tuple[int, int]] = collections.Counter()
 
-    def best(self) -> Cell:
+    def best(self) -> tuple[int, int]:
         """Right answers of the best layer of which all are known, and minus that layer."""
         known = np.flatnonzero(~self._open.any(axis=0)).tolist()
         return max(((int(self._may[:, layer].sum()), -layer) for layer in known), default=(-1, 0))
@@ -98,7 +100,8 @@ class _Answers:
         bound = self._may.sum(axis=0).tolist()
         best = self.best()
         left = [layer for layer in range(len(bound)) if (bound[layer], -layer) > best]
-        if best[0] <= 0:  # nothing to be held against yet
+        nothing_yet = best[0] <= 0  # that other layers could be held against
+        if nothing_yet:
             likely = self._likely.sum(axis=0).tolist()
             left.sort(key=lambda layer: (-likely[layer], -bound[layer], layer))
         else:
@@ -108,13 +111,13 @@ class _Answers:
             layer = left.pop(0)
             rows = np.flatnonzero(self._open[:, layer]).tolist()
             rows.sort(key=lambda row: self._promise(row, layer))
-            if best[0] > 0:  # with so many wrong ones more, this layer loses
+            if not nothing_yet:  # with so many wrong ones more, this layer loses
                 rows = rows[: max(bound[layer] - best[0] + (-layer > best[1]), AT_LEAST)]
             cells += [(row, layer) for row in rows]
         return cells[:AT_ONCE]
 
     def _promise(self, row: int, layer: int) -> tuple[int, bool]:
-        """Sorts answers, those first that are wrong in all likelihood."""
+        """A sort key: answers that are probably wrong come first."""
         return -self._wrong[row, int(self._tokens[row, layer])], bool(self._likely[row, layer])
 
     def enter(self, cells: Sequence[Cell], right: Sequence[bool]) -> None:
@@ -122,4 +125,4 @@ class _Answers:
         for (row, layer), one in zip(cells, right, strict=True):
             self._open[row, layer] = False
             self._may[row, layer] = one
-            self._wrong[row, int(self._tokens[row, layer])] += 1 if not one else -1
+            self._wrong[row, int(self._tokens[row, layer])] += -1 if one else 1

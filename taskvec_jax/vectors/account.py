@@ -3,7 +3,7 @@
 Every call of a program over rows (`batching.run_in_chunks`) says what its rows needed, with padding
 and masked scores left out, and what the program did. A row that is the same as one that this
 process has computed before, by the same program, adds to what was done and not to what was needed.
-Free generation, learning and patching of single places are not in it.
+What `Model.generate` does, learning and patching of single places are not in it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The programs of answers that go on: beginnings of texts run once, and then what follows them.
+"""The two compiled programs that find the next token of many texts which begin alike.
 
-Many texts share a beginning: the same query with a vector written over its last token, each vector
-after another layer. The beginning's keys and values are read once and kept; of a text only its last
-tokens are left to run.
+Such texts are the same query with a vector written over its last token, each vector after another
+layer. `read_beginnings` computes the keys and values of all tokens before that one, once a query;
+`after_beginnings` runs the tokens from there on, with the vectors, and finds the next.
 
 Shapes: B rows, T tokens of a beginning, n tokens that follow it, L layers, G key/value heads, K
 head size, D width, V vocabulary.

@@ -100,7 +100,7 @@ class Beginnings:
             lambda longest: following_flops(config, self._padded(longest), count, masked=True),
         )
         rows = _rows(len(texts))
-        run_in_chunks("going on", self._model, lengths, rows, call, keep, work)
+        run_in_chunks("continuing answers", self._model, lengths, rows, call, keep, work)
         check_logits(logits)
         self._forget(set(asked))
         return tokens
@@ -135,7 +135,9 @@ class Beginnings:
             lambda i: (texts[i],),
             lambda longest: row_flops(config, self._padded(longest), config.num_layers, 0),
         )
-        run_in_chunks("beginnings", self._model, lengths, _rows(len(texts)), call, keep, work)
+        run_in_chunks(
+            "reading beginnings", self._model, lengths, _rows(len(texts)), call, keep, work
+        )
 
     def _padded(self, tokens: int) -> int:
         """What a beginning of so many tokens is padded to."""

@@ -70,10 +70,14 @@ events = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: events.append(name)
 )
-from taskvec_jax.models import generating
-from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors import continuing, sweep
 shapes = set()
-for module, name in ((sweep, "read_rows"), (sweep, "inject_rows"), (generating, "start")):
+for module, name in (
+    (sweep, "read_rows"),
+    (sweep, "inject_rows"),
+    (continuing, "read_beginnings"),
+    (continuing, "after_beginnings"),
+):
     def looked(*args, run=getattr(module, name), name=name, **more):
         tree = jax.tree.map(lambda x: getattr(x, "shape", x), args[2:])
         shapes.add((name, str(tree)))
