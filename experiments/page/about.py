@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from taskvec_jax.models.names import HUB_NAME
-from taskvec_jax.models.registry import NAMED_MODELS, WheelFile
+from taskvec_jax.models.registry import NAMED_MODELS, JoinedFile, WheelFile
 
 RULES = {"full": "whole answers", "paper": "first tokens"}
 # Of a GGUF file's name: `model.Q4_1.gguf`, `model-IQ2_XS.gguf`, `model-f16.gguf`.
@@ -67,10 +67,13 @@ def weights(result: Mapping[str, Any]) -> str:
 def _file_kind(result: Mapping[str, Any]) -> str:
     """The quantization of the GGUF file that the weights were read from; "" if it was none."""
     name = str(result.get("model", ""))
-    known = NAMED_MODELS.get(name)
-    file = known.source.member if known and isinstance(known.source, WheelFile) else name
-    found = GGUF_KIND.search(file)
-    return found[1] if found else ""
+    source = NAMED_MODELS[name].source if name in NAMED_MODELS else None
+    if isinstance(source, WheelFile):
+        name = source.member
+    elif isinstance(source, JoinedFile):
+        name = source.name
+    found = GGUF_KIND.search(name)
+    return found[1].upper() if found else ""
 
 
 def _setting(result: Mapping[str, Any], key: str) -> Any:

@@ -76,6 +76,20 @@ def test_the_top_says_which_run_it_is_of_and_what_was_asked_and_found(page):
         assert f"<dt>{word}</dt>" in header
 
 
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("smollm2-135m-instruct", "Q4_1"),
+        ("gemma-3-270m", "Q4_K_M"),
+        ("qwen2.5-coder-1.5b-instruct", "Q4_K_M"),
+        ("my/model-IQ2_XS.gguf", "IQ2_XS"),
+    ],
+)
+def test_weights_read_from_a_quantized_file_are_never_called_not_quantized(model, kind):
+    result = {"model": model, "dtype": "float32", "quantization": "none"}
+    assert about.weights(result) == f"{kind} weights computed in float32"
+
+
 def test_no_directory_of_a_machine_is_on_the_page(tmp_path):
     for name in ("one", "two"):
         directory = tmp_path / "someone" / name
