@@ -20,7 +20,7 @@ from taskvec_jax.vectors.beginnings import NOWHERE, Kept, after_beginnings, read
 from taskvec_jax.vectors.flops import following_flops, row_flops, text_flops
 from taskvec_jax.vectors.rows import pad_rows
 
-MOST_ROWS = 64  # of a call
+MOST_ROWS, MOST_TOKENS = 64, 2048  # of a call
 SHORT, SHORT_STEP, STEP = 16, 4, 16  # beginnings are padded to 4, 8, 12, 16, 32, 48 ... tokens
 NEW_STEP, LONG_NEW_STEP = 2, 8  # what follows them to 2, 4 ... 16, 24, 32 ...
 MOST_KEPT = 64 * 2**20  # bytes of beginnings that are kept between calls
@@ -99,7 +99,7 @@ class Beginnings:
             lambda i: (texts[i], lengths[i], vectors[i], at[i]),
             lambda longest: following_flops(config, self._padded(longest), count, masked=True),
         )
-        rows = _rows(len(texts))
+        rows = _rows(len(texts), self._padded(max(lengths)) + count)
         run_in_chunks("continuing answers", self._model, lengths, rows, call, keep, work)
         check_logits(logits)
         self._forget(set(asked))
@@ -135,9 +135,8 @@ class Beginnings:
             lambda i: (texts[i],),
             lambda longest: row_flops(config, self._padded(longest), config.num_layers, 0),
         )
-        run_in_chunks(
-            "reading beginnings", self._model, lengths, _rows(len(texts)), call, keep, work
-        )
+        rows = _rows(len(texts), self._padded(max(lengths)))
+        run_in_chunks("reading beginnings", self._model, lengths, rows, call, keep, work)
 
     def _padded(self, tokens: int) -> int:
         """What a beginning of so many tokens is padded to."""
@@ -155,9 +154,10 @@ class Beginnings:
             del self._kept[text]
 
 
-def _rows(count: int) -> int:
-    """The rows of a call, of which few sizes are compiled."""
-    return min(MOST_ROWS, max(4, 1 << (count - 1).bit_length()))
+def _rows(count: int, tokens: int) -> int:
+    """The rows of a call for `count` texts of up to `tokens` tokens; few sizes are compiled."""
+    fitting = max(1, MOST_TOKENS // tokens)
+    return min(MOST_ROWS, 1 << (fitting.bit_length() - 1), max(4, 1 << (count - 1).bit_length()))
 
 
 def _together(several: Sequence[Kept], length: int) -> Kept:
