@@ -13,6 +13,7 @@ Shapes: B rows, T tokens, L layers, D width, H heads, K head size.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +25,16 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from taskvec_jax.distributed.footprint import PLANNED_ROWS
-from taskvec_jax.distributed.sharding import DATA, head_axes, placement, rows_for, shape_of
+from taskvec_jax.distributed.sharding import (
+    DATA,
+    head_axes,
+    params_in_shapes,
+    rows_for,
+    shape_of,
+)
 from taskvec_jax.models.generating import ROOM_STEP
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import Params, leaf_types, unflatten
+from taskvec_jax.transformer.decoder import flatten
 from taskvec_jax.transformer.generation import CACHED, Choice, State, extend, start
 from taskvec_jax.transformer.quantization import input_axes, quantize_stack, quantized
 from taskvec_jax.vectors import head_map
@@ -78,7 +85,7 @@ class _Shapes:
         self.rows = rows_for(mesh, batch_size)
         self.prompt = min(PLANNED_ROWS.prompt, config.max_length)
         self.sizes = PLANNED_ROWS._replace(prompt=self.prompt)
-        self.params = _placed(config, mesh)
+        self.params = params_in_shapes(config, mesh)
 
     def rows_of(self, *shape: int, dtype: str = "int32", rows: int | None = None) -> Any:
         """An array [B, ...] that is split over `data`."""
@@ -211,21 +218,7 @@ class _Shapes:
         c = self.config
         if c.quantization == "none":
             return jax.jit(lambda params: params, donate_argnums=0).trace(self.params)
-        plain = _leaves(DecoderConfig.from_dict({**c.to_dict(), "quantization": "none"}), self.mesh)
+        plain = flatten(params_in_shapes(dataclasses.replace(c, quantization="none"), self.mesh))
         stacks = {p: leaf for p, leaf in plain.items() if quantized(p) and p.startswith("layers/")}
         path = max(stacks, key=lambda p: np.prod(stacks[p].sharding.shard_shape(stacks[p].shape)))
         return quantize_stack.trace(stacks[path], input_axes(path), c.quantization)
-
-
-def _leaves(config: DecoderConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    types = leaf_types(config)
-    places = placement(config, {path: leaf.shape for path, leaf in types.items()}, mesh)
-    return {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[path])
-        for path, leaf in types.items()
-    }
-
-
-def _placed(config: DecoderConfig, mesh: Mesh) -> Params:
-    """The parameters of a model as shapes, on the devices of a mesh."""
-    return unflatten(_leaves(config, mesh))

@@ -23,21 +23,22 @@ from taskvec_jax.distributed.plan import (
     largest_batch,
     memory_to_use,
     plan_lines,
+    refuse_too_large,
     share_bytes,
 )
-from taskvec_jax.distributed.processes import least
-from taskvec_jax.distributed.sharding import shape_of
+from taskvec_jax.distributed.processes import all_or_none, is_first_process, least
+from taskvec_jax.distributed.sharding import MeshShape, shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.measuring import longest_rows
 from taskvec_jax.evaluation.results import WORDS, Settings
 from taskvec_jax.evaluation.statistics import prompts_for
 from taskvec_jax.models.compilation import keep_programs
-from taskvec_jax.models.loading import load_model
+from taskvec_jax.models.loading import Prepared, prepare_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.templates import NAMED, Template
 from taskvec_jax.tasks import Task, read_own_tasks, registry, select
-from taskvec_jax.transformer.config import PRECISIONS, QUANTIZATIONS
+from taskvec_jax.transformer.config import PRECISIONS, QUANTIZATIONS, DecoderConfig
 from taskvec_jax.vectors.compiled_memory import largest_compiled_batch
 from taskvec_jax.vectors.sweep import query_length, row_length
 
@@ -220,7 +221,8 @@ def num_prompts_from_flags() -> int:
 
 
 def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Settings:
-    """The settings with the largest batch, at most the one asked for, that fits.
+    """The settings with the largest batch, at most the one asked for, that fits; the weights need
+    not be in memory yet (`Prepared.model`).
 
     What fits is what the compiler says of the programs for the longest prompts of these tasks under
     these settings (on a CPU, which says too little of its own, `footprint.sweep_bytes`), held
@@ -237,7 +239,8 @@ def within_memory(settings: Settings, model: Model, tasks: Sequence[Task]) -> Se
         limit, why = FLAGS.memory_gb * GB, f"--memory_gb={FLAGS.memory_gb:g}"
         batch_size = largest_batch(config, limit, settings.batch_size, mesh, sizes)
     else:
-        limit = memory_to_use(share_bytes(config, config.dtype, mesh.model))
+        held = share_bytes(config, config.dtype, mesh.model) if model.weights_sha256 else 0
+        limit = memory_to_use(held)
         why = f"{limit / GB:.1f} GB to use here"
         try:
             batch_size = largest_batch(config, limit, settings.batch_size, mesh, sizes)
@@ -297,8 +300,25 @@ def _task_paths() -> tuple[Path | None, Path | None]:
 
 def model_from_flags() -> Model:
     """Loads the model the flags ask for, behind a progress bar."""
+    return load(prepared_from_flags())
+
+
+def load(prepared: Prepared) -> Model:
+    """Reads a model's weights, behind a progress bar."""
+    return command.reporting(prepared.load)
+
+
+def prepared_from_flags() -> Prepared:
+    """The model the flags ask for, but for its weights, behind a progress bar.
+
+    Raises:
+      TaskVecError: an unknown or unsupported model, or one that these devices cannot hold.
+    """
+    with all_or_none():
+        if is_first_process():  # of several processes only its files count
+            refuse_too_large_model()
     return command.reporting(
-        lambda report: load_model(
+        lambda report: prepare_model(
             FLAGS.model,
             FLAGS.dtype,
             report,
@@ -308,6 +328,18 @@ def model_from_flags() -> Model:
             FLAGS.matmul_precision,
         )
     )
+
+
+def refuse_too_large_model() -> DecoderConfig:
+    """Refuses the model the flags ask for where these devices cannot hold it; gives its config.
+
+    Raises:
+      TaskVecError: an unknown model, or one that is too large; it says what would fit.
+    """
+    _, config = describe(FLAGS.model, FLAGS.revision)
+    planned = dataclasses.replace(config, dtype=FLAGS.dtype, quantization=FLAGS.quantization)
+    refuse_too_large(FLAGS.model, planned, MeshShape.parse(FLAGS.mesh) if FLAGS.mesh else None)
+    return config
 
 
 def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:

@@ -31,8 +31,7 @@ def tokenizer_of(model: str, revision: str | None) -> Tokenizer | None:
     path = converted_path(model, revision)
     if path is None:
         return None
-    rows = checkpoint.read_config(path).vocab_size
-    return Tokenizer.from_directory(path / "tokenizer", rows)
+    return checkpoint.read_tokenizer(path, checkpoint.read_config(path))
 
 
 def trained_on(model: str, revision: str | None) -> list[str]:

@@ -20,7 +20,6 @@ from experiments.run.results import (
     short_demonstrations,
 )
 from experiments.run.study import Study
-from taskvec_jax.distributed.plan import refuse_too_large
 from taskvec_jax.distributed.processes import all_or_none, is_first_process
 from taskvec_jax.distributed.sharding import MeshShape
 from taskvec_jax.errors import TaskVecError
@@ -29,7 +28,6 @@ from taskvec_jax.evaluation.reading import draw_prompts
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.converting import check_dtype
 from taskvec_jax.models.model import Model
-from taskvec_jax.models.names import describe
 from taskvec_jax.prompting.prompts import fit
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.tasks import Task
@@ -84,14 +82,9 @@ def ask(checks: Sequence[Callable[[DecoderConfig], None]] = ()) -> Asked:
     fitted = None
     with all_or_none():
         if is_first_process():  # of several processes only its files count
-            _, config = describe(FLAGS.model, FLAGS.revision)
+            config = command.refuse_too_large_model()
             for check in checks:
                 check(config)
-            planned = dataclasses.replace(
-                config, dtype=FLAGS.dtype, quantization=FLAGS.quantization
-            )
-            mesh = MeshShape.parse(FLAGS.mesh) if FLAGS.mesh else None
-            refuse_too_large(FLAGS.model, planned, mesh)
             tokenizer = own_tasks.tokenizer_of(FLAGS.model, FLAGS.revision)
             if tokenizer is not None:
                 must_fit = bool(FLAGS.tasks)
@@ -115,9 +108,13 @@ def study_from_flags(
     asked = ask(checks)
     out = out or results_directory()
     journal = open_journal(out)
-    model = model or command.model_from_flags()
+    if model is None:  # what fits, and the programs for it, before the weights are there
+        prepared = command.prepared_from_flags()
+        settings = command.within_memory(asked.settings, prepared.model, asked.tasks)
+        model = command.load(prepared)
+    else:
+        settings = command.within_memory(asked.settings, model, asked.tasks)
     rerun.check_weights(model)
-    settings = command.within_memory(asked.settings, model, asked.tasks)
     check_results(out, model)
     short = short_demonstrations()
     tasks, left_out = asked.fitted or fitting_tasks(

@@ -29,6 +29,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from taskvec_jax.distributed.processes import T
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.config import DecoderConfig
+from taskvec_jax.transformer.decoder import Params, leaf_types, unflatten
 
 # Path of a leaf -> the axes that may be split over `model`, best first: counted from 0, the leading
 # axis of layers left out. The first axis is taken whose size divides among at least half of the
@@ -248,6 +249,22 @@ def placement(
         spec = PartitionSpec(*[None] * split.axis, tuple(split.over)) if split else PartitionSpec()
         placed[path] = NamedSharding(mesh, spec)
     return placed
+
+
+def params_in_shapes(config: DecoderConfig, mesh: Mesh | None) -> Params:
+    """The parameters of a model as shapes, dtypes and places, with no numbers in memory.
+
+    Raises:
+      TaskVecError: several processes, and no mesh.
+    """
+    types = leaf_types(config)
+    places = placement(config, {path: leaf.shape for path, leaf in types.items()}, mesh)
+    return unflatten(
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[path])
+            for path, leaf in types.items()
+        }
+    )
 
 
 def local_box(sharding: Sharding, shape: tuple[int, ...]) -> tuple[slice, ...]:

@@ -184,9 +184,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Where a converted model came from, and its hashes.
 
     Raises:
-      TaskVecError: no complete checkpoint there.
+      TaskVecError: no complete checkpoint there, or none that names its weights.
     """
-    return read_json(path, MANIFEST)
+    manifest = read_json(path, MANIFEST)
+    if "weights_sha256" not in manifest:
+        raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
+    return manifest
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -237,20 +240,37 @@ def restore(
 
     Without a mesh, all of it to the first device.
 
-    Parameters are read one after the other, small ones together: beside the tree there is one of
-    them on the host. Where they are to be quantized, each is as soon as it is read.
-
     Raises:
       TaskVecError: no complete checkpoint there, or one whose arrays do not fit its config.
     """
-    import orbax.checkpoint as ocp  # slow to import
-
     with all_or_none():
         config, manifest = read_config(path), read_manifest(path)
-        if "weights_sha256" not in manifest:
-            raise TaskVecError(f"{path}: its manifest has no hash; delete it and convert again")
-    if dtype is not None:
-        config = DecoderConfig.from_dict({**config.to_dict(), "dtype": dtype})
+    config = dataclasses.replace(config, dtype=dtype or config.dtype, quantization=quantization)
+    params = restore_params(path, config, mesh)
+    return Checkpoint(config, params, read_tokenizer(path, config), manifest)
+
+
+def read_tokenizer(path: Path, config: DecoderConfig) -> Tokenizer:
+    """The tokenizer of a converted model.
+
+    Raises:
+      TaskVecError: it cannot be read.
+    """
+    return Tokenizer.from_directory(path / "tokenizer", config.vocab_size)
+
+
+def restore_params(path: Path, config: DecoderConfig, mesh: Mesh | None) -> Params:
+    """Reads the parameters of a converted model straight to their shards, in the config's dtype.
+
+    They are read one after the other, small ones together: beside the tree there is one of them on
+    the host. Where they are to be quantized, each is as soon as it is read.
+
+    Raises:
+      TaskVecError: arrays that do not fit the config, are damaged, or do not fit in memory.
+    """
+    import orbax.checkpoint as ocp  # slow to import
+
+    quantization, config = config.quantization, dataclasses.replace(config, quantization="none")
     shapes = leaf_shapes(config)
     shardings = placement(config, shapes, mesh)
     target = unflatten(
@@ -289,8 +309,6 @@ def restore(
                         continue
                     made = quantize_leaf(name, leaf, quantization)
                     leaves |= {at: jax.device_put(leaf, kept[at]) for at, leaf in made.items()}
-            params = unflatten(leaves)["params"]
+            return unflatten(leaves)
         except Exception as error:  # Orbax raises many kinds for a damaged directory
             raise unreadable(path, "its params/ cannot be restored", error) from None
-    tokenizer = Tokenizer.from_directory(path / "tokenizer", config.vocab_size)
-    return Checkpoint(config, {"params": params}, tokenizer, manifest)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from taskvec_jax.distributed.footprint import RowSizes, parameter_bytes
-from taskvec_jax.distributed.sharding import DATA, rows_for, shape_of
+from taskvec_jax.distributed.sharding import DATA, params_in_shapes, rows_for, shape_of
 from taskvec_jax.errors import is_out_of_memory
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params
@@ -70,11 +70,11 @@ def trace_inject(
 
 
 def compiled_bytes(model: Loaded, rows: int, sizes: RowSizes) -> float:
-    """What each device needs for the larger of the sweep's programs; infinite if it is refused."""
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-        model.params,
-    )
+    """What each device needs for the larger of the sweep's programs; infinite if it is refused.
+
+    The weights need not be in memory yet.
+    """
+    params = params_in_shapes(model.config, model.mesh)
     right: Any = rows_like(model.mesh, rows, ACCEPTED)
     contrast: Any = rows_like(model.mesh, rows)
     grading = Wanted(right, contrast)

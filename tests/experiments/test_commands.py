@@ -15,6 +15,8 @@ from slow import QUICK, slow
 from tiny_checkpoint import save_tiny
 
 from convert import cli
+from taskvec_jax.distributed import plan
+from taskvec_jax.models import checkpoint
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.registry import SMALL_MODEL
 
@@ -266,3 +268,39 @@ def test_a_full_disk_is_one_line_and_leaves_no_torn_file(tmp_path):
     assert len(full.stderr.splitlines()) == 1
     assert "cannot be written (File too large); make room" in full.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("layer_sweep", []),
+        ("screen", []),
+        ("show", []),
+        ("steer", ["--task=bijection_1", "--prompt=a->"]),
+    ],
+)
+def test_a_model_that_cannot_fit_is_refused_before_its_weights_are_read(
+    module, flags, tmp_path, monkeypatch
+):
+    def read(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(plan, "this_machine", lambda: plan.Mesh("m", 1, 0.001 * plan.GB))
+    monkeypatch.setattr(checkpoint, "restore_params", read)
+    out = [f"--out={tmp_path}"] if module == "layer_sweep" else []
+    done = here(module, GROWN, *flags, *out)
+    assert done.returncode == 2, done.printed
+    assert "each device needs" in done.printed
+    assert "has 0.00 GB; what would fit: a smaller model" in done.printed
+
+
+def test_a_memory_limit_too_small_for_one_prompt_is_refused_before_weights_are_read(
+    tmp_path, monkeypatch
+):
+    def read(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(checkpoint, "restore_params", read)
+    done = here("layer_sweep", GROWN, "--memory_gb=0.01", f"--out={tmp_path}")
+    assert done.returncode == 2, done.printed
+    assert "0.01 GB" in done.printed

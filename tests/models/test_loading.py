@@ -8,15 +8,17 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import chex
 import hf
+import jax
 import numpy as np
 import pytest
 
 from convert.fetch import wheel
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models import checkpoint, names
-from taskvec_jax.models.loading import load_model
-from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, WheelFile
+from taskvec_jax.models.loading import load_model, prepare_model
+from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS, SMALL_MODEL, WheelFile
 
 
 @pytest.fixture
@@ -184,3 +186,28 @@ def test_the_weights_hash_is_the_same_whichever_way_the_model_came(default_gguf,
     assert direct.weights_sha256 == default_model.weights_sha256
     assert direct.config == default_model.config
     assert direct.tokenizer.sha256 == default_model.tokenizer.sha256
+
+
+def test_a_prepared_model_holds_shapes_and_becomes_the_loaded_one(default_gguf):
+    for place in (SMALL_MODEL, default_gguf):
+        prepared = prepare_model(place, "bfloat16", quantization="int8")
+        held = jax.tree.leaves(prepared.model.params)
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in held)
+        loaded = prepared.load()
+        chex.assert_trees_all_equal_shapes_and_dtypes(prepared.model.params, loaded.params)
+        assert [leaf.sharding for leaf in held] == [
+            leaf.sharding for leaf in jax.tree.leaves(loaded.params)
+        ]
+        assert prepared.model.config == loaded.config
+        assert prepared.model.tokenizer.encode("a->") == loaded.tokenizer.encode("a->")
+
+
+def test_preparing_a_model_reads_no_weights(monkeypatch):
+    def read(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(checkpoint, "restore_params", read)
+    prepared = prepare_model(SMALL_MODEL)
+    assert not prepared.model.weights_sha256
+    with pytest.raises(AssertionError, match="weights were read"):
+        prepared.load()
