@@ -4,12 +4,10 @@ A program needs its arguments (parameters, rows), what it carries through the lo
 at its largest moment the arrays of one part of a layer, or the logits at the end. Which arrays
 there are depends on the compiler:
 
-* On a GPU, products are kernels of their own: their results are written to memory in float32, and
-  a layer's kernels are first copied out of the stack. Softmax is part of attention's products.
+* On a GPU, products are kernels of their own: their results are written to memory, and a layer's
+  kernels are first copied out of the stack. Softmax is part of attention's products.
 * On a TPU, what is done to each number of a product's result is part of the product, kernels are
-  read where they lie, and the residuals that are read are written into the result at once. The
-  five loops of an injection want the kernels of queries, keys and values, [L, D, H, K], in tiles
-  over D and K; where they come in tiles over H and K, all three stacks are copied before the loops.
+  read where they lie, and the residuals that are read are written into the result at once.
 * On a CPU, the count is an upper one: larger arrays count more than once.
 
 The compilers' own figures stand beside these in tests/distributed/test_footprint.py.
@@ -37,7 +35,6 @@ PROMPT_TOKENS = 128  # of a row: 5 demonstrations, a query and 2 dummy queries, 
 QUERY_TOKENS = 16  # of a zero-shot query
 READS = 3  # places a row is read at: after the query and after 2 dummy queries
 PROGRAMS = ("read", "inject", "graded_read", "graded_inject")
-HEADS_AXIS = 2  # of kernels [L, D, H, K]
 TILE = 8  # a TPU keeps arrays in tiles of 8 x 128 numbers
 
 
@@ -129,8 +126,7 @@ def program_bytes(
         given = s.residuals + s.stream
     if kind == "gpu":
         return held + given + 2 * read + _at_once_on_gpu(config, s, mesh)
-    copied = 0 if reads else _copied_stacks(config, mesh.model)
-    return held + given + read + copied + _at_once_on_tpu(config, s, mesh, graded=graded)
+    return held + given + read + _at_once_on_tpu(config, s, mesh, graded=graded)
 
 
 def sweep_bytes(
@@ -153,8 +149,8 @@ def _at_once_on_gpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
     carried = 2 * s.stream  # before and after attention
     moments = [
         carried + s.attention + s.scores,
-        carried + s.hidden + s.mlp_kernels * s.mlp_in,  # the first product of the MLP
-        carried + (1 + gated) * s.hidden + s.narrow_hidden + s.mlp_in,  # before its last one
+        carried + s.narrow_hidden + s.mlp_kernels * s.mlp_in,  # the first product of the MLP
+        carried + (2 + gated) * s.narrow_hidden + s.mlp_in,  # before its last one
         s.logits,
     ]
     if mesh.model > 1:  # a sum over devices is written apart from what is summed
@@ -179,24 +175,6 @@ def _at_once_on_tpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape, *, graded: boo
         normed_after = any("post_norm" in path for path in _leaves(c))  # a sum, before it is added
         moments.append((1 + 2 * sums + normed_after) * s.stream + _normed(c, s))
     return max(moments)
-
-
-def _copied_stacks(c: DecoderConfig, model: int) -> int:
-    """Bytes of the kernels [L, D, H, K] on a device that a TPU copies into other tiles.
-
-    A stack comes in tiles over its last two axes, unless its heads would fill tiles in part: then
-    the compiler has it come as it is wanted.
-    """
-    copied = 0
-    for path, leaf in _leaves(c).items():
-        if path.startswith("layers/attn/") and path.endswith("/kernel") and "/out/" not in path:
-            split = split_of(c, path, leaf.shape, model)
-            over_heads = split.shards if split and split.axis == HEADS_AXIS else 1
-            heads = leaf.shape[HEADS_AXIS] // over_heads
-            if heads in (1, 2, 4) or heads % TILE == 0:
-                parts = split.shards if split else 1
-                copied += leaf.size // parts * leaf.dtype.itemsize
-    return copied
 
 
 def _normed(c: DecoderConfig, s: _Sizes) -> int:

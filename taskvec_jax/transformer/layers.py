@@ -227,8 +227,7 @@ def _gated(
     c: DecoderConfig, x: jax.Array, visit: Visit, activation: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """A gated MLP, whose parameters belong to the module that calls it."""
-    gate = project(c, c.mlp_width, c.mlp_bias)(name="gate")(x)  # [B, T, F]
-    up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
+    gate, up = (_hidden(c, name, x) for name in ("gate", "up"))
     hidden = activation(gate) * up
     return visit("mlp_out", project(c, c.width, c.mlp_bias)(name="down")(hidden))
 
@@ -241,6 +240,13 @@ class GeluMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, visit: Visit = unvisited) -> jax.Array:  # [B, T, D], both
         c = self.config
-        up = project(c, c.mlp_width, c.mlp_bias)(name="up")(x)  # [B, T, F]
-        hidden = jax.nn.gelu(up, approximate=c.gelu == "tanh")
+        hidden = jax.nn.gelu(_hidden(c, "up", x), approximate=c.gelu == "tanh")
         return visit("mlp_out", project(c, c.width, c.mlp_bias)(name="down")(hidden))
+
+
+def _hidden(c: DecoderConfig, name: str, x: jax.Array) -> jax.Array:
+    """The hidden layer [B, T, F] of an MLP before its activation.
+
+    Rounded to the parameter dtype, as it is written to memory: the largest array of a layer.
+    """
+    return project(c, c.mlp_width, c.mlp_bias, rounded=True)(name=name)(x).astype(c.stream_dtype)

@@ -65,15 +65,21 @@ def attention_precision(config: DecoderConfig) -> str:
 
 
 def project(
-    config: DecoderConfig, features: int | tuple[int, ...], use_bias: bool, *, axes: int = 1
+    config: DecoderConfig,
+    features: int | tuple[int, ...],
+    use_bias: bool,
+    *,
+    axes: int = 1,
+    rounded: bool = False,
 ) -> Any:
-    """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype,
-    sums and result in the dtype of the residual stream."""
+    """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype, sums in
+    the dtype of the residual stream, and so the result, unless it is `rounded`: to the parameter
+    dtype."""
+    result = jnp.dtype(config.dtype if rounded else config.stream_dtype)
     if config.quantization != "none":
         outputs = (features,) if isinstance(features, int) else features
         kind = {"int8": Int8Linear, "int4": Int4Linear}[config.quantization]
-        return functools.partial(kind, config, outputs, use_bias, axes)
-    stream = jnp.dtype(config.stream_dtype)
+        return functools.partial(kind, config, outputs, use_bias, axes, result)
     return functools.partial(
         nn.DenseGeneral,
         features=features,
@@ -82,7 +88,20 @@ def project(
         dtype=config.dtype,
         param_dtype=config.dtype,
         precision=kernel_precision(config),
-        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=stream),
+        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=result),
+    )
+
+
+def _product(config: DecoderConfig, x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
+    """x [..., inputs] times kernel [inputs, features], each of `axes` axes of inputs, both in the
+    parameter dtype; sums and result in the dtype of the residual stream."""
+    summed = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
+    return jax.lax.dot_general(
+        x.astype(config.dtype),
+        kernel.astype(config.dtype),
+        (summed, ((), ())),
+        precision=kernel_precision(config),
+        preferred_element_type=jnp.dtype(config.stream_dtype),
     )
 
 
@@ -97,6 +116,7 @@ class Int8Linear(nn.Module):
     features: tuple[int, ...]
     use_bias: bool
     axes: int
+    result: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., features]
@@ -105,18 +125,10 @@ class Int8Linear(nn.Module):
         inputs = x.shape[x.ndim - self.axes :]
         kernel = self.param("kernel", zeros, (*inputs, *self.features), jnp.int8)
         scale = self.param("kernel_scale", ones, self.features, jnp.float32)
-        summed = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
-        y = jax.lax.dot_general(
-            x.astype(c.dtype),
-            kernel.astype(c.dtype),
-            (summed, ((), ())),
-            precision=kernel_precision(c),
-            preferred_element_type=stream,
-        )
-        y = y * scale.astype(stream)
+        y = _product(c, x, kernel, self.axes) * scale.astype(stream)
         if self.use_bias:
             y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
-        return y
+        return y.astype(self.result)
 
 
 class Int4Linear(nn.Module):
@@ -130,6 +142,7 @@ class Int4Linear(nn.Module):
     features: tuple[int, ...]
     use_bias: bool
     axes: int
+    result: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [..., inputs] -> [..., features]
@@ -142,15 +155,7 @@ class Int4Linear(nn.Module):
         scale = self.param("kernel_scale", ones, scales, jnp.float32)
         numbers = unpack(packed, axis).reshape(*outer, last // size, size, *self.features)
         kernel = numbers.astype(stream) * jnp.expand_dims(scale, axis + 1).astype(stream)
-        kernel = kernel.reshape(*outer, last, *self.features).astype(c.dtype)
-        summed = (tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes)))
-        y = jax.lax.dot_general(
-            x.astype(c.dtype),
-            kernel,
-            (summed, ((), ())),
-            precision=kernel_precision(c),
-            preferred_element_type=stream,
-        )
+        y = _product(c, x, kernel.reshape(*outer, last, *self.features), self.axes)
         if self.use_bias:
             y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
-        return y
+        return y.astype(self.result)

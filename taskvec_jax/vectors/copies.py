@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout as device_layout
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.context import (
@@ -36,6 +37,7 @@ from taskvec_jax.transformer.context import (
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.transformer.edits import SITES
 
+KERNEL_AXES = 3  # of a stack of kernels [L, D, F]
 HALF = (jnp.bfloat16, jnp.float16)
 Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
 Schedule = tuple[tuple[int, int], ...]  # (layers done, copies alive) at the end of each group
@@ -59,11 +61,17 @@ def take_layer(params: Params, index: jax.Array) -> Params:
         bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
         return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
+    def take_as_kept(leaf: jax.Array, index: jax.Array) -> jax.Array:
+        # A TPU's compiler wants kernels [D, H, K] in tiles over D and K, and copies the whole stack
+        # into such tiles before the loop. If a layer has to come as it is kept, it is copied alone.
+        kept = device_layout.Layout(tuple(range(leaf.ndim - 1)))
+        return device_layout.with_layout_constraint(take(leaf, index), kept)
+
     def take_one(leaf: jax.Array) -> jax.Array:
-        if leaf.dtype not in HALF:
-            return take(leaf, index)
         # By the platform a program is compiled for, which need not be the one that compiles it.
-        return jax.lax.platform_dependent(leaf, index, cpu=take_bits, default=take)
+        cpu = take_bits if leaf.dtype in HALF else take
+        tpu = take_as_kept if leaf.ndim > KERNEL_AXES else take
+        return jax.lax.platform_dependent(leaf, index, cpu=cpu, tpu=tpu, default=take)
 
     return jax.tree.map(take_one, params["params"]["layers"])
 
