@@ -85,6 +85,7 @@ def run(study: Study, options: Options) -> dict[str, Any]:
         NAME,
         study.settings,
         {"claims": found, "pairs": options.claims_pairs, "half_width": HALF_WIDTH},
+        scored_by="paper",
     )
 
 

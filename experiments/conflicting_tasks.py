@@ -132,6 +132,7 @@ def run(study: Study, options: Options) -> dict[str, Any]:
             "notes": notes,
             "published_model": published()["conflicting"]["model"],
         },
+        scored_by="paper",
     )
 
 

@@ -141,6 +141,7 @@ def run(study: Study, options: Options) -> dict[str, Any]:
             "num_heads": study.model.config.num_heads,
             "notes": notes + failed + unscored,
         },
+        scored_by="paper",
     )
 
 

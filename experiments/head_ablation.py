@@ -90,6 +90,7 @@ def run(study: Study) -> dict[str, Any]:
             "num_heads": scores.size,
             "notes": notes,
         },
+        scored_by="paper",
     )
 
 

@@ -174,6 +174,7 @@ def run(study: Study, options: Options) -> dict[str, Any]:
             "tasks": results,
             "notes": notes,
         },
+        scored_by="paper",
     )
 
 

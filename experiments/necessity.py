@@ -79,6 +79,7 @@ def run(study: Study) -> dict[str, Any]:
             "num_layers": study.model.config.num_layers,
             "notes": notes,
         },
+        scored_by="paper",
     )
 
 

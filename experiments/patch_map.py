@@ -111,6 +111,7 @@ def run(study: Study, options: Options) -> dict[str, Any]:
         NAME,
         settings,
         {"tasks": results, "num_layers": study.model.config.num_layers},
+        scored_by="paper",
     )
 
 

@@ -115,6 +115,7 @@ def run(study: Study) -> dict[str, Any]:
             "window": window_width(study.model.config.num_layers),
             "notes": notes,
         },
+        scored_by="paper",
     )
 
 

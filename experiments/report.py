@@ -32,7 +32,7 @@ from markupsafe import Markup
 
 from experiments.commands.registry import EXPERIMENTS
 from experiments.page import about, drawing, summary, tables
-from experiments.page.section import Section
+from experiments.page.section import section_of
 from experiments.published import published
 from experiments.run import flags as command
 from experiments.run import identity
@@ -172,7 +172,7 @@ def _part(directory: Path, name: str, prefix: str, label: str | None = None) -> 
         result = json.loads(path.read_text(encoding="utf-8"))
         images = drawing.images(page, result)
         shown = result if label is None else result | {"model": label}
-        section: Section = page.section(shown)
+        section = section_of(page, shown)
     provenance = result.get("provenance")
     return {
         "id": f"{prefix}{name.replace('_', '-')}",

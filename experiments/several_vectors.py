@@ -80,6 +80,7 @@ def run(study: Study) -> dict[str, Any]:
             "counts": shown_counts(study),
             "notes": notes,
         },
+        scored_by="paper",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.commands import options, seeds
 from experiments.commands.registry import EXPERIMENTS, Experiment
 from experiments.page import drawing
-from experiments.page.section import Section, lines
+from experiments.page.section import Section, lines, section_of
 from experiments.run import flags as command
 from experiments.run.flags import console
 from experiments.run.results import results_directory, write_json
@@ -85,7 +85,7 @@ def finish(study: Study, experiment: Experiment) -> dict[str, Any]:
     path = study.out / f"{experiment.name}.json"
     write_json(path, result)
     written = draw_all(experiment, result, study.out)
-    show(experiment.page.section(result))
+    show(section_of(experiment.page, result))
     if words := in_words(ACCOUNT.since(before)):
         console.print(words, markup=False)
     console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)

@@ -92,7 +92,7 @@ def facts(result: Mapping[str, Any]) -> dict[str, str]:
     seed = about.get("seed", _setting(result, "seed"))
     if seed is not None:
         found["seed"] = str(seed)
-    if rule := _setting(result, "rule"):
+    if rule := result.get("scored_by") or _setting(result, "rule"):
         found["rule"] = RULES.get(rule, str(rule))
     if date := about.get("date"):
         found["date"] = date

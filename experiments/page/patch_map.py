@@ -34,7 +34,7 @@ def section(result: dict[str, Any]) -> Section:
             f"{patch} {value:.2f}"
             for patch, value in sorted(means.items(), key=lambda item: -item[1])[1:4]
         )
-        + ". Answers are scored by their first token.",
+        + ".",
         f"Read and written at the arrow after any two layers, chosen on dev: {any_two:.2f}.",
     ]
     return Section(

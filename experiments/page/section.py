@@ -66,6 +66,20 @@ class Section:
     page_tables: Sequence[Table] = ()
 
 
+def section_of(page: Any, result: Mapping[str, Any]) -> Section:
+    """What an experiment has to say, and by which rule, where it is not the run's.
+
+    Args:
+      page: the experiment's module of this room; its `section` is called.
+    """
+    section: Section = page.section(result)
+    settings = result.get("settings") or {}
+    if result.get("scored_by", settings.get("rule")) == settings.get("rule"):
+        return section
+    words = [*section.words, "Answers are scored by their first token here."]
+    return dataclasses.replace(section, words=words)
+
+
 def text(value: str, tone: str = "", note: str = "") -> Cell:
     """A cell of words."""
     return Cell(value, None, tone, note)

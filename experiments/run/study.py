@@ -239,8 +239,18 @@ class Study:
         """The vectors of the run as files with names."""
         return VectorFiles(self.out, self.model, self.journal, self.settings)
 
-    def result(self, experiment: str, settings: Settings, payload: dict[str, Any]) -> Result:
-        """The content of an experiment's JSON file; `records()` makes flat records of it."""
+    def result(
+        self,
+        experiment: str,
+        settings: Settings,
+        payload: dict[str, Any],
+        scored_by: str | None = None,
+    ) -> Result:
+        """The content of an experiment's JSON file; `records()` makes flat records of it.
+
+        Args:
+          scored_by: the rule of all its answers, where it knows only one; None: that of the run.
+        """
         run = identity.of_settings(
             self.settings,
             self.short_settings.num_demonstrations,
@@ -256,6 +266,7 @@ class Study:
                 "tasks": [task.name for task in self.tasks],
                 **self.record,
             },
+            "scored_by": scored_by or settings.rule,
             "provenance": provenance(self.model, settings.seed, time.monotonic() - self.started),
             "vectors": self.vectors.of_thetas(self.tasks, settings, self._theta_unit),
             **payload,

@@ -19,8 +19,9 @@ import synthetic
 from chromium import Browser, find_chromium
 
 from experiments import cross_models
-from experiments.page import about, conflicting_tasks, drawing, summary
-from experiments.page.section import Cell, Table, left_out, score, text
+from experiments.commands.registry import EXPERIMENTS
+from experiments.page import about, conflicting_tasks, drawing, necessity, summary
+from experiments.page.section import Cell, Table, left_out, score, section_of, text
 from experiments.page.tables import show_table, to_csv
 from experiments.report import build
 from taskvec_jax.errors import TaskVecError
@@ -88,6 +89,23 @@ def test_the_top_says_which_run_it_is_of_and_what_was_asked_and_found(page):
 def test_weights_read_from_a_quantized_file_are_never_called_not_quantized(model, kind):
     result = {"model": model, "dtype": "float32", "quantization": "none"}
     assert about.weights(result) == f"{kind} weights computed in float32"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda one: one.name)
+def test_an_experiment_that_scores_first_tokens_says_so(experiment):
+    """Whatever the run's rule: in its file, in the corner of its figures and in its words."""
+    source = Path(str(experiment.module.__file__)).read_text()
+    assert ("by_first_token(" in source) == ('scored_by="paper"' in source)
+
+
+def test_a_result_scored_by_first_tokens_in_a_run_of_whole_answers_says_so(results):
+    result = json.loads((results / "necessity.json").read_text()) | {"scored_by": "paper"}
+    result["settings"]["rule"] = "full"
+    assert "rule: first tokens" in about.stamp(result)
+    assert "Answers are scored by their first token here." in section_of(necessity, result).words
+    whole = result | {"scored_by": "full"}
+    assert "rule: whole answers" in about.stamp(whole)
+    assert section_of(necessity, whole) == necessity.section(whole)
 
 
 def test_no_directory_of_a_machine_is_on_the_page(tmp_path):
