@@ -73,9 +73,15 @@ def project(
     rounded: bool = False,
 ) -> Any:
     """A linear map over the last `axes` axes: parameters and inputs in the parameter dtype, sums in
-    the dtype of the residual stream, and so the result, unless it is `rounded`: to the parameter
-    dtype."""
-    result = jnp.dtype(config.dtype if rounded else config.stream_dtype)
+    the dtype of the residual stream.
+
+    Args:
+      rounded: the product may be written to memory in the parameter dtype, and the result be in
+        either; otherwise both are in the dtype of the residual stream.
+    """
+    # Sums of an int8 kernel's whole numbers, which have no scale yet, can be too large for float16.
+    fits = (config.quantization, config.dtype) != ("int8", "float16")
+    result = jnp.dtype(config.dtype if rounded and fits else config.stream_dtype)
     if config.quantization != "none":
         outputs = (features,) if isinstance(features, int) else features
         kind = {"int8": Int8Linear, "int4": Int4Linear}[config.quantization]
@@ -92,17 +98,20 @@ def project(
     )
 
 
-def _product(config: DecoderConfig, x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
+def _product(
+    config: DecoderConfig, x: jax.Array, kernel: jax.Array, axes: int, result: jnp.dtype
+) -> jax.Array:
     """x [..., inputs] times kernel [inputs, features], each of `axes` axes of inputs, both in the
-    parameter dtype; sums and result in the dtype of the residual stream."""
+    parameter dtype; written as `result`, and given in the dtype of the residual stream."""
     summed = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
-    return jax.lax.dot_general(
+    y = jax.lax.dot_general(
         x.astype(config.dtype),
         kernel.astype(config.dtype),
         (summed, ((), ())),
         precision=kernel_precision(config),
-        preferred_element_type=jnp.dtype(config.stream_dtype),
+        preferred_element_type=result,
     )
+    return y.astype(config.stream_dtype)
 
 
 class Int8Linear(nn.Module):
@@ -125,10 +134,10 @@ class Int8Linear(nn.Module):
         inputs = x.shape[x.ndim - self.axes :]
         kernel = self.param("kernel", zeros, (*inputs, *self.features), jnp.int8)
         scale = self.param("kernel_scale", ones, self.features, jnp.float32)
-        y = _product(c, x, kernel, self.axes) * scale.astype(stream)
+        y = _product(c, x, kernel, self.axes, self.result) * scale.astype(stream)
         if self.use_bias:
             y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
-        return y.astype(self.result)
+        return y
 
 
 class Int4Linear(nn.Module):
@@ -155,7 +164,8 @@ class Int4Linear(nn.Module):
         scale = self.param("kernel_scale", ones, scales, jnp.float32)
         numbers = unpack(packed, axis).reshape(*outer, last // size, size, *self.features)
         kernel = numbers.astype(stream) * jnp.expand_dims(scale, axis + 1).astype(stream)
-        y = _product(c, x, kernel.reshape(*outer, last, *self.features), self.axes)
+        kernel = kernel.reshape(*outer, last, *self.features)
+        y = _product(c, x, kernel, self.axes, self.result)
         if self.use_bias:
             y += self.param("bias", zeros, self.features, jnp.dtype(c.dtype)).astype(stream)
-        return y.astype(self.result)
+        return y
