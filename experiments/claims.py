@@ -12,7 +12,7 @@ is "not comparable", with the reason, where pairs, template, demonstrations or l
 others: the built-in tasks have the papers' names but pairs of their own, so that most claims need
 the authors' data, given with --task_data and named with --claims_pairs as the claims name it.
 
-Writes claims.json under --out.
+Writes claims.json and claims.png/.svg under --out.
 
 Time: a layer sweep (of the claims' tasks; minutes on a GPU for the published models).
 """
