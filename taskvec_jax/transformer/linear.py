@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from taskvec_jax.transformer.config import DecoderConfig
 
-GROUP = 64  # inputs that share a scale in int4, at most
+GROUP = 32  # inputs that share a scale in int4, at most
+SCALE_4 = jnp.dtype("bfloat16")  # of those scales
 LEAST = 16  # inputs a group has, unless all are in one
 
 
@@ -161,7 +162,7 @@ class Int4Linear(nn.Module):
         size, axis = group_size(last), len(outer)
         packed = self.param("kernel", zeros, (*outer, last // 2, *self.features), jnp.uint8)
         scales = (*outer, last // size, *self.features)
-        scale = self.param("kernel_scale", ones, scales, jnp.float32)
+        scale = self.param("kernel_scale", ones, scales, SCALE_4)
         numbers = unpack(packed, axis).reshape(*outer, last // size, size, *self.features)
         kernel = numbers.astype(stream) * jnp.expand_dims(scale, axis + 1).astype(stream)
         kernel = kernel.reshape(*outer, last, *self.features)

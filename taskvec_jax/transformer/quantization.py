@@ -5,9 +5,10 @@ channel, kernel = round(w / scale). A scale belongs to an output, so it may wait
 over inputs: sum_i x_i (q_io s_o) = s_o sum_i x_i q_io. Integers up to 127 are exact in every
 floating point type, so only the rounding of weights is lost, at most scale / 2 each.
 
-int4 is symmetric too, with a scale for each group of up to 64 neighbouring inputs of a channel:
-scale = max |w| / 7 in the group. Two numbers lie in one byte: jax's own int4 takes a byte a number
-on a CPU (jax 0.10.2). A scale of 32 bits for 64 numbers makes it 4.5 bits a weight.
+int4 has numbers from -8 to 7 and a scale for each group of up to 32 neighbouring inputs of a
+channel: of a few scales, the one with the smallest squared error in the group. A negative scale
+gives the larger side the -8. Two numbers lie in one byte: jax's own int4 takes a byte a number on a
+CPU (jax 0.10.2). A scale of 16 bits for 32 numbers makes it 4.5 bits a weight.
 
 Kernels of linear maps alone are quantized. Embeddings, norms and biases, a few percent of a large
 model, stay as they are. Written by hand because the libraries at hand quantize the layer class or
@@ -24,10 +25,12 @@ import jax.numpy as jnp
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Params, flatten, unflatten
-from taskvec_jax.transformer.linear import group_size, pack
+from taskvec_jax.transformer.linear import SCALE_4, group_size, pack
 
 LARGEST = 127  # symmetric: -128 is not used
-LARGEST_4 = 7
+LEAST_4, LARGEST_4 = -8, 7
+# Parts of the range of a group that its scale is tried for: what is beyond is cut off.
+RANGES_4 = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 SCALE = "_scale"  # a kernel's scales stand beside it, under its name with this ending
 
 
@@ -59,17 +62,28 @@ def quantize_kernel_4(kernel: jax.Array, axes: int) -> tuple[jax.Array, jax.Arra
     """Rounds a kernel [inputs ..., outputs ...] whose first `axes` axes are inputs, in groups.
 
     Returns:
-      uint8 with half as many along the last axis of inputs (see `linear.pack`), and scales float32
-      with one for each group along that axis.
+      uint8 with half as many along the last axis of inputs (see `linear.pack`), and scales
+      `linear.SCALE_4` with one for each group along that axis.
     """
     axis = axes - 1
     size = group_size(kernel.shape[axis])
     shape = (*kernel.shape[:axis], -1, size, *kernel.shape[axes:])
     wide = kernel.astype(jnp.float32).reshape(shape)
-    largest = jnp.max(jnp.abs(wide), axis=axes, keepdims=True)
-    scale = jnp.where(largest > 0, largest / LARGEST_4, 1.0)
-    rounded = jnp.clip(jnp.round(wide / scale), -LARGEST_4, LARGEST_4).astype(jnp.int8)
-    return pack(rounded.reshape(kernel.shape), axis), jnp.squeeze(scale, axes)
+    low, high = jnp.min(wide, axis=axes, keepdims=True), jnp.max(wide, axis=axes, keepdims=True)
+    largest = jnp.where(high > -low, high, low)  # with its sign
+
+    def round_to(scale: jax.Array) -> jax.Array:
+        return jnp.clip(jnp.round(wide / scale), LEAST_4, LARGEST_4)
+
+    scale, least = jnp.ones_like(largest), jnp.full_like(largest, jnp.inf)
+    for top in (LEAST_4, LARGEST_4):
+        for part in RANGES_4:
+            tried = (part * largest / top).astype(SCALE_4).astype(jnp.float32)
+            tried = jnp.where(tried == 0, 1.0, tried)  # a group of zeros stays one
+            lost = jnp.square(round_to(tried) * tried - wide).sum(axis=axes, keepdims=True)
+            scale, least = jnp.where(lost < least, tried, scale), jnp.minimum(lost, least)
+    rounded = round_to(scale).astype(jnp.int8).reshape(kernel.shape)
+    return pack(rounded, axis), jnp.squeeze(scale, axes).astype(SCALE_4)
 
 
 _KINDS = {"int8": quantize_kernel, "int4": quantize_kernel_4}
