@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,34 @@ from taskvec_jax.transformer.decoder import Decoder
 from taskvec_jax.vectors import flops, sweep, task_vectors
 from taskvec_jax.vectors.programs import NUM_GROUPS, top, wavefront_schedule
 
-TORCH_STAGES = {"torch_paper": 0, "torch_loop": 1}  # of how many last tokens logits are computed
+
+class TorchWay(NamedTuple):
+    """How torch does the same work (`torch_loop`).
+
+    Attributes:
+      packages: it needs.
+      beside: the dtypes of ours whose turns it takes part in.
+      logits_to_keep: of how many last tokens logits are computed; 0: of all.
+      dtype: of its parameters.
+      compiled: whether its blocks go through torch.compile.
+      traced: whether nnsight reads and writes states, instead of hooks and a cache.
+    """
+
+    packages: tuple[str, ...] = ("torch",)
+    beside: tuple[str, ...] = ("float32",)
+    logits_to_keep: int = 1
+    dtype: str = "float32"
+    compiled: bool = False
+    traced: bool = False
+
+
+TORCH_STAGES = {
+    "torch_paper": TorchWay(beside=("float32", "bfloat16"), logits_to_keep=0),
+    "torch_loop": TorchWay(),
+    "torch_compiled": TorchWay(compiled=True),
+    "torch_bfloat16": TorchWay(beside=("bfloat16",), dtype="bfloat16"),
+    "nnsight": TorchWay(packages=("torch", "nnsight"), traced=True),
+}
 STAGES = (
     "layer_loop",
     "naive",
@@ -37,6 +64,7 @@ STAGES = (
     "packed",
     *TORCH_STAGES,
 )
+BY_NAME = ("torch_compiled", "nnsight")  # minutes of compiling, and a package: only if asked for
 
 
 @dataclasses.dataclass(frozen=True)

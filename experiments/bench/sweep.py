@@ -22,10 +22,16 @@ sweep over all layers on dev, the best layer on test), done in steps of improvem
 * packed: rows sorted by length and padded to few shapes (what every experiment uses);
 * torch_paper: if torch is there, Hugging Face's model with a prefix cache, one call a layer, and
   logits of every token, which is how the paper's code works;
-* torch_loop: the same, spared the logits that nothing reads.
+* torch_loop: the same, spared the logits that nothing reads;
+* torch_bfloat16: that in bfloat16, in turns with ours in bfloat16;
+* torch_compiled: torch_loop with torch.compile round its blocks, which takes minutes and a C++
+  compiler; nnsight: a trace a layer over whole texts, as one writes it with that library. These two
+  only where --stages names them.
 
-Every step must give the same answers. Seconds are medians of repeats in which the steps take
-turns; compilation is told apart. Writes benchmark.json and benchmark.png under --out.
+Every step must give the same answers, but for bfloat16, where the share that agrees is told.
+Seconds are medians of repeats in which the steps take turns; compilation is told apart. Ratios to
+`packed` are medians of those of single turns, with the lowest and the highest. Writes
+benchmark.json and benchmark.png under --out.
 
 Expected on 2 cores for the default model and all 18 tasks: see BUILD_NOTES.md.
 
@@ -49,6 +55,7 @@ from experiments.bench.machine import peak_flops, peak_memory
 from experiments.bench.memory import reset_peak_memory
 from experiments.bench.random_model import check_shape, random_model
 from experiments.bench.stages import (
+    BY_NAME,
     JAX_STAGES,
     STAGES,
     TORCH_STAGES,
@@ -86,7 +93,8 @@ def measure(
     """Times every stage over all parts, in turns.
 
     Returns:
-      stage -> {cold_seconds, steady_seconds (median), runs, agreement, peak_bytes}.
+      stage -> {cold_seconds, steady_seconds (median), runs, agreement, peak_bytes}, and
+      times_packed {median, lowest, highest}: of the ratios of single turns to packed's.
     """
     result: dict[str, Any] = {}
     outcomes: dict[str, list[Outcome]] = {}
@@ -112,6 +120,14 @@ def measure(
     reference = outcomes.get("packed") or next(iter(outcomes.values()))
     for name, entry in result.items():
         entry["steady_seconds"] = statistics.median(entry["runs"])
+        if "packed" in result:
+            turns = zip(entry["runs"], result["packed"]["runs"], strict=True)
+            ratios = [theirs / ours for theirs, ours in turns]
+            entry["times_packed"] = {
+                "median": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+            }
         entry["compile_seconds"] = max(0.0, entry["first_seconds"] - entry["steady_seconds"])
         entry["agreement_with_packed"] = float(
             np.mean([agreement(o, r) for o, r in zip(outcomes[name], reference, strict=True)])
@@ -147,12 +163,22 @@ def depth_scaling(name: str, dtype: str, part: Part, batch_size: int) -> list[di
     return rows
 
 
-def torch_stage(model: Model, logits_to_keep: int) -> Stage:
-    """A step of `TORCH_STAGES`, on the same weights."""
-    from experiments.bench import torch_loop  # needs torch
+def torch_stages(model: Model, dtype: str) -> dict[str, Stage]:
+    """The steps of `TORCH_STAGES` that are asked for and take turns with ours in a dtype, on the
+    same weights; a line for each that lacks a package."""
+    found: dict[str, Stage] = {}
+    for name in FLAGS.stages:
+        way = TORCH_STAGES.get(name)
+        if way is None or dtype not in way.beside:
+            continue
+        if missing := [p for p in way.packages if not importlib.util.find_spec(p)]:
+            console.print(f"{missing[0]} is not installed: no {name}")
+            continue
+        from experiments.bench import torch_loop  # needs torch
 
-    loop = torch_loop.TorchLoop(torch_loop.exported(model), logits_to_keep)
-    return lambda _, part, batch_size: Outcome(*torch_loop.run(loop, part, batch_size))
+        loop = torch_loop.loop_of(model, way)
+        found[name] = lambda _, part, size, loop=loop: Outcome(*torch_loop.run(loop, part, size))
+    return found
 
 
 def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, Any]:
@@ -166,12 +192,8 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
     settings = command.within_memory(settings, model, tasks)
     parts = [prepare(model, task, settings) for task in tasks]
     stages = {name: JAX_STAGES[name] for name in FLAGS.stages if name in JAX_STAGES}
-    in_torch = [name for name in FLAGS.stages if name in TORCH_STAGES]
-    if in_torch and dtype == "float32" and not FLAGS.shape:
-        if importlib.util.find_spec("torch"):
-            stages |= {name: torch_stage(model, TORCH_STAGES[name]) for name in in_torch}
-        else:
-            console.print(f"torch is not installed: no {in_torch[0]} (pip install -e '.[test]')")
+    if not FLAGS.shape:
+        stages |= torch_stages(model, dtype)
     rate = gemm_rate(model)
     result = measure(model, parts, stages, FLAGS.repeats, settings.batch_size)
     rate = max(rate, gemm_rate(model))
@@ -200,10 +222,14 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
 
 
 def headline(by_dtype: dict[str, Any]) -> dict[str, Any]:
-    """The figures to quote, per dtype; speed-ups over torch are over its float32."""
+    """The figures to quote, per dtype."""
 
     def seconds_of(dtype: str, stage: str) -> float | None:
-        return by_dtype.get(dtype, {}).get("stages", {}).get(stage, {}).get("steady_seconds")
+        """Of the turns taken with that dtype, or else of those with float32."""
+        for beside in (dtype, "float32"):
+            if found := by_dtype.get(beside, {}).get("stages", {}).get(stage):
+                return found["steady_seconds"]
+        return None
 
     lines = {}
     for dtype, result in by_dtype.items():
@@ -221,7 +247,7 @@ def headline(by_dtype: dict[str, Any]) -> dict[str, Any]:
             "speedup_over_layer_loop": loop and loop / steady,
         }
         for stage in TORCH_STAGES:
-            seconds = seconds_of("float32", stage)
+            seconds = seconds_of(dtype, stage)
             lines[dtype][f"speedup_over_{stage}"] = seconds and seconds / steady
             lines[dtype][f"cold_speedup_over_{stage}"] = seconds and seconds / cold
     return lines
@@ -276,7 +302,9 @@ if __name__ == "__main__":
     command.define_list(
         "dtypes", ["float32", "bfloat16"], "dtypes, one after the other; int8: kernels"
     )
-    command.define_list("stages", list(STAGES), "which steps to time")
+    command.define_list(
+        "stages", [name for name in STAGES if name not in BY_NAME], "which steps to time"
+    )
     flags.DEFINE_integer("repeats", 3, "timed turns after the one that compiles")
     flags.DEFINE_boolean("depths", True, "also time the sweep alone at several depths")
     flags.DEFINE_string("out", "results/benchmark", "directory for results")

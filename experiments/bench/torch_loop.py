@@ -23,14 +23,30 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from experiments.bench.stages import Part
+    from experiments.bench.stages import Part, TorchWay
 
 
-def exported(model: Model) -> Any:
-    """Hugging Face's model around our weights, in float32."""
+def exported(model: Model, dtype: str = "float32") -> Any:
+    """Hugging Face's model around our weights."""
     with tempfile.TemporaryDirectory() as directory:
         export.export(model.config, model.params, model.tokenizer, Path(directory))
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        kind = getattr(torch, dtype)
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=kind).eval()
+
+
+def loop_of(model: Model, way: TorchWay) -> TorchLoop:
+    """A layer loop over our weights, in the way that a stage names."""
+    theirs = exported(model, way.dtype)
+    if way.traced:
+        from experiments.bench.nnsight_loop import NnsightLoop  # needs nnsight
+
+        return NnsightLoop(theirs, way.logits_to_keep)
+    loop = TorchLoop(theirs, way.logits_to_keep)
+    if way.compiled:
+        torch._dynamo.config.recompile_limit = 8 * len(loop.blocks)  # each block is another program
+        for block in loop.blocks:  # hooks stay outside of what is compiled
+            block.forward = torch.compile(block.forward, dynamic=True)
+    return loop
 
 
 class TorchLoop:
@@ -64,7 +80,7 @@ class TorchLoop:
 
         def keep(module: Any, args: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            kept.append(hidden[:, -1])
+            kept.append(hidden[:, -1].float())
 
         hooks = [block.register_forward_hook(keep) for block in self.blocks]
         logits = self.model(
@@ -80,7 +96,8 @@ class TorchLoop:
 
     def inject(self, rows: list[list[int]], theta: np.ndarray, layers: list[int]) -> np.ndarray:
         """Next tokens [B, layers] with theta [B, L, D] injected, from one prefix cache."""
-        return self.swept(*self.left_padded(rows), torch.from_numpy(theta), layers).numpy()
+        vectors = torch.from_numpy(theta).to(self.model.dtype)
+        return self.swept(*self.left_padded(rows), vectors, layers).numpy()
 
     def swept(
         self, tokens: torch.Tensor, mask: torch.Tensor, vectors: torch.Tensor, layers: list[int]

@@ -37,7 +37,7 @@ from taskvec_jax.transformer.context import (
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
 from taskvec_jax.transformer.edits import SITES
 
-KERNEL_AXES = 3  # of a stack of kernels [L, D, F]
+OF_HEADS = [[name, "kernel"] for name in ("query", "key", "value")]  # [L, D, H, K], of attention
 HALF = (jnp.bfloat16, jnp.float16)
 Step = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]  # of a scan over layers
 Schedule = tuple[tuple[int, int], ...]  # (layers done, copies alive) at the end of each group
@@ -61,19 +61,21 @@ def take_layer(params: Params, index: jax.Array) -> Params:
         bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
         return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
-    def take_as_kept(leaf: jax.Array, index: jax.Array) -> jax.Array:
+    def take_matrix(leaf: jax.Array, index: jax.Array) -> jax.Array:
         # A TPU's compiler wants kernels [D, H, K] in tiles over D and K, and copies the whole stack
-        # into such tiles before the loop. If a layer has to come as it is kept, it is copied alone.
-        kept = device_layout.Layout(tuple(range(leaf.ndim - 1)))
-        return device_layout.with_layout_constraint(take(leaf, index), kept)
+        # into such tiles before the loop. As a matrix [D, H K] a layer is copied alone.
+        layer = take(leaf, index)
+        matrix = layer.reshape(layer.shape[0], -1)
+        matrix = device_layout.with_layout_constraint(matrix, device_layout.Layout((0, 1)))
+        return matrix.reshape(layer.shape)
 
-    def take_one(leaf: jax.Array) -> jax.Array:
+    def take_one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         # By the platform a program is compiled for, which need not be the one that compiles it.
         cpu = take_bits if leaf.dtype in HALF else take
-        tpu = take_as_kept if leaf.ndim > KERNEL_AXES else take
+        tpu = take_matrix if [key.key for key in path[1:]] in OF_HEADS else take
         return jax.lax.platform_dependent(leaf, index, cpu=cpu, tpu=tpu, default=take)
 
-    return jax.tree.map(take_one, params["params"]["layers"])
+    return jax.tree_util.tree_map_with_path(take_one, params["params"]["layers"])
 
 
 def run_copies(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import in_process
+import numpy as np
 import pytest
 from slow import slow
 from tiny_checkpoint import run, save_tiny
 
 from experiments.bench.machine import peak_flops
+from experiments.bench.stages import TORCH_STAGES
+from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.registry import SMALL_MODEL
 
 FLAGS = (
@@ -53,20 +57,39 @@ def test_every_step_gives_the_same_answers(result):
 @slow
 def test_the_headline_has_its_figures(result):
     line = result["headline"]["float32"]
+    stages = {name: f"speedup_over_{name}" for name in ("layer_loop", *TORCH_STAGES)}
+    cold = {name: f"cold_speedup_over_{name}" for name in TORCH_STAGES}
+    measured = {"steady_seconds", "cold_seconds", "steady_fraction_of_gemm_peak", "peak_bytes"}
     assert set(line) == {
-        "steady_seconds",
-        "cold_seconds",
-        "steady_fraction_of_gemm_peak",
-        "speedup_over_layer_loop",
-        "speedup_over_torch_paper",
-        "cold_speedup_over_torch_paper",
-        "speedup_over_torch_loop",
+        *measured,
+        *stages.values(),
+        *cold.values(),
         "model_flops_utilisation",
-        "peak_bytes",
-        "cold_speedup_over_torch_loop",
     }
-    measured = {k: v for k, v in line.items() if k != "model_flops_utilisation"}
-    assert all(value > 0 for value in measured.values())
+    for name in STAGES.split(","):
+        measured |= {found[name] for found in (stages, cold) if name in found}
+        ratio = result["dtypes"]["float32"]["stages"][name]["times_packed"]
+        assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"]
+    assert {key for key, value in line.items() if value is not None} == measured
+    assert all(line[key] > 0 for key in measured)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.skipif(importlib.util.find_spec("nnsight") is None, reason="nnsight is not installed")
+def test_nnsight_reads_and_writes_what_hooks_do():
+    from experiments.bench import nnsight_loop, torch_loop
+
+    theirs = torch_loop.exported(load_model(SMALL_MODEL))
+    hooked, traced = torch_loop.TorchLoop(theirs, 1), nnsight_loop.NnsightLoop(theirs, 1)
+    rows = [[3, 4, 5, 6], [7, 8, 9], [1, 2, 3, 4, 5]]
+    theta = np.random.RandomState(0).standard_normal((3, 6, 128)).astype(np.float32)
+    with torch_loop.torch.no_grad():
+        for ours, want in zip(traced.read(rows), hooked.read(rows), strict=True):
+            np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
+        every = list(range(6))
+        np.testing.assert_array_equal(
+            traced.inject(rows, theta, every), hooked.inject(rows, theta, every)
+        )
 
 
 @slow  # compiles six programs
