@@ -121,12 +121,12 @@ def program_bytes(
     s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model, tiled=kind == "tpu")
     if kind == "cpu":
         return held + _on_cpu(s, reads=reads)
-    read, given = s.residuals if reads else 0, 0
-    if not reads:  # the vectors, and the row of the group before that copies have joined
-        given = s.residuals + s.stream
+    # What is read, or the vectors to be written; and the row of the group before, that copies join.
+    read, given = (s.residuals, 0) if reads else (0, s.residuals)
+    joined = 0 if reads else s.stream
     if kind == "gpu":
-        return held + given + 2 * read + _at_once_on_gpu(config, s, mesh)
-    return held + given + read + _at_once_on_tpu(config, s, mesh, graded=graded)
+        return held + given + joined + 2 * read + _at_once_on_gpu(config, s, mesh)
+    return held + given + read + _at_once_on_tpu(config, s, mesh, joined, graded=graded)
 
 
 def sweep_bytes(
@@ -158,16 +158,21 @@ def _at_once_on_gpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
     return max(moments)
 
 
-def _at_once_on_tpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape, *, graded: bool) -> int:
+def _at_once_on_tpu(
+    c: DecoderConfig, s: _Sizes, mesh: MeshShape, joined: int, *, graded: bool
+) -> int:
     """The largest moment of a TPU's program.
 
     The largest logit and its place are part of the unembedding, so that logits exist only where
     graded scores want more of them.
+
+    Args:
+      joined: bytes of the row that copies join; it is gone when the first sum over devices begins.
     """
     in_place = c.dtype == c.stream_dtype  # the hidden layer takes the place of its last factor
     moments = [
-        s.stream + s.attention + s.scores,
-        s.stream + s.hidden + (0 if in_place else s.narrow_hidden),
+        joined + s.stream + s.attention + s.scores,
+        joined + s.stream + s.hidden + (0 if in_place else s.narrow_hidden),
         s.logits if graded else 0,
     ]
     if mesh.model > 1:  # each sum over devices beside what is summed; in a parallel block, of two
