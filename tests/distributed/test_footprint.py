@@ -13,8 +13,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.registry import NAMED_MODELS
 
 # Bytes a device that the compiler asks for, in GB: (devices, model, precision) -> reading rows,
-# injecting vectors, of 50 prompts; all devices on `model`. By `python -m experiments.bench.plan_matrix`: H100s and v5e, jax 0.10.2, libtpu 0.0.42.1,
-# 2026-11-26.
+# injecting vectors, of 50 prompts; all devices on `model`. By the programs of
+# `python -m experiments.bench.plan_matrix`: H100s and v5e, jax 0.10.2, libtpu 0.0.42.1, 2026-11-26.
 COMPILED = {
     ("gpu:1", "gemma-2-2b", "bfloat16"): (5.748, 6.634),
     ("gpu:1", "gemma-2-2b", "float32"): (11.356, 11.864),
