@@ -7,6 +7,7 @@ below one percent.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from taskvec_jax.vectors.rows import shared_prefix
 
 @functools.cache
 def layer_flops(config: DecoderConfig) -> int:
-    """Of the projections and the MLP, for one token in one layer."""
-    shapes = leaf_shapes(config)
+    """Of the projections and the MLP, for one token in one layer; however the kernels are kept."""
+    shapes = leaf_shapes(dataclasses.replace(config, quantization="none"))
     kernels = [s for p, s in shapes.items() if p.startswith("layers/") and p.endswith("kernel")]
     return sum(2 * math.prod(shape[1:]) for shape in kernels)
 

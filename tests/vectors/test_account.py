@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import LLAMA, model_of
@@ -73,3 +75,10 @@ def test_a_chunk_is_filled_up_to_few_sizes_that_hold_it(chunk, rows, least, want
     dear = 10**12
     assert batching._rows_of(chunk, rows, dear, least) == want
     assert batching._rows_of(chunk, rows, 10**6, least) == rows, "not worth another shape"
+
+
+def test_packed_kernels_do_the_work_of_whole_ones() -> None:
+    whole = dataclasses.replace(LLAMA, width=80, mlp_width=96)
+    for quantization in ("int8", "int4"):
+        packed = dataclasses.replace(whole, quantization=quantization)
+        assert flops.layer_flops(packed) == flops.layer_flops(whole)
