@@ -10,6 +10,7 @@ from typing import Any
 from experiments.commands import options, seeds
 from experiments.commands.registry import EXPERIMENTS, Experiment
 from experiments.page import drawing
+from experiments.page.about import model_name
 from experiments.page.section import Section, lines, section_of
 from experiments.run import flags as command
 from experiments.run.flags import console
@@ -85,7 +86,8 @@ def finish(study: Study, experiment: Experiment) -> dict[str, Any]:
     path = study.out / f"{experiment.name}.json"
     write_json(path, result)
     written = draw_all(experiment, result, study.out)
-    show(section_of(experiment.page, result))
+    named = result | {"model": model_name(str(result["model"]))}
+    show(section_of(experiment.page, named))
     if words := in_words(ACCOUNT.since(before)):
         console.print(words, markup=False)
     console.print(f"wrote {', '.join(map(str, [path, *written]))}", markup=False)
