@@ -178,6 +178,7 @@ def test_foreign_libraries_have_one_door():
     assert {module for module in doors("torch") if not inside(module, "convert")} == {
         "experiments.bench.generation",
         "experiments.bench.torch_loop",
+        "experiments.bench.nnsight_loop",
         "experiments.bench.synthetic_model",  # writes torch's files
     }
     assert {module for module in doors("convert") if inside(module, "taskvec_jax")} == {DOOR[0]}

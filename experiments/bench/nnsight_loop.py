@@ -6,13 +6,16 @@ each over the whole text: what a user of the library gets without a cache of his
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-import nnsight  # pyright: ignore[reportMissingImports]
 import numpy as np
 import torch
 
 from experiments.bench.torch_loop import TorchLoop
+
+# By its name, because it is none of the packages that the project or its tests install.
+nnsight: Any = importlib.import_module("nnsight")
 
 
 class NnsightLoop(TorchLoop):

@@ -38,6 +38,8 @@ Expected on 2 cores for the default model and all 18 tasks: see BUILD_NOTES.md.
 Time: 40 minutes (2 cores).
 """
 
+# Long because: flags, turns and the figures to quote are one run.
+
 from __future__ import annotations
 
 import dataclasses
@@ -176,7 +178,15 @@ def torch_stages(model: Model, dtype: str) -> dict[str, Stage]:
             continue
         from experiments.bench import torch_loop  # needs torch
 
-        loop = torch_loop.loop_of(model, way)
+        theirs = torch_loop.exported(model, way.dtype)
+        if way.traced:
+            from experiments.bench.nnsight_loop import NnsightLoop
+
+            loop = NnsightLoop(theirs, way.logits_to_keep)
+        else:
+            loop = torch_loop.TorchLoop(theirs, way.logits_to_keep)
+        if way.compiled:
+            torch_loop.compile_blocks(loop)
         found[name] = lambda _, part, size, loop=loop: Outcome(*torch_loop.run(loop, part, size))
     return found
 

@@ -23,7 +23,7 @@ from taskvec_jax.models.model import Model
 from taskvec_jax.transformer.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from experiments.bench.stages import Part, TorchWay
+    from experiments.bench.stages import Part
 
 
 def exported(model: Model, dtype: str = "float32") -> Any:
@@ -34,19 +34,11 @@ def exported(model: Model, dtype: str = "float32") -> Any:
         return AutoModelForCausalLM.from_pretrained(directory, dtype=kind).eval()
 
 
-def loop_of(model: Model, way: TorchWay) -> TorchLoop:
-    """A layer loop over our weights, in the way that a stage names."""
-    theirs = exported(model, way.dtype)
-    if way.traced:
-        from experiments.bench.nnsight_loop import NnsightLoop  # needs nnsight
-
-        return NnsightLoop(theirs, way.logits_to_keep)
-    loop = TorchLoop(theirs, way.logits_to_keep)
-    if way.compiled:
-        torch._dynamo.config.recompile_limit = 8 * len(loop.blocks)  # each block is another program
-        for block in loop.blocks:  # hooks stay outside of what is compiled
-            block.forward = torch.compile(block.forward, dynamic=True)
-    return loop
+def compile_blocks(loop: TorchLoop) -> None:
+    """Puts torch.compile round each block; hooks stay outside of what is compiled."""
+    torch._dynamo.config.recompile_limit = 8 * len(loop.blocks)  # each block is another program
+    for block in loop.blocks:
+        block.forward = torch.compile(block.forward, dynamic=True)
 
 
 class TorchLoop:

@@ -10,6 +10,8 @@ half of one. Several processes write one together to a disk that all of them see
 shards, the first one everything else.
 """
 
+# Long because: what is written and what is read back stand in one place.
+
 from __future__ import annotations
 
 import dataclasses

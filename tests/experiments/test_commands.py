@@ -1,5 +1,7 @@
 """Commands as a user runs them: results on disk, determinism, and one clear line for bad input."""
 
+# Long because: each kind of bad input is a line.
+
 from __future__ import annotations
 
 import json
@@ -56,7 +58,16 @@ def test_the_layer_sweep_writes_the_documented_json(sweep_out, tiny_path):
     result = json.loads((out / "layer_sweep.json").read_text())
     of_run = {"model", "revision", "dtype", "quantization", "weights_sha256", "run"}
     of_run |= {"matmul_precision"}
-    rest = {"experiment", "categories", "settings", "provenance", "vectors", "tasks", "data"}
+    rest = {
+        "experiment",
+        "categories",
+        "settings",
+        "scored_by",
+        "provenance",
+        "vectors",
+        "tasks",
+        "data",
+    }
     over_tasks = {"groups", "mean", "mean_paper", "mean_full", "share_of_icl_gain", "given_icl"}
     assert set(result) == of_run | rest | over_tasks | {"peak"}
     assert (result["revision"], result["dtype"], result["quantization"]) == (
