@@ -85,8 +85,7 @@ def section(found: dict[str, dict[str, Any]]) -> Section:
 def main() -> None:
     """Screens the tasks that the flags ask for."""
     settings, asked = command.settings_from_flags(), command.tasks_from_flags()
-    model = command.model_from_flags()
-    settings = command.within_memory(settings, model, asked)
+    model, settings = command.model_within_memory(settings, asked)
     tasks, left_out = fitting_tasks(model.tokenizer, asked, settings, must_fit=bool(FLAGS.tasks))
     tell_left_out(left_out)
     found = {}

@@ -174,7 +174,8 @@ def torch_stages(model: Model, dtype: str) -> dict[str, Stage]:
         if way is None or dtype not in way.beside:
             continue
         if missing := [p for p in way.packages if not importlib.util.find_spec(p)]:
-            console.print(f"{missing[0]} is not installed: no {name}")
+            way_out = "pip install -e '.[test]'" if missing[0] == "torch" else "pip install nnsight"
+            console.print(f"{missing[0]} is not installed: no {name} ({way_out})", markup=False)
             continue
         from experiments.bench import torch_loop  # needs torch
 

@@ -65,9 +65,19 @@ class TorchLoop:
         mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(tokens), torch.tensor(mask)
 
+    def whole(self, rows: list[list[int]]) -> dict[str, Any]:
+        """What the model is called with to run texts whole, without a cache."""
+        tokens, mask = self.left_padded(rows)
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "use_cache": False,
+            "logits_to_keep": self.logits_to_keep,
+        }
+
     def read(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Residuals [B, L, D] at the last token and the next token [B]."""
-        tokens, mask = self.left_padded(rows)
         kept: list[torch.Tensor] = []
 
         def keep(module: Any, args: Any, output: Any) -> None:
@@ -75,13 +85,7 @@ class TorchLoop:
             kept.append(hidden[:, -1].float())
 
         hooks = [block.register_forward_hook(keep) for block in self.blocks]
-        logits = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=self.logits_to_keep,
-        ).logits[:, -1]
+        logits = self.model(**self.whole(rows)).logits[:, -1]
         for hook in hooks:
             hook.remove()
         return torch.stack(kept, dim=1).numpy(), logits.argmax(-1).numpy()

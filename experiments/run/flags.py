@@ -303,6 +303,14 @@ def model_from_flags() -> Model:
     return load(prepared_from_flags())
 
 
+def model_within_memory(settings: Settings, tasks: Sequence[Task]) -> tuple[Model, Settings]:
+    """The model the flags ask for, and the settings with a batch that fits beside it, which is
+    chosen before the weights are read (`within_memory`)."""
+    prepared = prepared_from_flags()
+    settings = within_memory(settings, prepared.model, tasks)
+    return load(prepared), settings
+
+
 def load(prepared: Prepared) -> Model:
     """Reads a model's weights, behind a progress bar."""
     return command.reporting(prepared.load)

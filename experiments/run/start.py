@@ -108,10 +108,8 @@ def study_from_flags(
     asked = ask(checks)
     out = out or results_directory()
     journal = open_journal(out)
-    if model is None:  # what fits, and the programs for it, before the weights are there
-        prepared = command.prepared_from_flags()
-        settings = command.within_memory(asked.settings, prepared.model, asked.tasks)
-        model = command.load(prepared)
+    if model is None:
+        model, settings = command.model_within_memory(asked.settings, asked.tasks)
     else:
         settings = command.within_memory(asked.settings, model, asked.tasks)
     rerun.check_weights(model)

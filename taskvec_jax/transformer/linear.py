@@ -1,7 +1,8 @@
 """Linear maps, whose kernels are kept in the parameter dtype, as int8, or as packed 4-bit numbers.
 
-Parameters and inputs may be half precision; sums and results are in the dtype of the residual
-stream. quantization.py makes the kernels that are read here.
+Parameters and inputs may be half precision; sums are in the dtype of the residual stream, and so
+are results, unless a product is asked to be rounded. quantization.py makes the kernels that are
+read here.
 
 A product of two float32 arrays is computed in float32 only where its precision says so: an NVIDIA
 GPU otherwise rounds them to TF32 (11 bits), a TPU to bfloat16 (8 bits). So every product of this

@@ -129,15 +129,8 @@ def test_packing_is_undone_by_unpacking(axis: int) -> None:
 
 
 def test_groups_divide_the_inputs() -> None:
-    assert [group_size(n) for n in (64, 128, 576, 896, 80, 14, 106)] == [
-        32,
-        32,
-        32,
-        32,
-        20,
-        14,
-        106,
-    ]
+    sizes = {64: 32, 128: 32, 576: 32, 896: 32, 80: 20, 14: 14, 106: 106}
+    assert {inputs: group_size(inputs) for inputs in sizes} == sizes
 
 
 def test_scales_are_split_as_their_kernels_are_where_their_groups_divide() -> None:
