@@ -11,10 +11,15 @@ import pytest
 from slow import slow
 from tiny_checkpoint import run, save_tiny
 
+from experiments.bench import scoring
 from experiments.bench.machine import peak_flops
 from experiments.bench.stages import TORCH_STAGES
+from taskvec_jax.evaluation.protocol import evaluate_task
+from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.registry import SMALL_MODEL
+from taskvec_jax.tasks import TASKS
+from taskvec_jax.vectors.continuing import Beginnings
 
 FLAGS = (
     "--num_prompts=3",
@@ -129,6 +134,53 @@ def test_generation_is_measured_beside_transformers_and_says_the_same(tmp_path):
     for line in result["batch_sizes"].values():
         assert line["agreement"] == 1.0
         assert line["lowest"] <= line["ratio"] <= line["highest"]
+
+
+@pytest.mark.parametrize("part", list(scoring.WITHOUT))
+def test_what_is_left_out_of_the_timing_changes_no_first_token(part, monkeypatch):
+    asked = []
+    generate = Beginnings.next_tokens
+
+    def counted(self, beginnings, *more):
+        asked.append(len(beginnings))
+        return generate(self, beginnings, *more)
+
+    monkeypatch.setattr(Beginnings, "next_tokens", counted)
+    model, task = load_model(SMALL_MODEL), TASKS["algorithmic_to_upper"]
+    settings = Settings(num_prompts=4, rule="paper")
+    want = evaluate_task(model, task, settings)
+    assert asked  # whole answers were generated
+    asked.clear()
+    with scoring.WITHOUT[part]():
+        got = evaluate_task(model, task, settings)
+    assert bool(asked) == (part == "graded")
+    assert got.dev_accuracy_by_layer == want.dev_accuracy_by_layer
+    assert got.best_layer == want.best_layer
+    for name in ("baseline", "icl", "task_vector", "random"):
+        for key in ("predicted", "correct_paper"):
+            assert got.outcomes[name][key] == want.outcomes[name][key], (name, key)
+    assert ("logprob" in got.outcomes["icl"]) == (part == "whole_answers")
+    # nothing stays replaced
+    assert evaluate_task(model, task, settings).outcomes == want.outcomes
+
+
+def test_ratios_of_turns_are_of_turns_not_of_medians():
+    one, two = scoring.Times([2.0, 6.0], [1.0, 4.0]), scoring.Times([2.0, 2.0], [2.0, 2.0])
+    assert one.ratios() == {"median": 1.75, "lowest": 1.5, "highest": 2.0}
+    assert scoring.together([one, two]) == scoring.Times([4.0, 8.0], [3.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--without=hope", "--without='hope'; allowed: whole_answers, graded"),
+        ("--repeats=0", "--repeats=0; it must be at least 1"),
+    ],
+)
+def test_bad_flags_of_the_scoring_benchmark_are_refused(flag, message, tmp_path):
+    done = in_process.experiment("bench.scoring", flag, f"--out={tmp_path}")
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
