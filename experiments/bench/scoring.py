@@ -79,7 +79,7 @@ def without_graded_scores() -> Iterator[None]:
         return tokens_alone
 
     with (
-        mock.patch.object(Scorer, "wanted", lambda *_: None),
+        mock.patch.object(Scorer, "wanted", return_value=None),
         mock.patch.object(measuring, "sweep_layers", ungraded(measuring.sweep_layers)),
         mock.patch.object(protocol, "inject_vectors", ungraded(protocol.inject_vectors)),
     ):
@@ -132,11 +132,17 @@ def together(several: Sequence[Times]) -> Times:
     )
 
 
+def entry(found: Times) -> dict[str, Any]:
+    """For the result file."""
+    return {**dataclasses.asdict(found), "times": found.ratios()}
+
+
 def line(name: str, found: Times) -> str:
     """A row of the table."""
     ratio = found.ratios()
+    seconds = (statistics.median(found.without), statistics.median(found.whole))
     return (
-        f"{name:<38} {statistics.median(found.without):>9.2f} {statistics.median(found.whole):>9.2f}"
+        f"{name:<38} {seconds[0]:>9.2f} {seconds[1]:>9.2f}"
         f" {ratio['median']:>7.3f} ({ratio['lowest']:.3f} to {ratio['highest']:.3f})"
     )
 
@@ -177,7 +183,9 @@ def main() -> None:
         "settings": {**dataclasses.asdict(settings), "tasks": list(found)},
         "provenance": provenance(model, settings.seed, time.monotonic() - started),
         "gemm_flops_per_second": rate,
-        "tasks": {name: {**dataclasses.asdict(t), "times": t.ratios()} for name, t in found.items()},
+        "tasks": {
+            name: {**dataclasses.asdict(t), "times": t.ratios()} for name, t in found.items()
+        },
         "all": {**dataclasses.asdict(every), "times": every.ratios()},
     }
     write_json(out / "scoring.json", result)

@@ -2,8 +2,10 @@
 
 jaxlib 0.10.2 on a CPU, the newest for Python 3.11, sums wrongly where it fuses a matrix-vector
 product, a square and a sum over more than 32,768 rows (jax-ml/jax#39103). The fusion is turned off
-by a flag that must be in XLA_FLAGS before JAX computes for the first time. Other releases may not
-know the flag, and an unknown one ends the process, so only this release is given it.
+by a flag that must be in XLA_FLAGS before JAX computes for the first time. Single products still go
+to the library of kernels whose fusions these are, because a CPU's bfloat16 instructions are used
+only there. Other releases may not know the flag, and an unknown one ends the process, so only this
+release is given it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from taskvec_jax.errors import TaskVecError
 
 AFFECTED = ("0.10.2",)
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+VALUE = "individual_dot"
 ROWS = 40_000  # of the known case
 JAXLIB = importlib.metadata.version("jaxlib")
 
@@ -36,7 +39,7 @@ def turn_off_wrong_fusion(
     flags = environment.get("XLA_FLAGS", "").strip()
     if version not in AFFECTED or FLAG in flags or (flags and not flags.startswith("-")):
         return
-    environment["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
+    environment["XLA_FLAGS"] = f"{flags} {FLAG}={VALUE}".strip()
 
 
 @functools.cache
@@ -53,9 +56,9 @@ def check_sums() -> None:
     worst = float(np.abs(np.asarray(sums) - (rows**2).sum(axis=1)).max())
     if not worst <= 1.0:  # of up to 97; products may be in bfloat16, where these numbers are exact
         raise TaskVecError(
-            f"jaxlib {JAXLIB} sums wrongly on this machine (off by {worst:g} in a known"
-            f" case, jax-ml/jax#39103): set XLA_FLAGS={FLAG}= before Python starts, or import"
-            " taskvec_jax before anything computes with JAX, or install another release, such as"
+            f"jaxlib {JAXLIB} sums wrongly on this machine (off by {worst:g} in a known case,"
+            f" jax-ml/jax#39103): set XLA_FLAGS={FLAG}={VALUE} before Python starts, or"
+            " import taskvec_jax before anything computes with JAX, or install another release, such as"
             " jax 0.10.1"
         )
 

@@ -13,11 +13,13 @@ project names its precision: those with parameters `kernel_precision`, those of 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
 
@@ -96,7 +98,32 @@ def project(
         dtype=config.dtype,
         param_dtype=config.dtype,
         precision=kernel_precision(config),
-        dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=result),
+        dot_general=functools.partial(_dot_general, result=result),
+    )
+
+
+def _dot_general(
+    x: jax.Array, kernel: jax.Array, dimensions: Any, *, precision: Any, result: jnp.dtype
+) -> jax.Array:
+    """A product whose sums are kept and written as `result`.
+
+    On a CPU a half-precision result is rounded from a float32 one: XLA's compiler for CPUs
+    multiplies in bfloat16 only where the result is float32, and else widens the operands first.
+    """
+
+    def written_as(dtype: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            y = jax.lax.dot_general(
+                x, kernel, dimensions, precision=precision, preferred_element_type=dtype
+            )
+            return y.astype(result)
+
+        return multiply
+
+    if result != x.dtype or result.itemsize >= np.dtype(np.float32).itemsize:
+        return written_as(result)(x, kernel)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=written_as(np.float32), default=written_as(result)
     )
 
 
@@ -106,12 +133,12 @@ def _product(
     """x [..., inputs] times kernel [inputs, features], each of `axes` axes of inputs, both in the
     parameter dtype; written as `result`, and given in the dtype of the residual stream."""
     summed = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
-    y = jax.lax.dot_general(
+    y = _dot_general(
         x.astype(config.dtype),
         kernel.astype(config.dtype),
         (summed, ((), ())),
         precision=kernel_precision(config),
-        preferred_element_type=result,
+        result=result,
     )
     return y.astype(config.stream_dtype)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from taskvec_jax.distributed import backend
-from taskvec_jax.distributed.backend import FLAG, check_sums, turn_off_wrong_fusion
+from taskvec_jax.distributed.backend import FLAG, VALUE, check_sums, turn_off_wrong_fusion
 from taskvec_jax.errors import TaskVecError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (None, f"{FLAG}="),
-        ("", f"{FLAG}="),
-        ("--xla_one=2", f"--xla_one=2 {FLAG}="),
+        (None, f"{FLAG}={VALUE}"),
+        ("", f"{FLAG}={VALUE}"),
+        ("--xla_one=2", f"--xla_one=2 {FLAG}={VALUE}"),
         (f"{FLAG}=LIBRARY_FUSION_TYPE_DOT", f"{FLAG}=LIBRARY_FUSION_TYPE_DOT"),
         ("/home/me/flags.txt", "/home/me/flags.txt"),
     ],
