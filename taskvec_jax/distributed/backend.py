@@ -58,8 +58,8 @@ def check_sums() -> None:
         raise TaskVecError(
             f"jaxlib {JAXLIB} sums wrongly on this machine (off by {worst:g} in a known case,"
             f" jax-ml/jax#39103): set XLA_FLAGS={FLAG}={VALUE} before Python starts, or"
-            " import taskvec_jax before anything computes with JAX, or install another release, such as"
-            " jax 0.10.1"
+            " import taskvec_jax before anything computes with JAX, or install another release,"
+            " such as jax 0.10.1"
         )
 
 
