@@ -25,6 +25,13 @@ def layer_flops(config: DecoderConfig) -> int:
     return sum(2 * math.prod(shape[1:]) for shape in kernels)
 
 
+@functools.cache
+def cached_flops(config: DecoderConfig) -> int:
+    """Of the keys and values of one token in one layer."""
+    shapes = leaf_shapes(dataclasses.replace(config, quantization="none"))
+    return sum(2 * math.prod(shapes[f"layers/attn/{name}/kernel"][1:]) for name in ("key", "value"))
+
+
 def attention_flops(config: DecoderConfig, seen: int) -> int:
     """Of scores and mixing, for queries that see `seen` keys in all, in one layer."""
     return 4 * seen * config.num_heads * config.head_dim
@@ -78,6 +85,14 @@ def row_flops(config: DecoderConfig, tokens: int, layers: int, answers: int) -> 
     and masked scores it holds, and for answers."""
     each_layer = tokens * layer_flops(config) + attention_flops(config, tokens * tokens)
     return layers * each_layer + answers * answer_flops(config)
+
+
+def read_row_flops(config: DecoderConfig, tokens: int, reads: int) -> int:
+    """What `programs.read_rows` does on a CPU for a row of `tokens` tokens of which `reads` are
+    read: of the last layer only keys and values are computed for the others."""
+    last = tokens * cached_flops(config) + reads * layer_flops(config)
+    attended = attention_flops(config, reads * tokens)
+    return row_flops(config, tokens, config.num_layers - 1, reads) + last + attended
 
 
 def copies_flops(

@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.context import Layout, attention_context
+from taskvec_jax.transformer.context import AttentionContext, Layout, attention_context
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
+from taskvec_jax.transformer.generation import CACHED
 from taskvec_jax.vectors.copies import Schedule, Step, run_copies, take_layer
 from taskvec_jax.vectors.graded import Graded, Wanted, grade
 from taskvec_jax.vectors.rows import Rows
@@ -85,6 +86,9 @@ def read_rows(
 ) -> tuple[jax.Array, jax.Array, jax.Array, Graded | None]:
     """Residual stream after every layer at each place that is read.
 
+    On a CPU the last block is run for those places alone, on the keys and values of all tokens.
+    Elsewhere it stays in the loop over layers, which keeps the program small and its memory known.
+
     Returns:
       residuals [B, R, L, D], answers int32 [B, R], their logits [B, R], graded scores [B, R].
     """
@@ -101,8 +105,28 @@ def read_rows(
         x = block.apply({"params": take_layer(params, index)}, x, contexts.of_layer(index))
         return x, at_ends(x)
 
-    x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
-    return (jnp.moveaxis(residuals, 0, 2), *_answer(config, params, at_ends(x), grading))
+    def every_block(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers))
+        return at_ends(x), residuals
+
+    def last_block_at_ends(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x, residuals = jax.lax.scan(step, x, jnp.arange(config.num_layers - 1))
+        index = jnp.int32(config.num_layers - 1)
+        layer, context = {"params": take_layer(params, index)}, contexts.of_layer(index)
+        kept: dict[str, jax.Array] = {}
+
+        def keep(site: str, value: jax.Array) -> jax.Array:
+            return kept.setdefault(site, value) if site in CACHED else value
+
+        block.apply(layer, x, context._replace(visit=keep))  # what is not kept is not computed
+        seen = (at_ends(jnp.broadcast_to(of, (len(x), *of.shape[1:]))) for of in context[:3])
+        here = AttentionContext(*seen, lambda site, value: kept.get(site, value))
+        x = block.apply(layer, at_ends(x), here)
+        return x, jnp.concatenate([residuals, x[None]])
+
+    x, residuals = jax.lax.platform_dependent(x, cpu=last_block_at_ends, default=every_block)
+    answers = _answer(config, params, x, grading)
+    return (jnp.moveaxis(residuals, 0, 2), *answers)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "schedule", "operation"))

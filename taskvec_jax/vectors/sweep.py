@@ -36,7 +36,12 @@ from taskvec_jax.transformer.checks import (
 )
 from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import Loaded, fill_up, round_up, run_in_chunks
-from taskvec_jax.vectors.flops import copies_flops, injection_flops, reading_flops, row_flops
+from taskvec_jax.vectors.flops import (
+    copies_flops,
+    injection_flops,
+    read_row_flops,
+    reading_flops,
+)
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import lay_out_rows, pad_rows, tree_length
@@ -115,7 +120,7 @@ def read_texts(
     work = Work(
         lambda i: reading_flops(config, rows[i], len(rows[i])),
         lambda i: (rows[i],),
-        lambda longest: row_flops(config, row_length(longest), config.num_layers, reads),
+        lambda longest: read_row_flops(config, row_length(longest), reads),
     )
     run_in_chunks("reading", model, lengths, batch_size, call, keep, work)
     check_finite(residuals, answers.logits)
@@ -254,17 +259,22 @@ def sweep_layers(
     return inject_vectors(model, queries, theta, layers, batch_size, schedule, grading)
 
 
-# Row lengths are rounded up, so that few shapes are compiled: trees of up to 72 tokens to a
-# multiple of 8, longer ones to 88, 104 ... tokens; queries to 4, 12, 20 ... tokens, because most
+# Row lengths are rounded up, so that few shapes are compiled. On a CPU, where a shape compiles in a
+# second or so, trees are padded by a twelfth at most; elsewhere those of up to 72 tokens to a
+# multiple of 8, longer ones to 88, 104 ... tokens. Queries to 4, 12, 20 ... tokens, because most
 # zero-shot queries have 4.
-TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
+TREE_STEP, TREE_SHARE = 2, 12
+TREE_STEP_ELSEWHERE, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
 
 
 def row_length(tokens: int) -> int:
     """What a tree, or a whole prompt, of so many tokens is padded to."""
+    if jax.default_backend() == "cpu":
+        step = max(TREE_STEP, 1 << max(0, (tokens // TREE_SHARE).bit_length() - 1))
+        return round_up(tokens, step)
     if tokens <= LONG_TREE:
-        return round_up(tokens, TREE_STEP)
+        return round_up(tokens, TREE_STEP_ELSEWHERE)
     return round_up(tokens, LONG_TREE_STEP, LONG_TREE)
 
 
