@@ -89,8 +89,9 @@ def row_flops(config: DecoderConfig, tokens: int, layers: int, answers: int) -> 
 
 def read_row_flops(config: DecoderConfig, tokens: int, reads: int) -> int:
     """What `programs.read_rows` does on a CPU for a row of `tokens` tokens of which `reads` are
-    read: of the last layer only keys and values are computed for the others."""
-    last = tokens * cached_flops(config) + reads * layer_flops(config)
+    read: in the last layer only keys and values are computed for the others."""
+    cached = cached_flops(config)
+    last = tokens * cached + reads * (layer_flops(config) - cached)
     attended = attention_flops(config, reads * tokens)
     return row_flops(config, tokens, config.num_layers - 1, reads) + last + attended
 

@@ -41,6 +41,7 @@ from taskvec_jax.vectors.flops import (
     injection_flops,
     read_row_flops,
     reading_flops,
+    row_flops,
 )
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
@@ -117,11 +118,13 @@ def read_texts(
         residuals[chunk] = read[0][: len(chunk)]
         _fill(answers, chunk, Answers(*read[1:]))
 
-    work = Work(
-        lambda i: reading_flops(config, rows[i], len(rows[i])),
-        lambda i: (rows[i],),
-        lambda longest: read_row_flops(config, row_length(longest), reads),
-    )
+    def done(longest: int) -> int:
+        length = row_length(longest)
+        if jax.default_backend() == "cpu":
+            return read_row_flops(config, length, reads)
+        return row_flops(config, length, config.num_layers, reads)
+
+    work = Work(lambda i: reading_flops(config, rows[i], len(rows[i])), lambda i: (rows[i],), done)
     run_in_chunks("reading", model, lengths, batch_size, call, keep, work)
     check_finite(residuals, answers.logits)
     return residuals, answers
@@ -259,22 +262,20 @@ def sweep_layers(
     return inject_vectors(model, queries, theta, layers, batch_size, schedule, grading)
 
 
-# Row lengths are rounded up, so that few shapes are compiled. On a CPU, where a shape compiles in a
-# second or so, trees are padded by a twelfth at most; elsewhere those of up to 72 tokens to a
-# multiple of 8, longer ones to 88, 104 ... tokens. Queries to 4, 12, 20 ... tokens, because most
-# zero-shot queries have 4.
-TREE_STEP, TREE_SHARE = 2, 12
-TREE_STEP_ELSEWHERE, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
+# Row lengths are rounded up, so that few shapes are compiled: trees of up to 72 tokens to a
+# multiple of 8, longer ones to 88, 104 ... tokens; on a CPU short ones, which most tasks have, to a
+# multiple of 2. Queries to 4, 12, 20 ... tokens, because most zero-shot queries have 4.
+SHORT_TREE, SHORT_TREE_STEP = 40, 2
+TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
 QUERY_STEP, QUERY_FIRST = 8, 4
 
 
 def row_length(tokens: int) -> int:
     """What a tree, or a whole prompt, of so many tokens is padded to."""
-    if jax.default_backend() == "cpu":
-        step = max(TREE_STEP, 1 << max(0, (tokens // TREE_SHARE).bit_length() - 1))
-        return round_up(tokens, step)
+    if tokens <= SHORT_TREE and jax.default_backend() == "cpu":
+        return round_up(tokens, SHORT_TREE_STEP)
     if tokens <= LONG_TREE:
-        return round_up(tokens, TREE_STEP_ELSEWHERE)
+        return round_up(tokens, TREE_STEP)
     return round_up(tokens, LONG_TREE_STEP, LONG_TREE)
 
 

@@ -34,6 +34,7 @@ MESSAGE = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"
 def model(tokenizer, monkeypatch) -> Model:
     monkeypatch.setattr(batching, "_fitting", {})
     monkeypatch.setattr(sweep, "TREE_STEP", 16)
+    monkeypatch.setattr(sweep, "SHORT_TREE", 0)
     return model_of(LLAMA, tokenizer)
 
 

@@ -42,6 +42,7 @@ def one_length():
     """Rounds row lengths up to one shape: nothing here is about speed."""
     patch = pytest.MonkeyPatch()
     patch.setattr(sweep, "TREE_STEP", 48)
+    patch.setattr(sweep, "SHORT_TREE", 0)
     patch.setattr(sweep, "QUERY_FIRST", 12)
     patch.setattr(batches, "TOKENS_STEP", 48)
     yield

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from conftest import LLAMA, model_of
 
+from experiments.bench import hlo
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.vectors import batching, flops, sweep
 from taskvec_jax.vectors.account import ACCOUNT, Account
+from taskvec_jax.vectors.programs import read_rows
+from taskvec_jax.vectors.rows import Rows
 
 SWEEP = range(LLAMA.num_layers)
 TEXTS = [[[1, 2, 3, 4], [1, 2, 5]], [[6, 7, 8], [6, 9, 10, 11, 12]]]
@@ -36,6 +40,19 @@ def test_rows_are_needed_once_and_done_as_often_as_they_are_computed(model):
     assert first.done > first.needed
     again = spent(lambda: sweep.read_texts(model, TEXTS[::-1], 2))
     assert (again.needed, again.again, again.done) == (0, first.needed, first.done)
+
+
+def test_what_reading_does_is_what_its_compiled_program_says(model):
+    """On a CPU, where the last block runs for the tokens that are read alone."""
+    rows, length, reads = 3, 24, 2
+    token = jax.ShapeDtypeStruct((rows, length), np.int32)
+    ends = jax.ShapeDtypeStruct((rows, reads), np.int32)
+    lowered = read_rows.lower(LLAMA, model.params, Rows(token, token, token, ends))
+    found = sum(hlo.count(lowered.compile().as_text()).flops.values())
+    done = rows * flops.read_row_flops(LLAMA, length, reads)
+    assert done == pytest.approx(found, rel=1e-9)
+    whole = flops.row_flops(LLAMA, length, LLAMA.num_layers, reads)
+    assert done < rows * whole
 
 
 def test_a_batch_that_is_filled_up_is_done_and_not_needed(model):

@@ -146,7 +146,7 @@ def test_on_the_default_model_the_map_is_torchs_loop_with_hooks_in_a_thirtieth_o
     each: other work on the machine does not count."""
     import torch
 
-    from experiments.bench.torch_loop import TorchLoop
+    from experiments.bench.torch_loop import TorchLoop, exported
 
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
@@ -157,7 +157,7 @@ def test_on_the_default_model_the_map_is_torchs_loop_with_hooks_in_a_thirtieth_o
     shuffled = [wrong_labels(scorer, prompt, i).icl() for i, prompt in enumerate(prompts)]
     texts = default_model.tokenizer.encode_all(shuffled)
     answers = [default_model.tokenizer.encode(p.query.output)[0] for p in prompts]
-    loop = TorchLoop(default_model, logits_to_keep=0)
+    loop = TorchLoop(exported(default_model), logits_to_keep=0)
     tokens, mask = loop.left_padded(texts)
     size, heads = default_model.config.head_dim, default_model.config.num_heads
 

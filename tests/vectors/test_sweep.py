@@ -31,6 +31,7 @@ def one_length():
     """Rounds row lengths up to one shape: what is tested here is numbers, not speed."""
     patch = pytest.MonkeyPatch()
     patch.setattr(sweep, "TREE_STEP", LENGTH)
+    patch.setattr(sweep, "SHORT_TREE", 0)
     patch.setattr(sweep, "QUERY_FIRST", LENGTH)
     yield
     patch.undo()
@@ -207,6 +208,15 @@ def test_shared_prefix_leaves_every_text_its_last_token():
 def test_row_lengths_are_rounded_up_to_few_shapes():
     assert [round_up(n, 8) for n in (1, 8, 9, 40)] == [8, 8, 16, 40]
     assert [round_up(n, 8, 4) for n in (1, 4, 5, 12, 13)] == [4, 4, 12, 12, 20]
+
+
+def test_short_rows_are_padded_less_on_a_cpu_and_all_to_few_lengths(monkeypatch):
+    monkeypatch.setattr(sweep, "TREE_STEP", 8)
+    monkeypatch.setattr(sweep, "SHORT_TREE", 40)
+    lengths = (1, 35, 36, 39, 40, 41, 72, 73, 90)
+    assert [sweep.row_length(n) for n in lengths] == [2, 36, 36, 40, 40, 48, 72, 88, 104]
+    monkeypatch.setattr(sweep.jax, "default_backend", lambda: "tpu")
+    assert [sweep.row_length(n) for n in lengths] == [8, 40, 40, 40, 40, 48, 72, 88, 104]
 
 
 def test_the_two_step_maximum_takes_the_lowest_of_equals():
