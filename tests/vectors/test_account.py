@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from conftest import LLAMA, model_of
@@ -45,10 +44,9 @@ def test_rows_are_needed_once_and_done_as_often_as_they_are_computed(model):
 def test_what_reading_does_is_what_its_compiled_program_says(model):
     """On a CPU, where the last block runs for the tokens that are read alone."""
     rows, length, reads = 3, 24, 2
-    token = jax.ShapeDtypeStruct((rows, length), np.int32)
-    ends = jax.ShapeDtypeStruct((rows, reads), np.int32)
+    token, ends = np.zeros((rows, length), np.int32), np.zeros((rows, reads), np.int32)
     lowered = read_rows.lower(LLAMA, model.params, Rows(token, token, token, ends))
-    found = sum(hlo.count(lowered.compile().as_text()).flops.values())
+    found = sum(hlo.count(lowered.compile().as_text() or "").flops.values())
     done = rows * flops.read_row_flops(LLAMA, length, reads)
     assert done == pytest.approx(found, rel=1e-9)
     whole = flops.row_flops(LLAMA, length, LLAMA.num_layers, reads)
