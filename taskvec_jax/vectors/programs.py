@@ -119,8 +119,10 @@ def read_rows(
             return kept.setdefault(site, value) if site in CACHED else value
 
         block.apply(layer, x, context._replace(visit=keep))  # what is not kept is not computed
-        seen = (at_ends(jnp.broadcast_to(of, (len(x), *of.shape[1:]))) for of in context[:3])
-        here = AttentionContext(*seen, lambda site, value: kept.get(site, value))
+        mask, cos, sin = (
+            at_ends(jnp.broadcast_to(of, (len(x), *of.shape[1:]))) for of in context[:3]
+        )
+        here = AttentionContext(mask, cos, sin, lambda site, value: kept.get(site, value))
         x = block.apply(layer, at_ends(x), here)
         return x, jnp.concatenate([residuals, x[None]])
 
