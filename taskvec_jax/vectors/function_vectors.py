@@ -3,8 +3,11 @@
 Todd et al. 2023 (arXiv 2310.15213): a head's output, averaged over in-context prompts of a task and
 sent through the output projection, is what the head writes into the residual stream at the last
 token. The sum of that over the heads of largest average indirect effect (head_map.py) is the task's
-function vector. Biases of the projection belong to no head and are left out; so is a norm that some
-families put after the projection.
+function vector. Biases of the projection belong to no head and are left out. What stands between
+the projection and the residual stream counts: Granite's multiplier, and the norm of Gemma 2 and 3
+and OLMo 2 and 3, which divides by a size that all heads of the layer make together. That size is
+taken of the layer's mean output, so that what all heads of a layer write sums to what the norm
+makes of it (but for a bias).
 
 Shapes: N prompts, L layers, H heads, K head size, D width.
 """
@@ -23,7 +26,8 @@ from taskvec_jax.errors import TaskVecError
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks.sampling import draw, seeded
 from taskvec_jax.transformer.config import DecoderConfig
-from taskvec_jax.transformer.decoder import Params
+from taskvec_jax.transformer.decoder import FAMILY_MODULES, Params
+from taskvec_jax.transformer.linear import project
 
 Head = tuple[int, int]  # layer, head; both 0-based
 
@@ -47,6 +51,9 @@ def mean_outputs(model: Model, texts: Sequence[str] | Sequence[Sequence[int]]) -
 def written_by(model: Model, outputs: np.ndarray) -> np.ndarray:
     """What each head writes into the residual stream: outputs [L, H, K] -> float32 [L, H, D].
 
+    A norm between the projection and the residual stream divides by the size of what all heads of
+    the layer give together, so it is applied to each head's part with that of their sum.
+
     Raises:
       TaskVecError: outputs of another shape.
     """
@@ -62,13 +69,21 @@ def written_by(model: Model, outputs: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _project(config: DecoderConfig, params: Params, outputs: jax.Array) -> jax.Array:
-    del config  # of the model: another one is another program
-    out = params["params"]["layers"]["attn"]["out"]
-    kernel = out["kernel"].astype(jnp.float32)  # [L, H, K, D]
-    written = jnp.einsum("lhk,lhkd->lhd", outputs, kernel, precision="highest")
-    if "kernel_scale" in out:  # of int8 kernels, one for each output
-        written *= out["kernel_scale"][:, None].astype(jnp.float32)
-    return written
+    layers = params["params"]["layers"]
+    out = {name: leaf for name, leaf in layers["attn"]["out"].items() if name != "bias"}
+    projection = project(config, config.width, False, axes=2)()  # however its kernel is kept
+    alone = outputs[:, None] * jnp.eye(config.num_heads)[:, :, None]  # [L, H, H, K], each head's
+    written = jax.vmap(lambda own, given: projection.apply({"params": own}, given))(out, alone)
+    written = written.astype(jnp.float32)
+    if "attn_post_norm" in layers:
+        norm = FAMILY_MODULES[config.family].Norm(config)  # of root mean square: x * gain / size
+        ones = jnp.ones((1, config.width), jnp.float32)
+        of_ones = jax.vmap(lambda own: norm.apply({"params": own}, ones))(layers["attn_post_norm"])
+        gain = of_ones * jnp.sqrt(1 + config.norm_eps)  # [L, 1, D]
+        total = written.sum(axis=1, keepdims=True)
+        size = jnp.sqrt(jnp.square(total).mean(axis=-1, keepdims=True) + config.norm_eps)
+        written *= gain / size
+    return written * config.residual_scale
 
 
 def rank_heads(effects: np.ndarray) -> list[Head]:

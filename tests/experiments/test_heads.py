@@ -29,6 +29,8 @@ from taskvec_jax.models import batches
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import Prompt, fit
 from taskvec_jax.tasks import TASKS, Pair
+from taskvec_jax.transformer.decoder import Decoder, flatten
+from taskvec_jax.transformer.quantization import quantize
 from taskvec_jax.vectors import sweep
 from taskvec_jax.vectors.function_vectors import written_by
 from taskvec_jax.vectors.head_map import map_heads
@@ -151,6 +153,45 @@ def test_what_heads_write_sums_to_what_attention_returns(model):
     np.testing.assert_allclose(
         written, model.read(["example:a->"], site="attn_out")[0], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "offset"),
+    [
+        ("gemma3", {}, 1.0),
+        ("olmo2", {}, 0.0),
+        ("granite", {"residual_scale": 0.3}, None),
+        ("llama", {"quantization": "int8"}, None),
+        ("llama", {"quantization": "int4"}, None),
+    ],
+)
+def test_what_heads_write_is_what_reaches_the_residual_stream(family, changes, offset, tokenizer):
+    """A norm after the projection, a multiplier, and kernels that are kept in fewer bits count."""
+    changes = dict(changes)
+    quantization = changes.pop("quantization", "none")
+    config = dataclasses.replace(
+        LLAMA,
+        family=family,
+        num_layers=2,
+        vocab_size=tokenizer.vocab_size,
+        max_length=256,
+        mlp_width=54,  # two numbers of int4 in a byte
+        **changes,
+    )
+    model = model_of(config, tokenizer)
+    if quantization != "none":
+        packed, params = quantize(config, model.params, quantization)
+        model = Model("packed", Decoder(packed), params, tokenizer, packed, "none")
+    text = ["example:a->"]
+    written = written_by(model, model.read(text, site="head")[0])
+    attended = model.read(text, site="attn_out")[0].astype(np.float64)  # before the norm
+    expected = attended * config.residual_scale
+    if offset is not None:
+        scale = flatten(model.params)["layers/attn_post_norm/scale"]
+        size = np.sqrt((attended**2).mean(-1, keepdims=True) + config.norm_eps)
+        expected = attended / size * (offset + np.asarray(scale, np.float64))
+    np.testing.assert_allclose(written.sum(axis=1), expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(written).max(axis=(1, 2)).min() > 1e-3, "nothing is written"
 
 
 @pytest.fixture(scope="module")
