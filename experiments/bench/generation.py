@@ -27,6 +27,7 @@ from absl import flags
 
 from convert import cli as command
 from convert.cli import FLAGS, console
+from experiments.bench.turns import ratios
 from experiments.run.results import prepare_out, write_json
 from taskvec_jax.distributed.plan import weight_bytes
 from taskvec_jax.errors import TaskVecError
@@ -119,12 +120,12 @@ def compare(
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
+    found = ratios(times["theirs"], times["ours"])
     our_seconds, their_seconds = (statistics.median(times[k]) for k in ("ours", "theirs"))
     return {
-        "ratio": statistics.median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
+        "ratio": found["median"],
+        "lowest": found["lowest"],
+        "highest": found["highest"],
         "our_seconds": our_seconds,
         "their_seconds": their_seconds,
         "our_tokens_per_second": tokens / our_seconds,

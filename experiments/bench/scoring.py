@@ -11,7 +11,7 @@ turn to turn, so that other work on the machine slows both. What is added is tol
 all tasks together as the median of the ratios of single turns, with the lowest and the highest.
 Writes scoring.json under --out.
 
-Time: 12 minutes (18 tasks, two turns, 2 cores with AVX-512).
+Time: 17 minutes with --repeats=1 (18 tasks, 2 cores with AVX-512, 2026-11-27), 8 more a turn.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from unittest import mock
 import numpy as np
 from absl import flags
 
+from experiments.bench import turns
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import FLAGS, console
-from experiments.run.gemm import gemm_rate
 from experiments.run.results import prepare_out, provenance, write_json
 from experiments.run.start import fitting_tasks, tell_left_out
 from taskvec_jax.errors import TaskVecError
@@ -116,12 +116,7 @@ class Times:
 
     def ratios(self) -> dict[str, float]:
         """With over without: the median of the turns' ratios, the lowest and the highest."""
-        ratios = [a / b for a, b in zip(self.whole, self.without, strict=True)]
-        return {
-            "median": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-        }
+        return turns.ratios(self.whole, self.without)
 
 
 def together(several: Sequence[Times]) -> Times:
@@ -167,7 +162,6 @@ def main() -> None:
     tasks, left_out = fitting_tasks(model.tokenizer, tasks, settings, must_fit=bool(FLAGS.tasks))
     tell_left_out(left_out)
     settings = command.within_memory(settings, model, tasks)
-    rate = gemm_rate(model)
     console.print(f"[bold]{'task':<38} {'without s':>9} {'with s':>9} {'times':>7}[/bold]")
     found: dict[str, Times] = {}
     for task in tasks:
@@ -175,14 +169,12 @@ def main() -> None:
         console.print(line(task.name, found[task.name]), markup=False)
     every = together(list(found.values()))
     console.print(line("all of them", every), markup=False)
-    rate = max(rate, gemm_rate(model))
     result = {
         "model": FLAGS.model,
         "revision": None,
         "run": run,
         "settings": {**dataclasses.asdict(settings), "tasks": list(found)},
         "provenance": provenance(model, settings.seed, time.monotonic() - started),
-        "gemm_flops_per_second": rate,
         "tasks": {
             name: {**dataclasses.asdict(t), "times": t.ratios()} for name, t in found.items()
         },

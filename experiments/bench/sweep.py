@@ -68,6 +68,7 @@ from experiments.bench.stages import (
     needed_flops,
     prepare,
 )
+from experiments.bench.turns import ratios
 from experiments.run import flags as command
 from experiments.run import identity
 from experiments.run.flags import FLAGS, console
@@ -123,13 +124,7 @@ def measure(
     for name, entry in result.items():
         entry["steady_seconds"] = statistics.median(entry["runs"])
         if "packed" in result:
-            turns = zip(entry["runs"], result["packed"]["runs"], strict=True)
-            ratios = [theirs / ours for theirs, ours in turns]
-            entry["times_packed"] = {
-                "median": statistics.median(ratios),
-                "lowest": min(ratios),
-                "highest": max(ratios),
-            }
+            entry["times_packed"] = ratios(entry["runs"], result["packed"]["runs"])
         entry["compile_seconds"] = max(0.0, entry["first_seconds"] - entry["steady_seconds"])
         entry["agreement_with_packed"] = float(
             np.mean([agreement(o, r) for o, r in zip(outcomes[name], reference, strict=True)])

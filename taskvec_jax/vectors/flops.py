@@ -20,16 +20,24 @@ from taskvec_jax.vectors.rows import shared_prefix
 @functools.cache
 def layer_flops(config: DecoderConfig) -> int:
     """Of the projections and the MLP, for one token in one layer; however the kernels are kept."""
-    shapes = leaf_shapes(dataclasses.replace(config, quantization="none"))
-    kernels = [s for p, s in shapes.items() if p.startswith("layers/") and p.endswith("kernel")]
-    return sum(2 * math.prod(shape[1:]) for shape in kernels)
+    return sum(_kernel_flops(config).values())
 
 
 @functools.cache
 def cached_flops(config: DecoderConfig) -> int:
     """Of the keys and values of one token in one layer."""
+    found = _kernel_flops(config)
+    return sum(found[f"layers/attn/{name}/kernel"] for name in ("key", "value"))
+
+
+def _kernel_flops(config: DecoderConfig) -> dict[str, int]:
+    """Of the product with each kernel of a layer, for one token."""
     shapes = leaf_shapes(dataclasses.replace(config, quantization="none"))
-    return sum(2 * math.prod(shapes[f"layers/attn/{name}/kernel"][1:]) for name in ("key", "value"))
+    return {
+        path: 2 * math.prod(shape[1:])
+        for path, shape in shapes.items()
+        if path.startswith("layers/") and path.endswith("kernel")
+    }
 
 
 def attention_flops(config: DecoderConfig, seen: int) -> int:

@@ -5,9 +5,9 @@ sent through the output projection, is what the head writes into the residual st
 token. The sum of that over the heads of largest average indirect effect (head_map.py) is the task's
 function vector. Biases of the projection belong to no head and are left out. What stands between
 the projection and the residual stream counts: Granite's multiplier, and the norm of Gemma 2 and 3
-and OLMo 2 and 3, which divides by a size that all heads of the layer make together. That size is
-taken of the layer's mean output, so that what all heads of a layer write sums to what the norm
-makes of it (but for a bias).
+and OLMo 2 and 3. The norm divides by the root mean square of what all heads of the layer give
+together; here that is of the heads' mean outputs. So what the heads of a layer write sums to the
+norm of their summed mean outputs.
 
 Shapes: N prompts, L layers, H heads, K head size, D width.
 """
@@ -51,9 +51,6 @@ def mean_outputs(model: Model, texts: Sequence[str] | Sequence[Sequence[int]]) -
 def written_by(model: Model, outputs: np.ndarray) -> np.ndarray:
     """What each head writes into the residual stream: outputs [L, H, K] -> float32 [L, H, D].
 
-    A norm between the projection and the residual stream divides by the size of what all heads of
-    the layer give together, so it is applied to each head's part with that of their sum.
-
     Raises:
       TaskVecError: outputs of another shape.
     """
@@ -76,7 +73,7 @@ def _project(config: DecoderConfig, params: Params, outputs: jax.Array) -> jax.A
     written = jax.vmap(lambda own, given: projection.apply({"params": own}, given))(out, alone)
     written = written.astype(jnp.float32)
     if "attn_post_norm" in layers:
-        norm = FAMILY_MODULES[config.family].Norm(config)  # of root mean square: x * gain / size
+        norm = FAMILY_MODULES[config.family].Norm(config)  # x * gain / size, its root mean square
         ones = jnp.ones((1, config.width), jnp.float32)
         of_ones = jax.vmap(lambda own: norm.apply({"params": own}, ones))(layers["attn_post_norm"])
         gain = of_ones * jnp.sqrt(1 + config.norm_eps)  # [L, 1, D]

@@ -171,27 +171,16 @@ def test_ratios_of_turns_are_of_turns_not_of_medians():
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("bench", "flag", "message"),
     [
-        ("--without=hope", "--without='hope'; allowed: whole_answers, graded"),
-        ("--repeats=0", "--repeats=0; it must be at least 1"),
+        ("scoring", "--without=hope", "--without='hope'; allowed: whole_answers, graded"),
+        ("scoring", "--repeats=0", "--repeats=0; it must be at least 1"),
+        ("sweep", "--stages=packed,teleport", "unknown stage 'teleport'; allowed: layer_loop"),
+        ("sweep", "--repeats=0", "--repeats=0; it must be at least 1"),
+        ("sweep", "--shape=llama-8b-mega", "--shape=llama-8b-mega; allowed"),
     ],
 )
-def test_bad_flags_of_the_scoring_benchmark_are_refused(flag, message, tmp_path):
-    done = in_process.experiment("bench.scoring", flag, f"--out={tmp_path}")
-    assert done.returncode == 2
-    assert message in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--stages=packed,teleport", "unknown stage 'teleport'; allowed: layer_loop"),
-        ("--repeats=0", "--repeats=0; it must be at least 1"),
-        ("--shape=llama-8b-mega", "--shape=llama-8b-mega; allowed"),
-    ],
-)
-def test_bad_flags_are_refused(flag, message, tmp_path):
-    done = in_process.experiment("bench.sweep", flag, f"--out={tmp_path}")
+def test_bad_flags_are_refused(bench, flag, message, tmp_path):
+    done = in_process.experiment(f"bench.{bench}", flag, f"--out={tmp_path}")
     assert done.returncode == 2
     assert message in done.stderr
