@@ -36,13 +36,14 @@ from experiments.run.start import fitting_tasks, tell_left_out
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import columns, measuring, protocol, reading
 from taskvec_jax.evaluation.answers import Job, Said, Scorer
-from taskvec_jax.evaluation.layers import Chosen, layer_of_dev
+from taskvec_jax.evaluation.layers import Chosen, layers_of_dev
 from taskvec_jax.evaluation.protocol import evaluate_task
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.loading import load_model
 from taskvec_jax.models.model import Model
 from taskvec_jax.models.registry import DEFAULT_MODEL
 from taskvec_jax.tasks import Task
+from taskvec_jax.vectors import sweep
 from taskvec_jax.vectors.graded import Graded
 from taskvec_jax.vectors.sweep import Answers
 
@@ -54,12 +55,12 @@ def without_whole_answers() -> Iterator[None]:
     def nothing_said(scorer: Scorer, jobs: Sequence[Job]) -> list[Said]:
         return [Said(scorer.text(job.begun), False) for job in jobs]
 
-    def by_first_token(*args: Any, **more: Any) -> Chosen:
-        return layer_of_dev(*args, **{**more, "rule": "paper"})
+    def by_first_token(*args: Any, **more: Any) -> list[Chosen]:
+        return layers_of_dev(*args, **{**more, "rule": "paper"})
 
     with (
         mock.patch.object(columns, "complete", nothing_said),
-        mock.patch.object(measuring, "layer_of_dev", by_first_token),
+        mock.patch.object(measuring, "layers_of_dev", by_first_token),
         mock.patch.object(reading, "MOST_ASSUMED", 0),
     ):
         yield
@@ -80,7 +81,7 @@ def without_graded_scores() -> Iterator[None]:
 
     with (
         mock.patch.object(Scorer, "wanted", return_value=None),
-        mock.patch.object(measuring, "sweep_layers", ungraded(measuring.sweep_layers)),
+        mock.patch.object(sweep, "sweep_layers", ungraded(sweep.sweep_layers)),
         mock.patch.object(protocol, "inject_vectors", ungraded(protocol.inject_vectors)),
     ):
         yield

@@ -22,7 +22,7 @@ from taskvec_jax.evaluation.columns import (
 from taskvec_jax.evaluation.control_prompts import all_wrong_labels, share_wrong
 from taskvec_jax.evaluation.controls import CONTROLS, Materials, Vectors
 from taskvec_jax.evaluation.lending import lent_thetas, rank_lent
-from taskvec_jax.evaluation.measuring import Measured, measure, sweep_dev
+from taskvec_jax.evaluation.measuring import Measured, measure, sweep_dev_of_each
 from taskvec_jax.evaluation.protocol import Written, columns_written, icl_column, result_of
 from taskvec_jax.evaluation.reading import InContext, read_prompts
 from taskvec_jax.evaluation.results import Settings, TaskResult, check_arguments
@@ -141,14 +141,14 @@ def _columns(materials: Materials) -> dict[str, Answered]:
     m, settings = materials.measured, materials.settings
     made = {name: control.make(materials) for name, control in CONTROLS.items()}
     written = {"task_vector": Written(m.layer, m.theta[:, m.layer])}
-    for name, found in made.items():
-        if isinstance(found, Vectors):
-            shape = (len(m.dev), *m.theta.shape[1:])
-            layer = sweep_dev(m.scorer, m.dev, np.broadcast_to(found.dev, shape), settings).layer
-            test = np.broadcast_to(found.test, m.theta.shape)
-            written[name] = Written(layer, test[:, layer])
-        elif isinstance(found, Written):
-            written[name] = found
+    written |= {name: found for name, found in made.items() if isinstance(found, Written)}
+    tried = {name: found for name, found in made.items() if isinstance(found, Vectors)}
+    shape = (len(m.dev), *m.theta.shape[1:])
+    on_dev = [np.broadcast_to(found.dev, shape) for found in tried.values()]
+    swept = sweep_dev_of_each(m.scorer, m.dev, on_dev, settings)
+    for (name, found), at in zip(tried.items(), swept, strict=True):
+        test = np.broadcast_to(found.test, m.theta.shape)
+        written[name] = Written(at.layer, test[:, at.layer])
     # For a control that cannot be made theta is written again, and what that gives is not used:
     # the number of copies, and so the compiled program, is the same for all tasks.
     absent = {f"absent {name}": written["task_vector"] for name in made if made[name] is None}

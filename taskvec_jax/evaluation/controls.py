@@ -22,7 +22,7 @@ from taskvec_jax.evaluation.columns import Given
 from taskvec_jax.evaluation.control_prompts import without_demonstrations
 from taskvec_jax.evaluation.lending import Other
 from taskvec_jax.evaluation.measuring import Measured
-from taskvec_jax.evaluation.protocol import Written, random_control
+from taskvec_jax.evaluation.protocol import Written, random_vectors
 from taskvec_jax.evaluation.reading import read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.scoring import Vocabulary, best_constant
@@ -135,9 +135,10 @@ def _mean_theta(m: Materials) -> Vectors | None:
     return Vectors(mean, mean)
 
 
-def _random(m: Materials) -> Written:
+def _random(m: Materials) -> Vectors:
     """A random vector with the covariance and size of theta."""
-    return random_control(m.measured, m.settings)
+    drawn = random_vectors(m.measured, m.settings)
+    return Vectors(drawn[: len(m.measured.dev)], drawn[len(m.measured.dev) :])
 
 
 def _wrong_labels(m: Materials) -> Vectors:

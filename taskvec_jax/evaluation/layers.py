@@ -15,7 +15,7 @@ from taskvec_jax.evaluation.answers import Job, Scorer, complete
 from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.vectors.continuing import MOST_ROWS
 
-AT_ONCE = MOST_ROWS  # answers that are generated together at most
+AT_ONCE = MOST_ROWS  # answers of one set of vectors that are generated together at most
 AT_LEAST = 4  # of each layer
 
 
@@ -36,44 +36,73 @@ def best_layer(dev_accuracy: Sequence[float] | np.ndarray) -> int:
     return int(np.argmax(dev_accuracy))
 
 
-def layer_of_dev(
+class Swept(NamedTuple):
+    """Vectors that were written after each layer, and what was predicted with them.
+
+    Attributes:
+      vectors: [N, L, D].
+      tokens: int [N, L].
+    """
+
+    vectors: np.ndarray
+    tokens: np.ndarray
+
+
+def layers_of_dev(
     scorer: Scorer,
     prompts: Sequence[Prompt],
     *,
     queries: Sequence[Sequence[int]],
-    vectors: np.ndarray,
-    tokens: np.ndarray,
+    several: Sequence[Swept],
     rule: str,
-) -> Chosen:
-    """The layer after which vectors do best on dev.
+) -> list[Chosen]:
+    """The layer after which vectors do best on dev, for each of several sets of them.
 
     Under `full` few answers need to be generated: no layer scores more than its answers whose first
     token may be right. All those of the most promising layer are generated (the one where the first
     token alone is most often a whole answer), and of every other layer only until so many are wrong
     that it can no longer win, those first that were wrong after other layers, or are only the
-    beginning of an answer so far. The result is that of generating all answers.
+    beginning of an answer so far. The result is that of generating all answers. Answers of all sets
+    are generated together.
 
     Args:
       queries: token ids of the zero-shot prompts.
-      vectors: [N, L, D], what was written after each layer.
-      tokens: int [N, L], the token predicted with it.
       rule: "paper" or "full".
     """
     if rule == "paper":
-        curve = scorer.by_first_token(prompts, tokens).mean(axis=0)
-        return Chosen(best_layer(curve), float(curve.max()))
-    may = scorer.may_be_right(prompts, tokens)
-    answers = _Answers(may, may & scorer.is_whole(prompts, tokens), tokens)
-    if may.any():
+        curves = [scorer.by_first_token(prompts, swept.tokens).mean(axis=0) for swept in several]
+        return [Chosen(best_layer(curve), float(curve.max())) for curve in curves]
+    of_sets: list[_Answers] = []
+    for swept in several:
+        may = scorer.may_be_right(prompts, swept.tokens)
+        whole = may & scorer.is_whole(prompts, swept.tokens)
+        of_sets.append(_Answers(may, whole, swept.tokens))
+    if any(answers.any_left() for answers in of_sets):
         scorer.beginnings.read([query[:-1] for query in queries])
-    while asked := answers.next_cells():
+    going = list(zip(several, of_sets, strict=True))
+    while going:
+        share = max(1, AT_ONCE // len(going))
+        asked = [(swept, answers, answers.next_cells(share)) for swept, answers in going]
+        going = [(swept, answers) for swept, answers, cells in asked if cells]
         jobs = [
-            Job(prompts[i].query, queries[i], (int(tokens[i, layer]),), layer, vectors[i, layer])
-            for i, layer in asked
+            Job(
+                prompts[i].query,
+                queries[i],
+                (int(swept.tokens[i, layer]),),
+                layer,
+                swept.vectors[i, layer],
+            )
+            for swept, _, cells in asked
+            for i, layer in cells
         ]
-        answers.enter(asked, [said.right for said in complete(scorer, jobs)])
-    right, minus_layer = answers.best()
-    return Chosen(-minus_layer, right / len(prompts))
+        said = iter(complete(scorer, jobs) if jobs else ())
+        for _, answers, cells in asked:
+            answers.enter(cells, [next(said).right for _ in cells])
+    found: list[Chosen] = []
+    for answers in of_sets:
+        right, minus_layer = answers.best()
+        found.append(Chosen(-minus_layer, right / len(prompts)))
+    return found
 
 
 Cell = tuple[int, int]  # a prompt and a layer
@@ -95,8 +124,13 @@ class _Answers:
         known = np.flatnonzero(~self._open.any(axis=0)).tolist()
         return max(((int(self._may[:, layer].sum()), -layer) for layer in known), default=(-1, 0))
 
-    def next_cells(self) -> list[Cell]:
-        """The answers to be generated next; none if the best layer is found."""
+    def any_left(self) -> bool:
+        """Whether some answer is not known yet."""
+        return bool(self._open.any())
+
+    def next_cells(self, enough: int) -> list[Cell]:
+        """The answers to be generated next, of whole layers until they are `enough`, and at most
+        `AT_ONCE`; none if the best layer is found."""
         bound = self._may.sum(axis=0).tolist()
         best = self.best()
         left = [layer for layer in range(len(bound)) if (bound[layer], -layer) > best]
@@ -107,7 +141,7 @@ class _Answers:
         else:
             left.sort(key=lambda layer: (-bound[layer], layer))
         cells: list[Cell] = []
-        while left and len(cells) < AT_ONCE:
+        while left and len(cells) < enough:
             layer = left.pop(0)
             rows = np.flatnonzero(self._open[:, layer]).tolist()
             rows.sort(key=lambda row: self._promise(row, layer))

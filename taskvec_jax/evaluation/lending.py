@@ -13,7 +13,7 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import scorer_of
-from taskvec_jax.evaluation.measuring import Measured, sweep_dev
+from taskvec_jax.evaluation.measuring import Measured, sweep_dev_of_each
 from taskvec_jax.evaluation.reading import draw_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
@@ -96,10 +96,16 @@ def rank_lent(
     settings: Settings,
 ) -> list[Other]:
     """Every lent theta at the layer where it does best on this task's dev prompts."""
-    task, found = m.scorer.fitted.task, []
-    for name, theta in lent.items():
-        everywhere = np.broadcast_to(theta, (len(m.dev), *theta.shape))
-        swept = sweep_dev(m.scorer, m.dev, everywhere, settings)
-        related = name in known and are_related(task, known[name])
-        found.append(Other(name, theta, swept.layer, swept.accuracy, related))
-    return found
+    task = m.scorer.fitted.task
+    everywhere = [np.broadcast_to(theta, (len(m.dev), *theta.shape)) for theta in lent.values()]
+    swept = sweep_dev_of_each(m.scorer, m.dev, everywhere, settings)
+    return [
+        Other(
+            name,
+            theta,
+            found.layer,
+            found.accuracy,
+            name in known and are_related(task, known[name]),
+        )
+        for (name, theta), found in zip(lent.items(), swept, strict=True)
+    ]

@@ -14,7 +14,7 @@ import numpy as np
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import Scorer, scorer_of
 from taskvec_jax.evaluation.columns import Predicted, graded_means, score_columns
-from taskvec_jax.evaluation.layers import layer_of_dev
+from taskvec_jax.evaluation.layers import Swept, layers_of_dev
 from taskvec_jax.evaluation.reading import (
     MOST_ASSUMED,
     InContext,
@@ -29,7 +29,7 @@ from taskvec_jax.tasks.task import Task
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.rows import tree_length
-from taskvec_jax.vectors.sweep import sweep_layers
+from taskvec_jax.vectors.sweep import sweep_several
 
 LONGEST = 10  # prompts of each task, by characters, among which the one of most tokens is sought
 
@@ -195,17 +195,32 @@ def sweep_dev(
     Args:
       queries: token ids of the zero-shot prompts, where they are written in another form.
     """
+    return sweep_dev_of_each(scorer, dev, [vectors], settings, queries)[0]
+
+
+def sweep_dev_of_each(
+    scorer: Scorer,
+    dev: Sequence[Prompt],
+    several: Sequence[np.ndarray],
+    settings: Settings,
+    queries: Sequence[Sequence[int]] | None = None,
+) -> list[DevSweep]:
+    """`sweep_dev` of each of several sets of vectors, which share what is run of the queries and
+    the calls that generate answers."""
     model = scorer.model
     queries = queries or model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
     wanted = scorer.wanted(dev, settings.seed)
-    answers = sweep_layers(model, queries, vectors, settings.batch_size, grading=wanted)
-    tokens, graded = answers.tokens, answers.graded
-    assert graded is not None
-    chosen = layer_of_dev(
-        scorer, dev, queries=queries, vectors=vectors, tokens=tokens[:, 1:], rule=settings.rule
-    )
-    curve = scorer.by_first_token(dev, tokens[:, 1:]).mean(axis=0)
-    return DevSweep(tokens, curve, chosen.layer, chosen.accuracy, graded_means(graded))
+    answers = sweep_several(model, queries, several, settings.batch_size, grading=wanted)
+    swept = [
+        Swept(vectors, said.tokens[:, 1:]) for vectors, said in zip(several, answers, strict=True)
+    ]
+    chosen = layers_of_dev(scorer, dev, queries=queries, several=swept, rule=settings.rule)
+    found: list[DevSweep] = []
+    for said, (layer, best) in zip(answers, chosen, strict=True):
+        assert said.graded is not None
+        curve = scorer.by_first_token(dev, said.tokens[:, 1:]).mean(axis=0)
+        found.append(DevSweep(said.tokens, curve, layer, best, graded_means(said.graded)))
+    return found
 
 
 def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:

@@ -44,11 +44,15 @@ class Written:
     vectors: np.ndarray
 
 
-def random_control(m: Measured, settings: Settings) -> Written:
-    """Random vectors with theta's covariance and size, at their own best layer on dev."""
+def random_vectors(m: Measured, settings: Settings) -> np.ndarray:
+    """Random vectors with theta's covariance and size: float32 [2N, L, D], of dev and of test."""
     name = m.scorer.fitted.task.name
-    n = len(m.dev)
-    drawn = random_with_covariance(m.theta, 2 * n, settings.seed, name, "random vector")
+    return random_with_covariance(m.theta, 2 * len(m.dev), settings.seed, name, "random vector")
+
+
+def _random_control(m: Measured, settings: Settings) -> Written:
+    """Random vectors at their own best layer on dev."""
+    n, drawn = len(m.dev), random_vectors(m, settings)
     layer = sweep_dev(m.scorer, m.dev, drawn[:n], settings).layer
     return Written(layer, drawn[n:, layer])
 
@@ -107,7 +111,7 @@ def evaluate_task(
     m = measured or measure(model, task, settings, progress)
     written = {
         "task_vector": Written(m.layer, m.theta[:, m.layer]),
-        "random": random_control(m, settings),
+        "random": _random_control(m, settings),
     }
     predicted = columns_written(m, written, settings)
     columns = {"baseline": predicted.pop("baseline"), "icl": icl_column(m), **predicted}

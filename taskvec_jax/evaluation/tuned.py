@@ -15,7 +15,7 @@ import numpy as np
 
 from taskvec_jax.evaluation.answers import Scorer
 from taskvec_jax.evaluation.columns import Predicted, score_columns
-from taskvec_jax.evaluation.measuring import sweep_dev
+from taskvec_jax.evaluation.measuring import sweep_dev_of_each
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.evaluation.statistics import accuracy
 from taskvec_jax.prompting.prompts import Prompt
@@ -53,22 +53,21 @@ def score_tuned(
       For each condition `accuracy`, `low`, `high`, `n`, `queries`; `layer`, chosen on dev;
       `dev_accuracy` there; and `correct`, [N] of 0 or 1.
     """
-    chosen = {
-        name: sweep_dev(scorer, prompts.dev, condition.dev, settings, prompts.dev_queries)
-        for name, condition in conditions.items()
-    }
-    layers = np.array([swept.layer for swept in chosen.values()])
-    vectors = np.stack(
+    vectors = [condition.dev for condition in conditions.values()]
+    swept = sweep_dev_of_each(scorer, prompts.dev, vectors, settings, prompts.dev_queries)
+    chosen = dict(zip(conditions, swept, strict=True))
+    layers = np.array([found.layer for found in swept])
+    written = np.stack(
         [c.test[:, layer] for c, layer in zip(conditions.values(), layers, strict=True)], axis=1
     )
     answers = inject_vectors(
-        scorer.model, prompts.test_queries, vectors, layers, settings.batch_size
+        scorer.model, prompts.test_queries, written, layers, settings.batch_size
     )
     columns = {}
     for i, name in enumerate(("baseline", *conditions)):
         begun = [(token,) for token in answers.tokens[:, i].tolist()]
-        written = (int(layers[i - 1]), vectors[:, i - 1]) if i else (None, None)
-        columns[name] = Predicted(begun, prompts.test_queries, None, *written)
+        where = (int(layers[i - 1]), written[:, i - 1]) if i else (None, None)
+        columns[name] = Predicted(begun, prompts.test_queries, None, *where)
     scored = score_columns(scorer, prompts.test, columns=columns, rule=settings.rule)
     queries = [prompt.query.input for prompt in prompts.test]
     found = {}

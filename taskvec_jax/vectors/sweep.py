@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from taskvec_jax.distributed.sharding import put_rows
+from taskvec_jax.distributed.sharding import put_rows, shape_of
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer.checks import (
     check_answers,
@@ -44,7 +44,12 @@ from taskvec_jax.vectors.flops import (
     row_flops,
 )
 from taskvec_jax.vectors.graded import Graded, Wanted
-from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
+from taskvec_jax.vectors.programs import (
+    inject_rows,
+    read_rows,
+    schedule_of,
+    wavefront_schedule,
+)
 from taskvec_jax.vectors.rows import lay_out_rows, pad_rows, tree_length
 
 
@@ -262,12 +267,54 @@ def sweep_layers(
     return inject_vectors(model, queries, theta, layers, batch_size, schedule, grading)
 
 
+SETS_A_ROW = 4  # of vectors that share a row, and so the run of its query
+
+
+def sweep_several(
+    model: Loaded,
+    queries: Sequence[Sequence[int]],
+    thetas: Sequence[Float[np.ndarray, "N L D"]],
+    batch_size: int,
+    grading: Wanted | None = None,
+) -> list[Answers]:
+    """What `sweep_layers` gives for each of several sets of vectors, with the queries run once for
+    every `SETS_A_ROW` of them.
+
+    Args: as of `inject_vectors`.
+    """
+    found: list[Answers] = []
+    left = list(thetas)
+    together = SETS_A_ROW if batch_size >= SETS_A_ROW * shape_of(model.mesh).data else 1
+    while len(left) >= together > 1:  # what is left over goes alone: one more compiled shape, not 3
+        sets, left = left[:together], left[together:]
+        found += _sweep_together(model, queries, sets, -(-batch_size // together), grading)
+    return found + [sweep_layers(model, queries, theta, batch_size, grading) for theta in left]
+
+
+def _sweep_together(
+    model: Loaded,
+    queries: Sequence[Sequence[int]],
+    thetas: Sequence[np.ndarray],
+    batch_size: int,
+    grading: Wanted | None,
+) -> list[Answers]:
+    """Copies of one layer stand side by side, so that those of all sets join the row together."""
+    count, num_layers = len(thetas), model.config.num_layers
+    layers = np.repeat(np.arange(num_layers), count)
+    vectors = np.stack(thetas, axis=2).reshape(len(queries), num_layers * count, -1)
+    schedule = schedule_of(layers.tolist(), num_layers)
+    answers = inject_vectors(model, queries, vectors, layers, batch_size, schedule, grading)
+    columns = [[0, *range(1 + i, answers.tokens.shape[1], count)] for i in range(count)]
+    return [jax.tree.map(lambda found, own=own: found[:, own], answers) for own in columns]
+
+
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 72 tokens to a
 # multiple of 8, longer ones to 88, 104 ... tokens; on a CPU short ones, which most tasks have, to a
-# multiple of 2. Queries to 4, 12, 20 ... tokens, because most zero-shot queries have 4.
+# multiple of 2. Queries to 4, 6, 12, 20, 28 ... tokens: most zero-shot queries have 4, or with a
+# BOS 5.
 SHORT_TREE, SHORT_TREE_STEP = 40, 2
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
-QUERY_STEP, QUERY_FIRST = 8, 4
+QUERY_STEP, QUERY_FIRST, QUERY_SECOND = 8, 4, 6
 
 
 def row_length(tokens: int) -> int:
@@ -281,4 +328,6 @@ def row_length(tokens: int) -> int:
 
 def query_length(tokens: int) -> int:
     """What a zero-shot query of so many tokens is padded to."""
+    if QUERY_FIRST < tokens <= QUERY_SECOND:
+        return QUERY_SECOND
     return round_up(tokens, QUERY_STEP, QUERY_FIRST)

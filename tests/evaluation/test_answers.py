@@ -14,7 +14,7 @@ from taskvec_jax import load_model, replace
 from taskvec_jax.evaluation import layers
 from taskvec_jax.evaluation.answers import Job, Said, Scorer, accepted, complete, scorer_of
 from taskvec_jax.evaluation.columns import Given, Predicted, score_columns
-from taskvec_jax.evaluation.layers import Chosen, layer_of_dev
+from taskvec_jax.evaluation.layers import Chosen, Swept, layers_of_dev
 from taskvec_jax.evaluation.reading import (
     MOST_ASSUMED,
     InContext,
@@ -185,35 +185,38 @@ def test_the_layer_is_the_one_that_generating_everywhere_would_choose(monkeypatc
     rng = np.random.RandomState(0)
     generated, possible = [], 0
     for _ in range(300):
-        n, count = rng.randint(1, 7), rng.randint(1, 9)
-        may = rng.rand(n, count) < rng.rand()
-        right = may & (rng.rand(n, count) < rng.rand())
+        sets, n, count = rng.randint(1, 4), rng.randint(1, 7), rng.randint(1, 9)
+        may = rng.rand(sets, n, count) < rng.rand()
+        right = may & (rng.rand(sets, n, count) < rng.rand())
+        likely = rng.rand(sets, n, count) < 0.5
         prompts = [Prompt((), Pair(str(i), "a"), ()) for i in range(n)]
         possible += may.sum()
+        # which set an answer is of stands in its vector and its token
+        vectors = np.broadcast_to(np.arange(sets)[:, None, None, None], (sets, n, count, 1))
 
         def finish(scorer, jobs, right=right):
             generated.append(len(jobs))
-            return [Said("", bool(right[int(job.pair.input), job.layer])) for job in jobs]
+            cells = [(int(job.vector[0]), int(job.pair.input), job.layer) for job in jobs]
+            assert len(set(cells)) == len(cells)
+            return [Said("", bool(right[cell])) for cell in cells]
 
         monkeypatch.setattr(layers, "complete", finish)
         monkeypatch.setattr(layers, "AT_ONCE", rng.randint(1, 12))
         monkeypatch.setattr(layers, "AT_LEAST", rng.randint(1, 4))
-        likely = rng.rand(n, count) < 0.5
         scorer = SimpleNamespace(
-            may_be_right=lambda *_, may=may: may,
-            is_whole=lambda *_, likely=likely: likely,
+            may_be_right=lambda _, tokens, may=may: may[tokens[0, 0]],
+            is_whole=lambda _, tokens, likely=likely: likely[tokens[0, 0]],
             beginnings=SimpleNamespace(read=lambda texts: None),
         )
-        chosen = layer_of_dev(
+        chosen = layers_of_dev(
             scorer,  # type: ignore[arg-type]
             prompts,
             queries=[[0]] * n,
-            vectors=np.zeros((n, count, 1)),
-            tokens=np.zeros((n, count), int),
+            several=[Swept(of_set, of_set[..., 0]) for of_set in vectors],
             rule="full",
         )
-        shares = right.mean(axis=0)
-        assert chosen == Chosen(int(shares.argmax()), shares.max())
+        shares = right.mean(axis=1)  # [sets, L]
+        assert chosen == [Chosen(int(of_set.argmax()), of_set.max()) for of_set in shares]
     assert 0 < sum(generated) < possible
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,10 @@ from taskvec_jax.prompting.tokenizer import Tokenizer
 from taskvec_jax.transformer.decoder import flatten, unflatten
 from taskvec_jax.transformer.edits import add
 from taskvec_jax.vectors import sweep, task_vectors
+from taskvec_jax.vectors.account import ACCOUNT
 from taskvec_jax.vectors.batching import round_up
+from taskvec_jax.vectors.flops import injection_flops
+from taskvec_jax.vectors.graded import Wanted
 from taskvec_jax.vectors.programs import copy_states, top, wavefront_schedule
 from taskvec_jax.vectors.rows import shared_prefix, tree_length
 
@@ -185,6 +189,41 @@ def test_rows_that_repeat_are_computed_once_and_answered_each(one, monkeypatch):
     mixed = sweep.sweep_layers(one, [queries[i] for i in again], other, batch_size=1)
     assert computed == [1] * 4
     assert not np.allclose(mixed.logits[5, 1:], mixed.logits[0, 1:])
+
+
+@pytest.mark.parametrize("batch_size", [8, 5, 3])
+def test_several_sets_of_vectors_give_what_each_gives_alone(one, batch_size):
+    queries, theta = queries_and_theta(one)
+    sets = [theta * (1 + i) + 0.1 * i for i in range(sweep.SETS_A_ROW + 2)]
+    sets[1] = np.broadcast_to(theta[0], theta.shape)  # one vector for all prompts
+    wanted = Wanted(np.arange(10, dtype=np.int32).reshape(5, 2), np.arange(5, dtype=np.int32))
+    several = sweep.sweep_several(one, queries, sets, batch_size, wanted)
+    assert len(several) == len(sets)
+    for found, vectors in zip(several, sets, strict=True):
+        alone = sweep.sweep_layers(one, queries, vectors, batch_size, wanted)
+        np.testing.assert_array_equal(found.tokens, alone.tokens)
+        np.testing.assert_allclose(found.logits, alone.logits, rtol=1e-5, atol=1e-5)
+        chex.assert_trees_all_close(found.graded, alone.graded, rtol=1e-4, atol=1e-4)
+    assert sweep.sweep_several(one, queries, [], batch_size) == []
+
+
+@pytest.mark.parametrize("others", [1, 4])
+def test_the_queries_of_several_sets_are_run_once_for_four_of_them(one, others):
+    queries, theta = queries_and_theta(one)
+    before = ACCOUNT.now()
+    sets = [theta - others - 0.1 * i for i in range(1 + others)]
+    sweep.sweep_several(one, queries, sets, 8)
+    needed = ACCOUNT.since(before).needed
+    every = range(one.config.num_layers)
+    alone = sum(injection_flops(one.config, len(q), every) for q in queries)
+    text = sum(injection_flops(one.config, len(q), []) for q in queries)
+    assert needed == (1 + others) * alone - (3 * text if others == 4 else 0)
+
+
+def test_queries_are_padded_to_few_lengths(monkeypatch):
+    monkeypatch.setattr(sweep, "QUERY_FIRST", 4)
+    padded = [sweep.query_length(n) for n in range(1, 22)]
+    assert padded == [4] * 4 + [6] * 2 + [12] * 6 + [20] * 8 + [28]
 
 
 def test_injecting_own_residuals_changes_nothing_at_any_layer(model):
