@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -203,11 +203,25 @@ def complete(scorer: Scorer, jobs: Sequence[Job]) -> list[Said]:
     """Goes on with answers until it is settled whether they are right by the rule `full`.
 
     An answer has at most one token more than the longest accepted one of its pair, or what the
-    context length leaves room for.
+    context length leaves room for. Jobs that are the same (a letter that is asked for again, under
+    one mean theta) are done once.
 
     Returns:
       For each job its answer so far and whether it is right.
     """
+    places = {_kind(job): i for i, job in reversed(list(enumerate(jobs)))}
+    first = sorted(places.values())  # of answers that are the same only the first is generated
+    said = dict(zip(first, _complete(scorer, [jobs[i] for i in first]), strict=True))
+    return [said[places[_kind(job)]] for job in jobs]
+
+
+def _kind(job: Job) -> tuple[Hashable, ...]:
+    """Equal for jobs of which the same becomes."""
+    vector = None if job.vector is None else job.vector.tobytes()
+    return job.pair, tuple(job.prompt), tuple(job.begun), job.layer, vector
+
+
+def _complete(scorer: Scorer, jobs: Sequence[Job]) -> list[Said]:
     begun = [list(job.begun) for job in jobs]
     most = [0] * len(jobs)
     settled = [scorer.settled(job.pair, ids) for job, ids in zip(jobs, begun, strict=True)]

@@ -21,8 +21,9 @@ from taskvec_jax.evaluation.columns import (
 )
 from taskvec_jax.evaluation.control_prompts import all_wrong_labels, share_wrong
 from taskvec_jax.evaluation.controls import CONTROLS, Materials, Vectors
+from taskvec_jax.evaluation.layers import Swept, layers_of_dev
 from taskvec_jax.evaluation.lending import lent_thetas, rank_lent
-from taskvec_jax.evaluation.measuring import Measured, measure, sweep_dev_of_each
+from taskvec_jax.evaluation.measuring import Measured, measure
 from taskvec_jax.evaluation.protocol import Written, columns_written, icl_column, result_of
 from taskvec_jax.evaluation.reading import InContext, read_prompts
 from taskvec_jax.evaluation.results import Settings, TaskResult, check_arguments
@@ -30,7 +31,7 @@ from taskvec_jax.evaluation.statistics import Accuracy, accuracy
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks.task import Task
-from taskvec_jax.vectors.sweep import sweep_layers
+from taskvec_jax.vectors.sweep import sweep_layers, sweep_several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +143,9 @@ def _columns(materials: Materials) -> dict[str, Answered]:
     made = {name: control.make(materials) for name, control in CONTROLS.items()}
     written = {"task_vector": Written(m.layer, m.theta[:, m.layer])}
     written |= {name: found for name, found in made.items() if isinstance(found, Written)}
-    tried = {name: found for name, found in made.items() if isinstance(found, Vectors)}
-    shape = (len(m.dev), *m.theta.shape[1:])
-    on_dev = [np.broadcast_to(found.dev, shape) for found in tried.values()]
-    swept = sweep_dev_of_each(m.scorer, m.dev, on_dev, settings)
-    for (name, found), at in zip(tried.items(), swept, strict=True):
-        test = np.broadcast_to(found.test, m.theta.shape)
-        written[name] = Written(at.layer, test[:, at.layer])
+    written |= _at_their_layers(
+        m, {name: found for name, found in made.items() if isinstance(found, Vectors)}, settings
+    )
     # For a control that cannot be made theta is written again, and what that gives is not used:
     # the number of copies, and so the compiled program, is the same for all tasks.
     absent = {f"absent {name}": written["task_vector"] for name in made if made[name] is None}
@@ -164,6 +161,29 @@ def _columns(materials: Materials) -> dict[str, Answered]:
         elif found is not None:
             columns[name] = predicted[name]
     return columns
+
+
+def _at_their_layers(
+    m: Measured, tried: Mapping[str, Vectors], settings: Settings
+) -> dict[str, Written]:
+    """Each control's vectors after the layer where they do best on dev, by the rule in force."""
+    shape = (len(m.dev), *m.theta.shape[1:])
+    vectors = {name: np.broadcast_to(found.dev, shape) for name, found in tried.items()}
+    known = {n: found.dev_tokens for n, found in tried.items() if found.dev_tokens is not None}
+    new = [name for name in tried if name not in known]
+    queries = m.scorer.model.tokenizer.encode_all([prompt.zero_shot() for prompt in m.dev])
+    wanted = m.scorer.wanted(m.dev, settings.seed)
+    answers = sweep_several(
+        m.scorer.model, queries, [vectors[name] for name in new], settings.batch_size, wanted
+    )
+    known |= {name: said.tokens[:, 1:] for name, said in zip(new, answers, strict=True)}
+    swept = [Swept(vectors[name], known[name]) for name in tried]
+    rule = settings.rule
+    chosen = layers_of_dev(m.scorer, m.dev, queries=queries, several=swept, rule=rule)
+    return {
+        name: Written(layer, np.broadcast_to(found.test, m.theta.shape)[:, layer])
+        for (name, found), (layer, _) in zip(tried.items(), chosen, strict=True)
+    }
 
 
 def _relabelled_icl(m: Measured, prompts: Sequence[Prompt], icl: InContext) -> Predicted:

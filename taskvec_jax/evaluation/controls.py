@@ -32,10 +32,17 @@ _vocabularies: weakref.WeakKeyDictionary[Tokenizer, Vocabulary] = weakref.WeakKe
 
 
 class Vectors(NamedTuple):
-    """Vectors whose layer is still to be chosen on dev, float32 [N, L, D] each, or [L, D]."""
+    """Vectors whose layer is still to be chosen on dev.
+
+    Attributes:
+      dev, test: float32 [N, L, D] each, or [L, D].
+      dev_tokens: int [N, L], what is predicted with them on dev after each layer, where it is
+        known already.
+    """
 
     dev: np.ndarray
     test: np.ndarray
+    dev_tokens: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,7 @@ def _last_layer_replay(m: Materials) -> Written:
     return Written(last, m.measured.theta[:, last])
 
 
-def _other_task(m: Materials) -> Written | None:
+def _other_task(m: Materials) -> Vectors | None:
     """The mean theta of the task that is the median on dev of those that are not related."""
     fair = [other for other in m.others if not other.related]
     nearest = _nearest(m.others)
@@ -102,21 +109,17 @@ def _other_task(m: Materials) -> Written | None:
     if not rest:
         return None
     median = sorted(rest, key=lambda other: other.accuracy)[len(rest) // 2]
-    return _fixed(median.theta, median.layer, len(m.measured.test))
+    return Vectors(median.theta, median.theta, median.tokens)
 
 
-def _nearest_task(m: Materials) -> Written | None:
+def _nearest_task(m: Materials) -> Vectors | None:
     """The mean theta of the task that does best on dev, related or not."""
     nearest = _nearest(m.others)
-    return nearest and _fixed(nearest.theta, nearest.layer, len(m.measured.test))
+    return nearest and Vectors(nearest.theta, nearest.theta, nearest.tokens)
 
 
 def _nearest(others: Sequence[Other]) -> Other | None:
     return max(others, key=lambda other: other.accuracy, default=None)
-
-
-def _fixed(theta: np.ndarray, layer: int, count: int) -> Written:
-    return Written(layer, np.broadcast_to(theta[layer], (count, theta.shape[1])))
 
 
 def _zero_demonstrations(m: Materials) -> Vectors:

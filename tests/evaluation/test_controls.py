@@ -16,13 +16,13 @@ from slow import slow
 from experiments.main_results import TO_BEAT, assemble
 from experiments.page import main_results as page
 from taskvec_jax.errors import TaskVecError
-from taskvec_jax.evaluation import controls
-from taskvec_jax.evaluation.answers import Scorer, accepted, scorer_of
+from taskvec_jax.evaluation import controls, lending
+from taskvec_jax.evaluation.answers import Job, Said, Scorer, accepted, scorer_of
 from taskvec_jax.evaluation.columns import Given
 from taskvec_jax.evaluation.control_prompts import share_wrong, wrong_labels
 from taskvec_jax.evaluation.controlled import evaluate_with_controls
-from taskvec_jax.evaluation.controls import CONTROLS, Control
-from taskvec_jax.evaluation.lending import Other
+from taskvec_jax.evaluation.controls import CONTROLS, Control, Vectors
+from taskvec_jax.evaluation.lending import Other, rank_lent
 from taskvec_jax.evaluation.protocol import Written, evaluate_task
 from taskvec_jax.evaluation.random_vectors import random_with_covariance
 from taskvec_jax.evaluation.reading import query_parts, read_prompts
@@ -30,6 +30,7 @@ from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.prompting.prompts import FittedTask, Prompt
 from taskvec_jax.tasks import TASKS, Pair, Task
 from taskvec_jax.tasks.related import are_related
+from taskvec_jax.vectors.sweep import sweep_layers
 
 SMALL = Settings(num_prompts=4, batch_size=4)
 GRADED = ("logprob", "rank", "logit_difference")  # these follow the order of sums
@@ -101,7 +102,8 @@ def test_a_random_vector_has_thetas_covariance_and_size():
 
 def test_the_median_of_the_unrelated_tasks_is_beaten_and_the_nearest_is_shown():
     def other(name: str, accuracy: float, related: bool = False) -> Other:
-        return Other(name, np.full((3, 2), accuracy, np.float32), 1, accuracy, related)
+        theta = np.full((3, 2), accuracy, np.float32)
+        return Other(name, theta, np.zeros((2, 3), int), 1, accuracy, related)
 
     materials: Any = SimpleNamespace()
     materials.measured = SimpleNamespace(test=[0, 0])
@@ -114,10 +116,10 @@ def test_the_median_of_the_unrelated_tasks_is_beaten_and_the_nearest_is_shown():
     ]
     chosen = CONTROLS["other_task"].make(materials)
     nearest = CONTROLS["nearest_task"].make(materials)
-    assert isinstance(chosen, Written)
-    assert isinstance(nearest, Written)
-    assert chosen.vectors[0, 0] == np.float32(0.2)  # of .0, .1, .2, .3 the upper of the middle two
-    assert nearest.vectors[0, 0] == np.float32(0.9)
+    assert isinstance(chosen, Vectors)
+    assert isinstance(nearest, Vectors)
+    assert chosen.test[0, 0] == np.float32(0.2)  # of .0, .1, .2, .3 the upper of the middle two
+    assert nearest.test[0, 0] == np.float32(0.9)
     materials.others = [other("a", 0.5, related=True)]
     assert CONTROLS["other_task"].make(materials) is None
     assert not CONTROLS["nearest_task"].in_verdict
@@ -324,3 +326,32 @@ def test_dev_and_test_ask_for_different_pairs_where_enough_are_left():
 
 def test_answers_are_listed_with_the_output_first():
     assert accepted(Pair(" x", " y", (" z",))) == ["y", "z"]
+
+
+def test_lent_thetas_are_ranked_by_whole_answers_where_their_first_tokens_do_best(
+    random_model, controlled, monkeypatch
+):
+    _, m = controlled
+    names = ("a", "b", "c", "d", "e")
+    lent = {name: m.theta[i % 4] * (1 + i) for i, name in enumerate(names)}
+    asked: list[Job] = []
+
+    def complete(scorer: Scorer, jobs: list[Job]) -> list[Said]:
+        asked.extend(jobs)
+        return [Said("", job.begun[0] % 2 == 0) for job in jobs]
+
+    monkeypatch.setattr(lending, "complete", complete)
+    monkeypatch.setattr(Scorer, "by_first_token", lambda self, dev, tokens: tokens % 3 == 0)
+    monkeypatch.setattr(Scorer, "may_be_right", lambda self, dev, tokens: tokens % 5 != 0)
+    others = rank_lent(m, lent, {}, SMALL)
+    assert [other.name for other in others] == list(names)
+    queries = random_model.tokenizer.encode_all([p.zero_shot() for p in m.dev])
+    for other in others:
+        theta = np.broadcast_to(other.theta, (len(m.dev), *other.theta.shape))
+        tokens = sweep_layers(random_model, queries, theta, 4).tokens[:, 1:]
+        np.testing.assert_array_equal(other.tokens, tokens)
+        assert other.layer == int((tokens % 3 == 0).mean(axis=0).argmax())
+        there = tokens[:, other.layer]
+        assert other.accuracy == ((there % 2 == 0) & (there % 5 != 0)).mean()
+    assert {job.layer for job in asked} <= {other.layer for other in others}
+    assert len(asked) < sum(other.tokens.size for other in others)

@@ -5,6 +5,7 @@ Slow: 0.25 and 1.1 GB are fetched, and transformers takes 7 GB of memory for the
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from typing import Any
 
@@ -72,6 +73,10 @@ def prompts(model: Model, count: int) -> list[list[int]]:
 def test_ids_are_those_of_transformers(both: tuple[Any, Any, Model]) -> None:
     tokenizer, _, ours = both
     for text, ids in zip(TEXTS, ours.tokenizer.encode_all(TEXTS), strict=True):
+        if ours.config.family == "qwen2":
+            # Qwen's own tokenizer.json composes characters first; a GGUF file does not say so, and
+            # transformers does not when it reads one.
+            text = unicodedata.normalize("NFC", text)
         assert list(ids) == list(tokenizer(text)["input_ids"]), text
 
 
