@@ -11,7 +11,7 @@ from conftest import LLAMA, model_of
 
 from experiments.small_pythia.mixture import TRAINING_TASKS
 from taskvec_jax import load_model, replace
-from taskvec_jax.evaluation import layers
+from taskvec_jax.evaluation import answers, layers
 from taskvec_jax.evaluation.answers import Job, Said, Scorer, accepted, complete, scorer_of
 from taskvec_jax.evaluation.columns import Given, Predicted, score_columns
 from taskvec_jax.evaluation.layers import Chosen, Swept, layers_of_dev
@@ -91,6 +91,29 @@ def test_answers_completed_are_those_that_generation_gives(tokenizer):
                     expected.append(scorer.rule("full").is_right(text, accepted(pair)))
         assert [answer.right for answer in complete(scorer, jobs)] == expected
         assert {True, False} == set(expected)
+
+
+def test_answers_that_are_the_same_are_generated_once(tokenizer, monkeypatch):
+    config = dataclasses.replace(LLAMA, vocab_size=tokenizer.vocab_size)
+    scorer = scorer_of(model_of(config, tokenizer), TASKS["algorithmic_to_upper"], SETTINGS)
+    (query,) = tokenizer.encode_all(["example:a->"])
+    vectors = np.random.RandomState(0).standard_normal((2, config.width)).astype(np.float32)
+    plain = Job(Pair("a", "A"), query, (3,))
+    written = [plain._replace(layer=1, vector=vector.copy()) for vector in (*vectors, *vectors)]
+    other = plain._replace(pair=Pair("a", "b"))
+    asked: list[int] = []
+
+    def one_by_one(scorer: Scorer, jobs: list[Job]) -> list[Said]:
+        asked.append(len(jobs))
+        return [Said(f"{job.pair.output} {job.layer} {job.vector}", True) for job in jobs]
+
+    monkeypatch.setattr(answers, "_complete", one_by_one)
+    jobs = [plain, *written, other, plain._replace(layer=0, vector=vectors[0]), plain]
+    said = complete(scorer, jobs)
+    assert asked == [5]
+    assert [answer.text for answer in said] == [
+        f"{job.pair.output} {job.layer} {job.vector}" for job in jobs
+    ]
 
 
 def test_the_second_token_read_in_context_is_the_one_that_generation_gives(small, scorer):
