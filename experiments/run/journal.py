@@ -99,6 +99,10 @@ class Journal:
                 self.computed += 1
         return self._values[name]
 
+    def found(self, what: What) -> Any:
+        """The value of a unit that is kept; None of another."""
+        return self._values.get(unit_name(what))
+
     @contextlib.contextmanager
     def _in_hand(self) -> Iterator[None]:
         """A unit is computed; units that it needs are part of it."""

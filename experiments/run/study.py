@@ -43,7 +43,7 @@ from taskvec_jax.evaluation.measuring import (
 )
 from taskvec_jax.evaluation.protocol import evaluate_task
 from taskvec_jax.evaluation.records import Result
-from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.results import Settings, TaskResult
 from taskvec_jax.models.model import Model
 from taskvec_jax.tasks import Task
 
@@ -158,7 +158,11 @@ class Study:
         )
 
     def sweep(self, task: Task) -> dict[str, Any]:
-        """Baseline, ICL, task vector and a random vector of a task (`TaskResult.to_dict`)."""
+        """Baseline, ICL, task vector and a random vector of a task (`TaskResult.to_dict`); where
+        `main` has found them they are not computed again."""
+        found = self.journal.found(self._main_unit(task))
+        if found is not None:
+            return without_controls(found)
 
         def compute() -> dict[str, Any]:
             measured = self.measured(task)
@@ -170,7 +174,6 @@ class Study:
 
     def main(self, task: Task) -> dict[str, Any]:
         """Baseline, ICL, task vector and controls of a task (`ControlledResult.to_dict`)."""
-        lenders = [[other.name, task_sha256(other)] for other in self.available if other != task]
 
         def compute() -> dict[str, Any]:
             result, _ = evaluate_with_controls(
@@ -184,8 +187,11 @@ class Study:
             )
             return result.to_dict()
 
-        what = self.what("main", task, self.settings, evaluate_with_controls, lenders=lenders)
-        return self.journal.unit(what, compute)
+        return self.journal.unit(self._main_unit(task), compute)
+
+    def _main_unit(self, task: Task) -> Any:
+        lenders = [[other.name, task_sha256(other)] for other in self.available if other != task]
+        return self.what("main", task, self.settings, evaluate_with_controls, lenders=lenders)
 
     def lent(self, task: Task) -> dict[str, np.ndarray]:
         """The mean thetas, [L, D], of the other tasks that can be posed, for controls of a task."""
@@ -310,6 +316,14 @@ class Study:
                 begun += 1
 
             yield begin
+
+
+def without_controls(controlled: dict[str, Any]) -> dict[str, Any]:
+    """Of a task's `ControlledResult.to_dict` what `TaskResult.to_dict` of a plain run has."""
+    columns = {*controlled["controls"], "icl_wrong_labels"} - {"random"}
+    outcomes = {k: v for k, v in controlled["outcomes"].items() if k not in columns}
+    fields = [field.name for field in dataclasses.fields(TaskResult)]
+    return {**{name: controlled[name] for name in fields}, "outcomes": outcomes}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from slow import slow
 
 from experiments.main_results import TO_BEAT, assemble
 from experiments.page import main_results as page
+from experiments.run.study import without_controls
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation import controls, lending
 from taskvec_jax.evaluation.answers import Job, Said, Scorer, accepted, scorer_of
@@ -168,6 +169,9 @@ def test_the_controlled_run_gives_the_same_scores_as_the_plain_one(random_model,
     assert full.result.task_vector == plain.task_vector
     assert list(full.controls) == list(CONTROLS)
     assert full.controls["random"] == plain.random
+    taken = without_controls(full.to_dict())
+    assert taken["outcomes"].keys() == plain.outcomes.keys()
+    assert taken == plain.to_dict() | {"outcomes": taken["outcomes"]}
 
 
 def test_a_result_holds_every_column_at_its_own_layer(controlled):

@@ -13,11 +13,11 @@ from conftest import LLAMA
 
 from experiments.dose import score_writes
 from experiments.run import study as studies
-from experiments.run.journal import unit_name
+from experiments.run.journal import Journal, unit_name
 from experiments.run.study import Study
 from experiments.small_pythia.mixture import build_tokenizer
 from taskvec_jax.evaluation.protocol import evaluate_task
-from taskvec_jax.evaluation.results import Settings
+from taskvec_jax.evaluation.results import Settings, TaskResult
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.templates import Template
 from taskvec_jax.prompting.tokenizer import Tokenizer
@@ -117,3 +117,18 @@ def test_other_libraries_another_machine_and_another_precision_give_other_names(
         patched.setattr(jax, "devices", lambda: [other()])
         assert name_of() != plain
     assert name_of() == plain
+
+
+def test_a_sweep_takes_what_the_main_table_has_found_and_runs_no_model(tmp_path):
+    score = {"accuracy": 0.5}
+    fields = {field.name: f"its {field.name}" for field in dataclasses.fields(TaskResult)}
+    columns = ("baseline", "icl", "task_vector", "random", "queries", "answers", "prompts")
+    outcomes = {name: [name] for name in (*columns, "wrong_labels", "copy")}
+    controls = dict.fromkeys(("random", "wrong_labels", "copy"), score)
+    found = {**fields, "outcomes": outcomes, "controls": controls, "icl_wrong_labels": score}
+    with Journal(tmp_path) as journal:
+        settings = Settings()
+        study = Study(model(), [TASK], [TASK], settings, settings, tmp_path, journal)
+        journal.unit(study._main_unit(TASK), lambda: found)
+        swept = study.sweep(TASK)
+    assert swept == {**fields, "outcomes": {name: [name] for name in columns}}
