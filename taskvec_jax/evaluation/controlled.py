@@ -47,7 +47,8 @@ class ControlledResult:
         rule `paper`.
       test_graded_by_layer: [L] each, means over test prompts of the same: `logprob`,
         `logit_difference`.
-      other_tasks: for each other task its dev accuracy, its layer and whether it is related.
+      other_tasks: for each other task whether it is related, the layer where its first tokens do
+        best on dev, and its dev accuracy there.
     """
 
     result: TaskResult

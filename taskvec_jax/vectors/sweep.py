@@ -45,6 +45,7 @@ from taskvec_jax.vectors.flops import (
 )
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.programs import (
+    NUM_GROUPS,
     inject_rows,
     read_rows,
     schedule_of,
@@ -268,6 +269,7 @@ def sweep_layers(
 
 
 SETS_A_ROW = 4  # of vectors that share a row, and so the run of its query
+GROUPS_OF_SETS = 2 * NUM_GROUPS  # more compilation and less work: there is more of it
 
 
 def sweep_several(
@@ -302,7 +304,7 @@ def _sweep_together(
     count, num_layers = len(thetas), model.config.num_layers
     layers = np.repeat(np.arange(num_layers), count)
     vectors = np.stack(thetas, axis=2).reshape(len(queries), num_layers * count, -1)
-    schedule = schedule_of(layers.tolist(), num_layers)
+    schedule = schedule_of(layers.tolist(), num_layers, GROUPS_OF_SETS)
     answers = inject_vectors(model, queries, vectors, layers, batch_size, schedule, grading)
     columns = [[0, *range(1 + i, answers.tokens.shape[1], count)] for i in range(count)]
     return [jax.tree.map(lambda found, own=own: found[:, own], answers) for own in columns]
