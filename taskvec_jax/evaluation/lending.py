@@ -117,8 +117,10 @@ def rank_lent(
     right = _are_right(scorer, dev, queries, list(lent.values()), layers, said_there, settings.rule)
     task = scorer.fitted.task
     return [
-        Other(name, theta, *found, name in known and are_related(task, known[name]))
-        for (name, theta), *found in zip(lent.items(), tokens, layers, right, strict=True)
+        Other(name, theta, said, layer, accuracy, name in known and are_related(task, known[name]))
+        for (name, theta), said, layer, accuracy in zip(
+            lent.items(), tokens, layers, right, strict=True
+        )
     ]
 
 
