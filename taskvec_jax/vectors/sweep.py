@@ -14,6 +14,8 @@ Every weight is read once per chunk of rows, and the vocabulary is touched at th
 Shapes: B rows, T tokens of a row, R branches read, C copies injected, L layers, D width.
 """
 
+# Long because: both programs are called in one way, and several sets of vectors are one call.
+
 from __future__ import annotations
 
 import hashlib
