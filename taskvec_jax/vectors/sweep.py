@@ -36,11 +36,19 @@ from taskvec_jax.transformer.checks import (
     check_texts,
     check_vectors,
 )
+from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.account import Work
-from taskvec_jax.vectors.batching import Loaded, fill_up, round_up, run_in_chunks
+from taskvec_jax.vectors.batching import (
+    WORTH_COMPILING,
+    Loaded,
+    fill_up,
+    round_up,
+    run_in_chunks,
+)
 from taskvec_jax.vectors.flops import (
     copies_flops,
     injection_flops,
+    layer_flops,
     read_row_flops,
     reading_flops,
     row_flops,
@@ -195,8 +203,11 @@ def inject_vectors(
     shape = (len(distinct), 1 + vectors.shape[1])
     answers = _room(shape, graded=grading is not None)
 
+    def padded(longest: int) -> int:
+        return _length_of_queries(config, longest, len(distinct))
+
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
-        length = query_length(max(lengths[i] for i in chunk))
+        length = padded(max(lengths[i] for i in chunk))
         filled = [distinct[i] for i in fill_up(chunk, size)]
         tokens, last = pad_rows([queries[i] for i in filled], length)
         inputs = put_rows(model.mesh, (tokens, last, vectors[filled], layers[filled]))
@@ -210,7 +221,7 @@ def inject_vectors(
     work = Work(
         lambda i: injection_flops(config, lengths[i], layers[distinct[i]].tolist(), size),
         lambda i: (queries[distinct[i]], vectors[distinct[i]], layers[distinct[i]], operation),
-        lambda longest: copies_flops(config, query_length(longest), schedule, size),
+        lambda longest: copies_flops(config, padded(longest), schedule, size),
     )
     run_in_chunks("injecting", model, lengths, batch_size, call, keep, work)
     answers = jax.tree.map(lambda found: found[which], answers)
@@ -314,8 +325,8 @@ def _sweep_together(
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 72 tokens to a
 # multiple of 8, longer ones to 88, 104 ... tokens; on a CPU short ones, which most tasks have, to a
-# multiple of 2. Queries to 4, 6, 12, 20, 28 ... tokens: most zero-shot queries have 4, or with a
-# BOS 5.
+# multiple of 2. Queries to 4, 12, 20 ... tokens, because most zero-shot queries have 4; of a large
+# model those of 5 and 6 to 6.
 SHORT_TREE, SHORT_TREE_STEP = 40, 2
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
 QUERY_STEP, QUERY_FIRST, QUERY_SECOND = 8, 4, 6
@@ -332,6 +343,12 @@ def row_length(tokens: int) -> int:
 
 def query_length(tokens: int) -> int:
     """What a zero-shot query of so many tokens is padded to."""
-    if QUERY_FIRST < tokens <= QUERY_SECOND:
-        return QUERY_SECOND
     return round_up(tokens, QUERY_STEP, QUERY_FIRST)
+
+
+def _length_of_queries(config: DecoderConfig, tokens: int, rows: int) -> int:
+    """`query_length`, or 6 where that saves so many rows more than another compiled shape costs."""
+    length = query_length(tokens)
+    saved = (length - QUERY_SECOND) * rows * config.num_layers * layer_flops(config)
+    short = QUERY_FIRST < tokens <= QUERY_SECOND
+    return QUERY_SECOND if short and saved >= WORTH_COMPILING else length

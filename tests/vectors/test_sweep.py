@@ -220,10 +220,17 @@ def test_the_queries_of_several_sets_are_run_once_for_four_of_them(one, others):
     assert needed == (1 + others) * alone - (3 * text if others == 4 else 0)
 
 
-def test_queries_are_padded_to_few_lengths(monkeypatch):
+def test_queries_are_padded_to_few_lengths_and_to_six_where_that_is_worth_a_program(
+    one, monkeypatch
+):
     monkeypatch.setattr(sweep, "QUERY_FIRST", 4)
-    padded = [sweep.query_length(n) for n in range(1, 22)]
-    assert padded == [4] * 4 + [6] * 2 + [12] * 6 + [20] * 8 + [28]
+    lengths = range(1, 22)
+    padded = [sweep.query_length(n) for n in lengths]
+    assert padded == [4] * 4 + [12] * 8 + [20] * 8 + [28]
+    assert [sweep._length_of_queries(one.config, n, 50) for n in lengths] == padded
+    monkeypatch.setattr(sweep, "WORTH_COMPILING", 0)
+    large = [sweep._length_of_queries(one.config, n, 50) for n in lengths]
+    assert large == [4] * 4 + [6] * 2 + padded[6:]
 
 
 def test_injecting_own_residuals_changes_nothing_at_any_layer(model):
