@@ -209,14 +209,14 @@ def complete(scorer: Scorer, jobs: Sequence[Job]) -> list[Said]:
     Returns:
       For each job its answer so far and whether it is right.
     """
-    places = {_kind(job): i for i, job in reversed(list(enumerate(jobs)))}
-    first = sorted(places.values())  # of answers that are the same only the first is generated
-    said = dict(zip(first, _complete(scorer, [jobs[i] for i in first]), strict=True))
-    return [said[places[_kind(job)]] for job in jobs]
+    kinds = [_kind(job) for job in jobs]
+    different = dict(zip(kinds, jobs, strict=True))
+    said = dict(zip(different, _complete(scorer, list(different.values())), strict=True))
+    return [said[kind] for kind in kinds]
 
 
 def _kind(job: Job) -> tuple[Hashable, ...]:
-    """Equal for jobs of which the same becomes."""
+    """What decides the answer of a job; equal for jobs that are the same."""
     vector = None if job.vector is None else job.vector.tobytes()
     return job.pair, tuple(job.prompt), tuple(job.begun), job.layer, vector
 

@@ -23,7 +23,7 @@ from taskvec_jax.evaluation.control_prompts import all_wrong_labels, share_wrong
 from taskvec_jax.evaluation.controls import CONTROLS, Materials, Vectors
 from taskvec_jax.evaluation.layers import Swept, layers_of_dev
 from taskvec_jax.evaluation.lending import lent_thetas, rank_lent
-from taskvec_jax.evaluation.measuring import Measured, measure
+from taskvec_jax.evaluation.measuring import Measured, inject_on_dev, measure, queries_of
 from taskvec_jax.evaluation.protocol import Written, columns_written, icl_column, result_of
 from taskvec_jax.evaluation.reading import InContext, read_prompts
 from taskvec_jax.evaluation.results import Settings, TaskResult, check_arguments
@@ -31,7 +31,7 @@ from taskvec_jax.evaluation.statistics import Accuracy, accuracy
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks.task import Task
-from taskvec_jax.vectors.sweep import sweep_layers, sweep_several
+from taskvec_jax.vectors.sweep import sweep_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def evaluate_with_controls(
     check_arguments(model, task, settings)
     m = measured or measure(model, task, settings, progress)
     scorer, n = m.scorer, len(m.test)
-    queries = model.tokenizer.encode_all([prompt.zero_shot() for prompt in m.test])
+    queries = queries_of(scorer, m.test)
     swept = sweep_layers(model, queries, m.theta, settings.batch_size, grading=m.wanted)
     assert swept.graded is not None
     progress(n)
@@ -172,11 +172,8 @@ def _at_their_layers(
     vectors = {name: np.broadcast_to(found.dev, shape) for name, found in tried.items()}
     known = {n: found.dev_tokens for n, found in tried.items() if found.dev_tokens is not None}
     new = [name for name in tried if name not in known]
-    queries = m.scorer.model.tokenizer.encode_all([prompt.zero_shot() for prompt in m.dev])
-    wanted = m.scorer.wanted(m.dev, settings.seed)
-    answers = sweep_several(
-        m.scorer.model, queries, [vectors[name] for name in new], settings.batch_size, wanted
-    )
+    queries = queries_of(m.scorer, m.dev)
+    answers = inject_on_dev(m.scorer, m.dev, [vectors[n] for n in new], settings, queries)
     known |= {name: said.tokens[:, 1:] for name, said in zip(new, answers, strict=True)}
     swept = [Swept(vectors[name], known[name]) for name in tried]
     rule = settings.rule

@@ -95,7 +95,7 @@ def layers_of_dev(
             for swept, _, cells in asked
             for i, layer in cells
         ]
-        said = iter(complete(scorer, jobs) if jobs else ())
+        said = iter(complete(scorer, jobs))
         for _, answers, cells in asked:
             answers.enter(cells, [next(said).right for _ in cells])
     found: list[Chosen] = []

@@ -13,15 +13,14 @@ import numpy as np
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.evaluation.answers import Job, Scorer, complete, scorer_of
-from taskvec_jax.evaluation.layers import best_layer
-from taskvec_jax.evaluation.measuring import Measured
+from taskvec_jax.evaluation.layers import Swept, layers_of_dev
+from taskvec_jax.evaluation.measuring import Measured, inject_on_dev, queries_of
 from taskvec_jax.evaluation.reading import draw_prompts, read_theta
 from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.models.model import Model
 from taskvec_jax.prompting.prompts import Prompt
 from taskvec_jax.tasks.related import are_related
 from taskvec_jax.tasks.task import Task
-from taskvec_jax.vectors.sweep import sweep_several
 
 LENT_PROMPTS = 10  # prompts that the mean theta of another task is taken over, at most
 
@@ -107,41 +106,48 @@ def rank_lent(
     used as controls then get the layer where their whole answers do best, as every control does.
     """
     scorer, dev = m.scorer, m.dev
-    queries = scorer.model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
+    queries = queries_of(scorer, dev)
     everywhere = [np.broadcast_to(theta, (len(dev), *theta.shape)) for theta in lent.values()]
-    wanted = scorer.wanted(dev, settings.seed)  # for the program that the other sweeps use
-    swept = sweep_several(scorer.model, queries, everywhere, settings.batch_size, wanted)
-    tokens = [answers.tokens[:, 1:] for answers in swept]
-    layers = [best_layer(scorer.by_first_token(dev, said).mean(axis=0)) for said in tokens]
-    said_there = [said[:, layer] for said, layer in zip(tokens, layers, strict=True)]
-    right = _are_right(scorer, dev, queries, list(lent.values()), layers, said_there, settings.rule)
+    answers = inject_on_dev(scorer, dev, everywhere, settings, queries)
+    swept = [
+        Swept(theta, said.tokens[:, 1:]) for theta, said in zip(everywhere, answers, strict=True)
+    ]
+    chosen = layers_of_dev(scorer, dev, queries=queries, several=swept, rule="paper")
+    accuracies = [accuracy for _, accuracy in chosen]
+    if settings.rule == "full":
+        accuracies = _whole_answers(scorer, dev, queries, swept, [layer for layer, _ in chosen])
     task = scorer.fitted.task
     return [
-        Other(name, theta, said, layer, accuracy, name in known and are_related(task, known[name]))
-        for (name, theta), said, layer, accuracy in zip(
-            lent.items(), tokens, layers, right, strict=True
+        Other(
+            name,
+            theta,
+            of.tokens,
+            layer,
+            accuracy,
+            name in known and are_related(task, known[name]),
+        )
+        for (name, theta), of, (layer, _), accuracy in zip(
+            lent.items(), swept, chosen, accuracies, strict=True
         )
     ]
 
 
-def _are_right(
+def _whole_answers(
     scorer: Scorer,
     dev: Sequence[Prompt],
     queries: Sequence[Sequence[int]],
-    thetas: Sequence[np.ndarray],
+    several: Sequence[Swept],
     layers: Sequence[int],
-    said: Sequence[np.ndarray],
-    rule: str,
 ) -> list[float]:
-    """Dev accuracy of each of these thetas [L, D], written after its layer, where it says the
-    tokens int [N]."""
-    if rule == "paper":
-        return [float(scorer.by_first_token(dev, tokens).mean()) for tokens in said]
-    may = [np.flatnonzero(scorer.may_be_right(dev, tokens)).tolist() for tokens in said]
-    jobs = [
-        Job(dev[i].query, queries[i], (int(tokens[i]),), layer, theta[layer])
-        for theta, layer, tokens, rows in zip(thetas, layers, said, may, strict=True)
-        for i in rows
-    ]
-    whole = iter(complete(scorer, jobs) if jobs else ())
-    return [sum(next(whole).right for _ in rows) / len(dev) for rows in may]
+    """Dev accuracy, by whole answers, of each set of vectors written after its own layer."""
+    jobs: list[list[Job]] = []
+    for swept, layer in zip(several, layers, strict=True):
+        tokens = swept.tokens[:, layer]
+        jobs.append(
+            [
+                Job(dev[i].query, queries[i], (int(tokens[i]),), layer, swept.vectors[i, layer])
+                for i in np.flatnonzero(scorer.may_be_right(dev, tokens)).tolist()
+            ]
+        )
+    said = iter(complete(scorer, [job for of_set in jobs for job in of_set]))
+    return [sum(next(said).right for _ in of_set) / len(dev) for of_set in jobs]

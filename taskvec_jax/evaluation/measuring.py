@@ -29,7 +29,7 @@ from taskvec_jax.tasks.task import Task
 from taskvec_jax.transformer.checks import check_texts
 from taskvec_jax.vectors.graded import Graded, Wanted
 from taskvec_jax.vectors.rows import tree_length
-from taskvec_jax.vectors.sweep import sweep_several
+from taskvec_jax.vectors.sweep import Answers, sweep_several
 
 LONGEST = 10  # prompts of each task, by characters, among which the one of most tokens is sought
 
@@ -207,10 +207,8 @@ def sweep_dev_of_each(
 ) -> list[DevSweep]:
     """`sweep_dev` of each of several sets of vectors, which share what is run of the queries and
     the calls that generate answers."""
-    model = scorer.model
-    queries = queries or model.tokenizer.encode_all([prompt.zero_shot() for prompt in dev])
-    wanted = scorer.wanted(dev, settings.seed)
-    answers = sweep_several(model, queries, several, settings.batch_size, grading=wanted)
+    queries = queries or queries_of(scorer, dev)
+    answers = inject_on_dev(scorer, dev, several, settings, queries)
     swept = [
         Swept(vectors, said.tokens[:, 1:]) for vectors, said in zip(several, answers, strict=True)
     ]
@@ -221,6 +219,24 @@ def sweep_dev_of_each(
         curve = scorer.by_first_token(dev, said.tokens[:, 1:]).mean(axis=0)
         found.append(DevSweep(said.tokens, curve, layer, best, graded_means(said.graded)))
     return found
+
+
+def queries_of(scorer: Scorer, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of the zero-shot prompts."""
+    return scorer.model.tokenizer.encode_all([prompt.zero_shot() for prompt in prompts])
+
+
+def inject_on_dev(
+    scorer: Scorer,
+    dev: Sequence[Prompt],
+    several: Sequence[np.ndarray],
+    settings: Settings,
+    queries: Sequence[Sequence[int]],
+) -> list[Answers]:
+    """What is predicted, with graded scores, when each of several sets of vectors [N, L, D] is
+    injected into the dev queries after every layer."""
+    wanted = scorer.wanted(dev, settings.seed)
+    return sweep_several(scorer.model, queries, several, settings.batch_size, grading=wanted)
 
 
 def read_test_theta(model: Model, task: Task, settings: Settings) -> np.ndarray:

@@ -59,14 +59,18 @@ def fill_up(chunk: list[int], batch_size: int) -> list[int]:
 WORTH_COMPILING, WORTH_COMPILING_ELSEWHERE = 4 * 10**11, 10**14
 
 
+def worth_compiling() -> int:
+    """FLOPs that another compiled shape has to save."""
+    return WORTH_COMPILING if jax.default_backend() == "cpu" else WORTH_COMPILING_ELSEWHERE
+
+
 def _rows_of(chunk: int, rows: int, row_flops: int, least: int) -> int:
     """How many rows a call for a chunk is of: what is missing is filled up with repetitions, which
     cost as much as others. So the rows are halved, up to twice, where the chunk still fits and what
     is saved is worth another compiled shape."""
-    worth = WORTH_COMPILING if jax.default_backend() == "cpu" else WORTH_COMPILING_ELSEWHERE
     for _ in range(2):
         half = -(-rows // (2 * least)) * least  # a multiple of the devices
-        if half < chunk or (rows - half) * row_flops < worth:
+        if half < chunk or (rows - half) * row_flops < worth_compiling():
             break
         rows = half
     return rows

@@ -39,11 +39,11 @@ from taskvec_jax.transformer.checks import (
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import (
-    WORTH_COMPILING,
     Loaded,
     fill_up,
     round_up,
     run_in_chunks,
+    worth_compiling,
 )
 from taskvec_jax.vectors.flops import (
     copies_flops,
@@ -347,8 +347,9 @@ def query_length(tokens: int) -> int:
 
 
 def _length_of_queries(config: DecoderConfig, tokens: int, rows: int) -> int:
-    """`query_length`, or 6 where that saves so many rows more than another compiled shape costs."""
+    """What queries of up to so many tokens are padded to: `query_length`, or 6 where that saves
+    more than another compiled shape costs."""
     length = query_length(tokens)
     saved = (length - QUERY_SECOND) * rows * config.num_layers * layer_flops(config)
     short = QUERY_FIRST < tokens <= QUERY_SECOND
-    return QUERY_SECOND if short and saved >= WORTH_COMPILING else length
+    return QUERY_SECOND if short and saved >= worth_compiling() else length

@@ -228,7 +228,7 @@ def test_queries_are_padded_to_few_lengths_and_to_six_where_that_is_worth_a_prog
     padded = [sweep.query_length(n) for n in lengths]
     assert padded == [4] * 4 + [12] * 8 + [20] * 8 + [28]
     assert [sweep._length_of_queries(one.config, n, 50) for n in lengths] == padded
-    monkeypatch.setattr(sweep, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(sweep, "worth_compiling", lambda: 0)
     large = [sweep._length_of_queries(one.config, n, 50) for n in lengths]
     assert large == [4] * 4 + [6] * 2 + padded[6:]
 
