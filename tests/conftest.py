@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import os
 from pathlib import Path
-
-if importlib.util.find_spec("libtpu") and not any(
-    Path("/dev", name).exists() for name in ("accel0", "vfio/0", "nvidia0")
-):
-    # JAX would look for a TPU in every process that is started, and print lines about it.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from slow import OLD_EMITTERS, slow_but
 

@@ -6,9 +6,8 @@
 What is compiled for such devices cannot be run. That it is compiled proves that every operation
 exists there, and the compiler says how much memory it takes. Neither compiler needs its hardware:
 that for TPUs is a Python package (libtpu, 0.7 GB on disk), that for GPUs JAX's CUDA plugin with
-NVIDIA's libraries (3.8 GB). Where libtpu is installed and no TPU is there, JAX looks for one
-whenever it starts and prints lines about it, unless JAX_PLATFORMS=cpu; so it is an extra of its
-own.
+NVIDIA's libraries (3.8 GB). Where libtpu is installed and no TPU is there, JAX would look for one
+whenever it starts and print errors; importing taskvec_jax keeps it from that.
 
 A process compiles for one target: libtpu is told of it through the environment before it is loaded.
 """

@@ -1,4 +1,4 @@
-"""The compiler that JAX brings: a fault of one release is turned off before JAX starts.
+"""What JAX starts with: a fault of one release's compiler is turned off, a TPU looked for if there.
 
 jaxlib 0.10.2 on a CPU, the newest for Python 3.11, sums wrongly where it fuses a matrix-vector
 product, a square and a sum over more than 32,768 rows (jax-ml/jax#39103). The fusion is turned off
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import MutableMapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,13 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 VALUE = "individual_dot"
 ROWS = 40_000  # of the known case
 JAXLIB = importlib.metadata.version("jaxlib")
+ACCELERATORS = (
+    "accel*",
+    "vfio/[0-9]*",
+    "nvidia*",
+    "kfd",
+    "dxg",
+)  # files of /dev where there is one
 
 
 def turn_off_wrong_fusion(
@@ -40,6 +49,17 @@ def turn_off_wrong_fusion(
     if version not in AFFECTED or FLAG in flags or (flags and not flags.startswith("-")):
         return
     environment["XLA_FLAGS"] = f"{flags} {FLAG}={VALUE}".strip()
+
+
+def look_for_no_tpu(devices: Path = Path("/dev")) -> None:
+    """Keeps JAX to the CPU where the TPU's compiler is installed, to plan, and no accelerator is.
+
+    JAX would look for a TPU whenever it starts, and print the errors of libtpu. What the user has
+    set (JAX_PLATFORMS) stays.
+    """
+    there = any(next(devices.glob(name), None) for name in ACCELERATORS)
+    if importlib.util.find_spec("libtpu") and not there and not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")
 
 
 @functools.cache
@@ -64,3 +84,4 @@ def check_sums() -> None:
 
 
 turn_off_wrong_fusion()
+look_for_no_tpu()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -361,12 +362,18 @@ def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 def leaf_types(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every parameter; paths as in `leaf_shapes`."""
+    return dict(_leaf_types(config, jax.config.jax_enable_x64))
+
+
+@functools.cache
+def _leaf_types(config: DecoderConfig, _x64: bool) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """`leaf_types`, traced once a config; JAX's types follow x64."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
     def init(tokens: Any) -> Any:
         return Decoder(config).init(jax.random.key(0), tokens)
 
-    return flatten(jax.eval_shape(init, tokens))
+    return MappingProxyType(flatten(jax.eval_shape(init, tokens)))
 
 
 def flatten(params: Params) -> dict[str, Any]:

@@ -40,6 +40,37 @@ def test_releases_that_may_not_know_the_flag_are_not_given_it(version):
     assert environment == {}
 
 
+@pytest.mark.parametrize(
+    ("file", "set_by_user", "after"),
+    [
+        (None, None, "cpu"),
+        ("vfio/vfio", None, "cpu"),
+        *((name, None, None) for name in ("accel0", "vfio/0", "nvidia0", "kfd", "dxg")),
+        (None, "cuda,cpu", "cuda,cpu"),
+    ],
+)
+def test_a_tpu_is_looked_for_only_where_there_may_be_one(
+    file, set_by_user, after, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name == "libtpu")
+    if file is not None:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    before = backend.jax.config.jax_platforms
+    try:
+        backend.jax.config.update("jax_platforms", set_by_user)
+        backend.look_for_no_tpu(tmp_path)
+        assert backend.jax.config.jax_platforms == after
+    finally:
+        backend.jax.config.update("jax_platforms", before)
+
+
+def test_starting_with_the_tpus_compiler_installed_prints_nothing():
+    code = "import taskvec_jax, jax; jax.devices()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
 def test_sums_are_right_in_this_process():
     check_sums.cache_clear()
     check_sums()

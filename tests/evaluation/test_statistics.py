@@ -110,6 +110,9 @@ def test_wilsons_interval_is_the_published_example():
             assert abs(right / n - end) == pytest.approx(
                 z * np.sqrt(end * (1 - end) / n), abs=1e-12
             )
+    for right, n in ((0, 1), (1, 1), (0, 50), (27, 50), (50, 50), (81, 263)):
+        theirs = scipy.stats.binomtest(right, n).proportion_ci(0.95, "wilson")
+        assert wilson(right, n)[1:] == pytest.approx(theirs, abs=1e-14)
     with pytest.raises(TaskVecError, match="3 right answers of 2"):
         wilson(3, 2)
 
