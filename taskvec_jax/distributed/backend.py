@@ -28,13 +28,9 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 VALUE = "individual_dot"
 ROWS = 40_000  # of the known case
 JAXLIB = importlib.metadata.version("jaxlib")
-ACCELERATORS = (
-    "accel*",
-    "vfio/[0-9]*",
-    "nvidia*",
-    "kfd",
-    "dxg",
-)  # files of /dev where there is one
+# Files of /dev where there is an accelerator: Google's, NVIDIA's, AMD's, one behind Windows.
+ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia*", "kfd", "dxg")
+PLATFORMS = "jax_platforms"  # the option whose default is JAX_PLATFORMS
 
 
 def turn_off_wrong_fusion(
@@ -58,8 +54,8 @@ def look_for_no_tpu(devices: Path = Path("/dev")) -> None:
     set (JAX_PLATFORMS) stays.
     """
     there = any(next(devices.glob(name), None) for name in ACCELERATORS)
-    if importlib.util.find_spec("libtpu") and not there and not jax.config.jax_platforms:
-        jax.config.update("jax_platforms", "cpu")
+    if importlib.util.find_spec("libtpu") and not there and not getattr(jax.config, PLATFORMS):
+        jax.config.update(PLATFORMS, "cpu")
 
 
 @functools.cache

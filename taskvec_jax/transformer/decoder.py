@@ -362,12 +362,14 @@ def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 def leaf_types(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every parameter; paths as in `leaf_shapes`."""
-    return dict(_leaf_types(config, jax.config.jax_enable_x64))
+    widest = jax.eval_shape(lambda: jnp.zeros(0, float)).dtype  # of which no array is made
+    return dict(_leaf_types(config, x64=widest.itemsize == 8))
 
 
 @functools.cache
-def _leaf_types(config: DecoderConfig, _x64: bool) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """`leaf_types`, traced once a config; JAX's types follow x64."""
+def _leaf_types(config: DecoderConfig, *, x64: bool) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """`leaf_types`, traced once a config and once with JAX's 64-bit types on (`x64`) and off."""
+    del x64  # tells the two apart in the cache alone
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
     def init(tokens: Any) -> Any:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from taskvec_jax.distributed import backend
-from taskvec_jax.distributed.backend import FLAG, VALUE, check_sums, turn_off_wrong_fusion
+from taskvec_jax.distributed.backend import (
+    FLAG,
+    PLATFORMS,
+    VALUE,
+    check_sums,
+    turn_off_wrong_fusion,
+)
 from taskvec_jax.errors import TaskVecError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -52,17 +60,17 @@ def test_releases_that_may_not_know_the_flag_are_not_given_it(version):
 def test_a_tpu_is_looked_for_only_where_there_may_be_one(
     file, set_by_user, after, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
     if file is not None:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
-    before = backend.jax.config.jax_platforms
+    before = getattr(jax.config, PLATFORMS)
     try:
-        backend.jax.config.update("jax_platforms", set_by_user)
+        jax.config.update(PLATFORMS, set_by_user)
         backend.look_for_no_tpu(tmp_path)
-        assert backend.jax.config.jax_platforms == after
+        assert getattr(jax.config, PLATFORMS) == after
     finally:
-        backend.jax.config.update("jax_platforms", before)
+        jax.config.update(PLATFORMS, before)
 
 
 def test_starting_with_the_tpus_compiler_installed_prints_nothing():
