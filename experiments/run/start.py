@@ -109,7 +109,7 @@ def study_from_flags(
     out = out or results_directory()
     journal = open_journal(out)
     if model is None:
-        console.print(f"{FLAGS.model}: reading its weights and compiling", markup=False)
+        console.print("Reading the model's weights")
         model, settings = command.model_within_memory(asked.settings, asked.tasks)
     else:
         settings = command.within_memory(asked.settings, model, asked.tasks)

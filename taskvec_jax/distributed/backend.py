@@ -1,4 +1,4 @@
-"""What JAX starts with: a fault of one release's compiler is turned off, a TPU looked for if there.
+"""Settings made before JAX starts: a faulty fusion off, and the CPU alone where nothing else is.
 
 jaxlib 0.10.2 on a CPU, the newest for Python 3.11, sums wrongly where it fuses a matrix-vector
 product, a square and a sum over more than 32,768 rows (jax-ml/jax#39103). The fusion is turned off
@@ -47,14 +47,18 @@ def turn_off_wrong_fusion(
     environment["XLA_FLAGS"] = f"{flags} {FLAG}={VALUE}".strip()
 
 
-def look_for_no_tpu(devices: Path = Path("/dev")) -> None:
-    """Keeps JAX to the CPU where the TPU's compiler is installed, to plan, and no accelerator is.
+def keep_to_the_cpu(devices: Path = Path("/dev")) -> None:
+    """Tells JAX to use the CPU where libtpu is installed but the machine has no accelerator.
 
-    JAX would look for a TPU whenever it starts, and print the errors of libtpu. What the user has
-    set (JAX_PLATFORMS) stays.
+    libtpu is there to compile for TPUs that are elsewhere. Left alone, JAX looks for a TPU whenever
+    it starts and prints libtpu's errors. What the user has set (JAX_PLATFORMS) stays.
+
+    Args:
+      devices: the directory of device files.
     """
-    there = any(next(devices.glob(name), None) for name in ACCELERATORS)
-    if importlib.util.find_spec("libtpu") and not there and not getattr(jax.config, PLATFORMS):
+    if importlib.util.find_spec("libtpu") is None or getattr(jax.config, PLATFORMS):
+        return
+    if not any(next(devices.glob(name), None) for name in ACCELERATORS):
         jax.config.update(PLATFORMS, "cpu")
 
 
@@ -80,4 +84,4 @@ def check_sums() -> None:
 
 
 turn_off_wrong_fusion()
-look_for_no_tpu()
+keep_to_the_cpu()

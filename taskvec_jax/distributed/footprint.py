@@ -23,8 +23,6 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
-
 from taskvec_jax.distributed.sharding import MeshShape, axes_of, head_axes, split_of
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_types
@@ -70,11 +68,6 @@ class _Sizes(NamedTuple):
     unpacked: int  # the kernels of one layer in the parameter dtype, where they are quantized
 
 
-@functools.cache  # a batch is looked for by trying many
-def _leaves(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    return leaf_types(config)
-
-
 @functools.cache
 def parameter_bytes(config: DecoderConfig, devices: int) -> int:
     """Bytes of the parameters that each of some devices along `model` holds.
@@ -84,7 +77,7 @@ def parameter_bytes(config: DecoderConfig, devices: int) -> int:
     """
     return sum(
         leaf.size // shards(config, path, leaf.shape, devices) * leaf.dtype.itemsize
-        for path, leaf in _leaves(config).items()
+        for path, leaf in leaf_types(config).items()
     )
 
 
@@ -177,7 +170,9 @@ def _at_once_on_tpu(
     ]
     if mesh.model > 1:  # each sum over devices beside what is summed; in a parallel block, of two
         sums = 2 if c.parallel_residual or c.family == "gptj" else 1
-        normed_after = any("post_norm" in path for path in _leaves(c))  # a sum, before it is added
+        normed_after = any(
+            "post_norm" in path for path in leaf_types(c)
+        )  # a sum, before it is added
         moments.append((1 + 2 * sums + normed_after) * s.stream + _normed(c, s))
     return max(moments)
 
@@ -216,7 +211,7 @@ def _sizes(
 
     over, kv_over = head_axes(c, model)
     heads, kv_heads = part(c.num_heads, over), part(c.num_kv_heads, kv_over)
-    leaves = _leaves(c)
+    leaves = leaf_types(c)
     mlp = {p: leaf for p, leaf in leaves.items() if "/mlp/" in p and p.endswith("/kernel")}
     path, largest = max(mlp.items(), key=lambda item: item[1].size)
     kept = largest.size // c.num_layers // shards(c, path, largest.shape, model)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -362,20 +361,13 @@ def leaf_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 def leaf_types(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every parameter; paths as in `leaf_shapes`."""
-    widest = jax.eval_shape(lambda: jnp.zeros(0, float)).dtype  # of which no array is made
-    return dict(_leaf_types(config, x64=widest.itemsize == 8))
+    return flatten(_initial.eval_shape(config, jax.ShapeDtypeStruct((1, 1), jnp.int32)))
 
 
-@functools.cache
-def _leaf_types(config: DecoderConfig, *, x64: bool) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """`leaf_types`, traced once a config and once with JAX's 64-bit types on (`x64`) and off."""
-    del x64  # tells the two apart in the cache alone
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-
-    def init(tokens: Any) -> Any:
-        return Decoder(config).init(jax.random.key(0), tokens)
-
-    return MappingProxyType(flatten(jax.eval_shape(init, tokens)))
+@functools.partial(jax.jit, static_argnums=0)  # jit remembers the shapes of a config
+def _initial(config: DecoderConfig, tokens: jax.Array) -> Any:
+    """Random parameters."""
+    return Decoder(config).init(jax.random.key(0), tokens)
 
 
 def flatten(params: Params) -> dict[str, Any]:

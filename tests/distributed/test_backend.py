@@ -1,4 +1,4 @@
-"""The compiler's known fault is turned off where it is, and told where it cannot be."""
+"""The compiler's known fault is turned off or told, and no TPU is looked for where none can be."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_tpu_is_looked_for_only_where_there_may_be_one(
     before = getattr(jax.config, PLATFORMS)
     try:
         jax.config.update(PLATFORMS, set_by_user)
-        backend.look_for_no_tpu(tmp_path)
+        backend.keep_to_the_cpu(tmp_path)
         assert getattr(jax.config, PLATFORMS) == after
     finally:
         jax.config.update(PLATFORMS, before)
