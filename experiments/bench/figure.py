@@ -16,12 +16,13 @@ def print_table(dtype: str, result: dict[str, Any]) -> None:
         f"[bold]{dtype}[/bold]: {result['weight_bytes'] / 1e9:.2f} GB of weights, GEMM"
         f" {rate / 1e9:.0f} GFLOP/s, needed {flops / 1e12:.1f} TFLOP"
     )
-    console.print(f"{'stage':<24}{'steady s':>10}{'compile s':>11}{'of GEMM':>9}{'GB':>7}  agrees")
+    console.print(f"{'stage':<24}{'steady s':>10}{'compile s':>11}{'of GEMM':>9}{'GB':>7}{'done':>7}  agrees")
     for name, entry in result["stages"].items():
         peak = entry["peak_bytes"]
         console.print(
             f"{name:<24}{entry['steady_seconds']:>10.1f}{entry['compile_seconds']:>11.1f}"
             f"{entry['fraction_of_gemm_peak']:>9.2f}{(peak or 0) / 1e9:>7.2f}"
+            f"{f'{done:.2f}' if (done := entry['done_over_needed']) else '':>7}"
             f"  {entry['agreement_with_packed']:.4f}"
             + (f"  MFU {share:.1%}" if (share := entry["model_flops_utilisation"]) else "")
         )

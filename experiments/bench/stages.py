@@ -64,6 +64,7 @@ STAGES = (
     "packed",
     *TORCH_STAGES,
 )
+ACCOUNTED = ("shared_demonstrations", "packed")  # all of whose work enters the account
 BY_NAME = ("torch_compiled", "nnsight")  # minutes of compiling, and a package: only if asked for
 
 

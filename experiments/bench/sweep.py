@@ -57,6 +57,7 @@ from experiments.bench.machine import peak_flops, peak_memory
 from experiments.bench.memory import reset_peak_memory
 from experiments.bench.random_model import check_shape, random_model
 from experiments.bench.stages import (
+    ACCOUNTED,
     BY_NAME,
     JAX_STAGES,
     STAGES,
@@ -85,6 +86,7 @@ from taskvec_jax.models.registry import DEFAULT_MODEL, NAMED_MODELS
 from taskvec_jax.tasks import Task
 from taskvec_jax.transformer.config import DTYPES
 from taskvec_jax.vectors import sweep
+from taskvec_jax.vectors.account import ACCOUNT
 from taskvec_jax.vectors.programs import wavefront_schedule
 
 DEPTHS = (8, 16, 32)
@@ -96,7 +98,8 @@ def measure(
     """Times every stage over all parts, in turns.
 
     Returns:
-      stage -> {cold_seconds, steady_seconds (median), runs, agreement, peak_bytes}, and
+      stage -> {cold_seconds, steady_seconds (median), runs, agreement, peak_bytes, done_flops (None
+      but of `ACCOUNTED`)}, and
       times_packed {median, lowest, highest}: of the ratios of single turns to packed's.
     """
     result: dict[str, Any] = {}
@@ -106,7 +109,7 @@ def measure(
         for turn in range(1 + repeats):
             for name, stage in stages.items():
                 reset_peak_memory()
-                start = time.perf_counter()
+                before, start = ACCOUNT.now(), time.perf_counter()
                 outcome = []
                 for part in parts:
                     bar.update(row, description=f"{name}, turn {turn}")
@@ -117,6 +120,8 @@ def measure(
                 if turn == 0:
                     outcomes[name] = outcome
                     entry["first_seconds"] = seconds
+                    done = ACCOUNT.since(before).done
+                    entry["done_flops"] = done if name in ACCOUNTED else None
                 else:
                     entry["runs"].append(seconds)
                 entry["peak_bytes"] = peak_memory()
@@ -212,6 +217,7 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
         speed = flops / entry["steady_seconds"]
         entry["fraction_of_gemm_peak"] = speed / rate
         entry["model_flops_utilisation"] = vendor and speed / vendor
+        entry["done_over_needed"] = entry["done_flops"] and entry["done_flops"] / flops
     scaling = []
     if FLAGS.depths:
         shape = FLAGS.shape or FLAGS.model

@@ -34,6 +34,7 @@ QUERY_TOKENS = 16  # of a zero-shot query
 READS = 3  # places a row is read at: after the query and after 2 dummy queries
 PROGRAMS = ("read", "inject", "graded_read", "graded_inject")
 TILE = 8  # a TPU keeps arrays in tiles of 8 x 128 numbers
+ON_CHIP = 32 * 2**20  # the largest array that a TPU's compiler keeps in its memory on the chip
 
 
 class RowSizes(NamedTuple):
@@ -112,6 +113,8 @@ def program_bytes(
     rows = -(-batch_size // mesh.data)
     read_or_written = sizes.reads if reads else 1  # states of a layer and a row
     s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model, tiled=kind == "tpu")
+    if kind == "tpu":
+        s = _off_chip(s)
     if kind == "cpu":
         return held + _on_cpu(s, reads=reads)
     # What is read, or the vectors to be written; and the row of the group before, that copies join.
@@ -119,7 +122,7 @@ def program_bytes(
     joined = 0 if reads else s.stream
     if kind == "gpu":
         return held + given + joined + 2 * read + _at_once_on_gpu(config, s, mesh)
-    return held + given + read + _at_once_on_tpu(config, s, mesh, joined, graded=graded)
+    return held + given + read + _at_once_on_tpu(config, s, mesh, joined, given, graded=graded)
 
 
 def sweep_bytes(
@@ -152,7 +155,7 @@ def _at_once_on_gpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
 
 
 def _at_once_on_tpu(
-    c: DecoderConfig, s: _Sizes, mesh: MeshShape, joined: int, *, graded: bool
+    c: DecoderConfig, s: _Sizes, mesh: MeshShape, joined: int, given: int, *, graded: bool
 ) -> int:
     """The largest moment of a TPU's program.
 
@@ -161,20 +164,37 @@ def _at_once_on_tpu(
 
     Args:
       joined: bytes of the row that copies join; it is gone when the first sum over devices begins.
+      given: bytes of the vectors that are to be written.
     """
-    in_place = c.dtype == c.stream_dtype  # the hidden layer takes the place of its last factor
+    float32 = c.dtype == c.stream_dtype
+    normed_after = any("post_norm" in path for path in leaf_types(c))  # a sum, before it is added
+    if not float32:
+        hidden = s.hidden + s.narrow_hidden
+    elif normed_after:  # the last product multiplies the two factors as it reads them
+        hidden = 2 * s.hidden + 2 * s.stream
+    else:  # the hidden layer takes the place of its last factor
+        hidden = s.hidden
     moments = [
         joined + s.stream + s.attention + s.scores,
-        joined + s.stream + s.hidden + (0 if in_place else s.narrow_hidden),
+        joined + s.stream + hidden,
+        given,  # the vectors to be written, in another order, till the last copies have joined
         s.logits if graded else 0,
     ]
     if mesh.model > 1:  # each sum over devices beside what is summed; in a parallel block, of two
         sums = 2 if c.parallel_residual or c.family == "gptj" else 1
-        normed_after = any(
-            "post_norm" in path for path in leaf_types(c)
-        )  # a sum, before it is added
         moments.append((1 + 2 * sums + normed_after) * s.stream + _normed(c, s))
     return max(moments)
+
+
+def _off_chip(s: _Sizes) -> _Sizes:
+    """The same without the activations that fit on the chip."""
+    return s._replace(
+        **{
+            name: 0
+            for name in ("stream", "hidden", "narrow_hidden", "attention", "scores")
+            if getattr(s, name) <= ON_CHIP
+        }
+    )
 
 
 def _normed(c: DecoderConfig, s: _Sizes) -> int:

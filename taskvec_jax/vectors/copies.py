@@ -24,7 +24,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import layout as device_layout
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.context import (
@@ -61,21 +60,36 @@ def take_layer(params: Params, index: jax.Array) -> Params:
         bits = take(jax.lax.bitcast_convert_type(leaf, jnp.uint16), here)
         return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
-    def take_matrix(leaf: jax.Array, index: jax.Array) -> jax.Array:
-        # A TPU's compiler wants kernels [D, H, K] in tiles over D and K, and copies the whole stack
-        # into such tiles before the loop. As a matrix [D, H K] a layer is copied alone.
-        layer = take(leaf, index)
-        matrix = layer.reshape(layer.shape[0], -1)
-        matrix = device_layout.with_layout_constraint(matrix, device_layout.Layout((0, 1)))
-        return matrix.reshape(layer.shape)
-
-    def take_one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def take_one(leaf: jax.Array) -> jax.Array:
         # By the platform a program is compiled for, which need not be the one that compiles it.
         cpu = take_bits if leaf.dtype in HALF else take
-        tpu = take_matrix if [key.key for key in path[1:]] in OF_HEADS else take
-        return jax.lax.platform_dependent(leaf, index, cpu=cpu, tpu=tpu, default=take)
+        return jax.lax.platform_dependent(leaf, index, cpu=cpu, default=take)
 
-    return jax.tree_util.tree_map_with_path(take_one, params["params"]["layers"])
+    return jax.tree.map(take_one, params["params"]["layers"])
+
+
+def kernels_of_group(params: Params, x: jax.Array) -> Params:
+    """The same parameters, for one of several loops over layers that begins with a state x.
+
+    A TPU's compiler wants kernels [D, H, K] in another order than they are kept in. It brings one
+    layer after another into that order if a single loop uses them; where several share them it
+    copies their whole stacks before the first (Pythia 12B on eight chips: .71 GB of .99 GB). A
+    barrier gives each loop kernels of its own; they take no memory.
+    """
+
+    def of_this_loop(leaf: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.optimization_barrier((leaf, x))[0]
+
+    def shared(leaf: jax.Array, x: jax.Array) -> jax.Array:
+        return leaf
+
+    def kernel(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if [key.key for key in path[1:]] not in OF_HEADS:
+            return leaf
+        return jax.lax.platform_dependent(leaf, x, tpu=of_this_loop, default=shared)
+
+    layers = jax.tree_util.tree_map_with_path(kernel, params["params"]["layers"])
+    return {"params": {**params["params"], "layers": layers}}
 
 
 def run_copies(
@@ -133,10 +147,14 @@ def run_copies(
             ),
             jnp.concatenate([own, branches], axis=1),
         )
-        contexts = attention_context(config, layout)
+        contexts, held = attention_context(config, layout), kernels_of_group(params, x)
 
         def step(
-            x: jax.Array, index: jax.Array, contexts: ContextByLayer = contexts, alive: int = alive
+            x: jax.Array,
+            index: jax.Array,
+            contexts: ContextByLayer = contexts,
+            alive: int = alive,
+            held: Params = held,
         ) -> tuple[jax.Array, None]:
             def visit(site: str, value: jax.Array) -> jax.Array:
                 if site not in SITES:
@@ -156,7 +174,7 @@ def run_copies(
                 seen = mask[:, length:] & ~(unseeing[:, :, None] & unseen[:, None])
                 mask = jnp.concatenate([mask[:, :length], seen], axis=1)
             here = context._replace(mask=mask, visit=visit)
-            x = block.apply({"params": take_layer(params, index)}, x, here)
+            x = block.apply({"params": take_layer(held, index)}, x, here)
             return visit("resid", x), None
 
         x, _ = jax.lax.scan(wrap(step), x, jnp.arange(start, stop))
