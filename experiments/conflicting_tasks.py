@@ -17,7 +17,7 @@ Writes conflicting_tasks.json and conflicting_tasks.png/.svg under --out.
 Expected on the default model at the paper's settings: to_upper written into next_letter .96,
 gerund into past .81, the others not.
 
-Time: 1 minute (2 cores).
+Time: 3 minutes (2 cores, after main_results).
 """
 
 from __future__ import annotations

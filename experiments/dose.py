@@ -12,7 +12,7 @@ does. Runs on one task of each category unless --tasks names others.
 Writes dose.json and dose.png/.svg under --out.
 Expected on the default model: see BUILD_NOTES.
 
-Time: 45 minutes (4 tasks, 2 busy cores).
+Time: 12 minutes (4 tasks, 2 cores).
 """
 
 from __future__ import annotations

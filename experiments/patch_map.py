@@ -17,7 +17,7 @@ Writes patch_map.json and patch_map_positions, patch_map_tasks, patch_map_layers
 --out.
 Expected: the task travels from an arrow to the arrow and from nowhere else.
 
-Time: 20 minutes (4 tasks, 2 busy cores).
+Time: 13 minutes (4 tasks, 2 cores).
 """
 
 # Long because: two maps share their prompts and places.

@@ -13,7 +13,7 @@ template, over the pairs that every template can pose. Runs on one task of each 
 Writes portability.json and portability, portability_tasks (.png/.svg) under --out.
 Expected on the default model: see BUILD_NOTES.
 
-Time: 15 minutes (4 tasks, 2 busy cores).
+Time: 9 minutes (4 tasks, 2 cores).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ task_geometry_distances, task_geometry_matrix and task_geometry_layers (.png/.sv
 Expected on the default model at the paper's settings: 94 % of nearest neighbours are of the same
 task at layer 20.
 
-Time: 80 s (2 cores, after main_results).
+Time: 2 minutes (2 cores, after main_results).
 """
 
 from __future__ import annotations

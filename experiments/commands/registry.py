@@ -20,7 +20,7 @@ class Experiment:
         `draw_figures(result)`; and of its JSON file.
       in_paper: `experiments.paper` runs it.
       minutes: about how long it takes in a paper (default model, the paper's settings, 2 cores
-        with AVX2 that do other work too); how long a paper has still to go is reckoned from their
+        with AVX-512); how long a paper has still to go is reckoned from their
         ratios.
     """
 
@@ -49,17 +49,17 @@ class Experiment:
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
-        Experiment("main_results", minutes=115),
-        Experiment("conflicting_tasks", minutes=11),
-        Experiment("task_geometry", minutes=9),
-        Experiment("vocabulary_projection", minutes=0.5),
-        Experiment("bijections", minutes=17),
-        Experiment("dose", minutes=61),
-        Experiment("patch_map", minutes=19),
-        Experiment("portability", minutes=31),
+        Experiment("main_results", minutes=26),
+        Experiment("conflicting_tasks", minutes=2.5),
+        Experiment("task_geometry", minutes=2),
+        Experiment("vocabulary_projection", minutes=0.3),
+        Experiment("bijections", minutes=5),
+        Experiment("dose", minutes=12),
+        Experiment("patch_map", minutes=13),
+        Experiment("portability", minutes=9),
         Experiment("function_vectors", in_paper=False),
         Experiment("head_ablation", in_paper=False),
-        Experiment("necessity", minutes=21),
+        Experiment("necessity", minutes=16),
         Experiment("positions", in_paper=False),
         Experiment("several_vectors", in_paper=False),
         Experiment("learned_task_vector", in_paper=False),
