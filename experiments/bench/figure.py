@@ -16,7 +16,9 @@ def print_table(dtype: str, result: dict[str, Any]) -> None:
         f"[bold]{dtype}[/bold]: {result['weight_bytes'] / 1e9:.2f} GB of weights, GEMM"
         f" {rate / 1e9:.0f} GFLOP/s, needed {flops / 1e12:.1f} TFLOP"
     )
-    console.print(f"{'stage':<24}{'steady s':>10}{'compile s':>11}{'of GEMM':>9}{'GB':>7}{'done':>7}  agrees")
+    console.print(
+        f"{'stage':<24}{'steady s':>10}{'compile s':>11}{'of GEMM':>9}{'GB':>7}{'done':>7}  agrees"
+    )
     for name, entry in result["stages"].items():
         peak = entry["peak_bytes"]
         console.print(

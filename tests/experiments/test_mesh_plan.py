@@ -70,6 +70,16 @@ def test_the_precision_is_what_was_asked_for_and_half_precision_keeps_more_of_at
     assert found(quantization="int4") == ["HIGHEST"]
 
 
+def test_on_a_tpu_each_loop_of_a_sweep_has_kernels_of_its_own():
+    def barriers(program: str, platform: str) -> int:
+        return products(SMALL, program, platform)[1].count("stablehlo.optimization_barrier")
+
+    loops = len(wavefront_schedule(SMALL.num_layers))
+    assert loops > 1
+    assert barriers("inject", "tpu") == 3 * loops  # queries, keys, values
+    assert barriers("inject", "cuda") == barriers("read", "tpu") == 0
+
+
 def test_a_compiler_that_is_not_installed_is_told_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(compile_only, "_installed", lambda module: False)
     for name, extra in (("tpu:v5e:2x4", "tpu-compile"), ("gpu:h100:1", "cuda")):
@@ -244,11 +254,7 @@ def test_the_small_model_compiles_for_four_chips_of_v5e(tmp_path):
 @pytest.mark.parametrize(
     ("target", "model", "dtype"),
     [
-        pytest.param(
-            *("tpu:v5e:2x2", DEFAULT_MODEL, "float32"),
-            # The plan of reading is a third high (BUILD_NOTES): 9 heads, 4 chips.
-            marks=pytest.mark.xfail(strict=True, raises=AssertionError),
-        ),
+        ("tpu:v5e:2x2", DEFAULT_MODEL, "float32"),
         ("tpu:v5e:2x4", "llama-7b", "bfloat16"),
         ("tpu:v5e:2x4", "llama-7b", "float32"),
         ("tpu:v4:2x2x2", "llama-7b", "bfloat16"),  # two hosts
