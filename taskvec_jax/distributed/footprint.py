@@ -7,7 +7,8 @@ there are depends on the compiler:
 * On a GPU, products are kernels of their own: their results are written to memory, and a layer's
   kernels are first copied out of the stack. Softmax is part of attention's products.
 * On a TPU, what is done to each number of a product's result is part of the product, kernels are
-  read where they lie, and the residuals that are read are written into the result at once.
+  read where they lie, and the residuals that are read are written into the result at once. Arrays
+  of up to 32 MiB stay in memory on the chip (seen of v5e's compiler, whose chip has 128 MiB).
 * On a CPU, the count is an upper one: larger arrays count more than once.
 
 The compilers' own figures stand beside these in tests/distributed/test_footprint.py.
@@ -34,7 +35,7 @@ QUERY_TOKENS = 16  # of a zero-shot query
 READS = 3  # places a row is read at: after the query and after 2 dummy queries
 PROGRAMS = ("read", "inject", "graded_read", "graded_inject")
 TILE = 8  # a TPU keeps arrays in tiles of 8 x 128 numbers
-ON_CHIP = 32 * 2**20  # the largest array that a TPU's compiler keeps in its memory on the chip
+ON_CHIP = 32 * 2**20  # bytes of the largest array that a TPU keeps on the chip
 
 
 class RowSizes(NamedTuple):
