@@ -114,16 +114,13 @@ def program_bytes(
     rows = -(-batch_size // mesh.data)
     read_or_written = sizes.reads if reads else 1  # states of a layer and a row
     s = _sizes(config, rows, tokens, answers, read_or_written, mesh.model, tiled=kind == "tpu")
-    if kind == "tpu":
-        s = _off_chip(s)
     if kind == "cpu":
         return held + _on_cpu(s, reads=reads)
-    # What is read, or the vectors to be written; and the row of the group before, that copies join.
-    read, given = (s.residuals, 0) if reads else (0, s.residuals)
-    joined = 0 if reads else s.stream
-    if kind == "gpu":
-        return held + given + joined + 2 * read + _at_once_on_gpu(config, s, mesh)
-    return held + given + read + _at_once_on_tpu(config, s, mesh, joined, given, graded=graded)
+    if kind == "tpu":  # beside what is read, or the vectors to be written
+        return held + s.residuals + _at_once_on_tpu(config, s, mesh, reads=reads, graded=graded)
+    # What is read, twice; or the vectors, and the row of the group before, that copies join.
+    beside = 2 * s.residuals if reads else s.residuals + s.stream
+    return held + beside + _at_once_on_gpu(config, s, mesh)
 
 
 def sweep_bytes(
@@ -156,20 +153,19 @@ def _at_once_on_gpu(c: DecoderConfig, s: _Sizes, mesh: MeshShape) -> int:
 
 
 def _at_once_on_tpu(
-    c: DecoderConfig, s: _Sizes, mesh: MeshShape, joined: int, given: int, *, graded: bool
+    c: DecoderConfig, s: _Sizes, mesh: MeshShape, *, reads: bool, graded: bool
 ) -> int:
     """The largest moment of a TPU's program.
 
     The largest logit and its place are part of the unembedding, so that logits exist only where
-    graded scores want more of them.
-
-    Args:
-      joined: bytes of the row that copies join; it is gone when the first sum over devices begins.
-      given: bytes of the vectors that are to be written.
+    graded scores want more of them. The row that copies join is gone when the first sum over
+    devices begins. The vectors to be written are there once more, in another order, until the last
+    copies have joined.
     """
-    float32 = c.dtype == c.stream_dtype
+    s = _off_chip(s)
+    joined, reordered = (0, 0) if reads else (s.stream, s.residuals)
     normed_after = any("post_norm" in path for path in leaf_types(c))  # a sum, before it is added
-    if not float32:
+    if c.dtype != c.stream_dtype:
         hidden = s.hidden + s.narrow_hidden
     elif normed_after:  # the last product multiplies the two factors as it reads them
         hidden = 2 * s.hidden + 2 * s.stream
@@ -178,7 +174,7 @@ def _at_once_on_tpu(
     moments = [
         joined + s.stream + s.attention + s.scores,
         joined + s.stream + hidden,
-        given,  # the vectors to be written, in another order, till the last copies have joined
+        reordered,
         s.logits if graded else 0,
     ]
     if mesh.model > 1:  # each sum over devices beside what is summed; in a parallel block, of two
