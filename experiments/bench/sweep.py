@@ -30,7 +30,8 @@ sweep over all layers on dev, the best layer on test), done in steps of improvem
 
 Every step must give the same answers, but for bfloat16, where the share that agrees is told.
 Seconds are medians of repeats in which the steps take turns; compilation is told apart. Ratios to
-`packed` are medians of those of single turns, with the lowest and the highest. Writes
+`packed` are medians of those of single turns, with the lowest and the highest. `done` in the table
+is the work that a stage's programs did, with padding and repetition, over what is needed. Writes
 benchmark.json and benchmark.png under --out.
 
 Expected on 2 cores for the default model and all 18 tasks: see BUILD_NOTES.md.
@@ -98,9 +99,9 @@ def measure(
     """Times every stage over all parts, in turns.
 
     Returns:
-      stage -> {cold_seconds, steady_seconds (median), runs, agreement, peak_bytes, done_flops (None
-      but of `ACCOUNTED`)}, and
-      times_packed {median, lowest, highest}: of the ratios of single turns to packed's.
+      stage -> {first_seconds, steady_seconds (median), runs, agreement, peak_bytes, done_flops (of
+      one turn; None for stages that are not in `ACCOUNTED`)}, and times_packed {median, lowest,
+      highest}: of the ratios of single turns to packed's.
     """
     result: dict[str, Any] = {}
     outcomes: dict[str, list[Outcome]] = {}

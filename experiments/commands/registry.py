@@ -20,8 +20,7 @@ class Experiment:
         `draw_figures(result)`; and of its JSON file.
       in_paper: `experiments.paper` runs it.
       minutes: about how long it takes in a paper (default model, the paper's settings, 2 cores
-        with AVX-512); how long a paper has still to go is reckoned from their
-        ratios.
+        with AVX-512); how long a paper has still to go is reckoned from their ratios.
     """
 
     name: str
