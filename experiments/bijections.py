@@ -10,8 +10,8 @@ What mixing costs as such is told by a control: two tasks that have nothing to d
 mixed in the same way.
 
 Writes bijections.json and bijections.png/.svg under --out.
-Expected on the default model at the paper's settings: one direction ICL .65, vector .60; both ways
-ICL .31, vector .24.
+Expected on the default model at the paper's settings: one direction ICL .62, vector .56; both ways
+ICL .30, vector .24.
 
 Time: 5 minutes (2 cores, after main_results).
 """
