@@ -45,7 +45,7 @@ from taskvec_jax.vectors.examples import Examples
 from taskvec_jax.vectors.graded import Wanted
 from taskvec_jax.vectors.learning import Recipe
 from taskvec_jax.vectors.learning_step import train_step
-from taskvec_jax.vectors.programs import schedule_of, wavefront_schedule
+from taskvec_jax.vectors.programs import schedule_of
 
 SWEEP = ("read", "inject")
 NAMES = (*SWEEP, "graded_read", "graded_inject", "beginnings", "continuing", "prefill", "step")
@@ -175,7 +175,6 @@ class _Shapes:
 
     def head_map(self) -> Any:
         c = self.config
-        groups = wavefront_schedule(c.num_layers, head_map.NUM_GROUPS)
         return head_map.patch_heads.trace(
             c,
             self.params,
@@ -183,7 +182,7 @@ class _Shapes:
             self.rows_of(),
             self.rows_of(),
             self.whole(c.num_layers, c.num_heads, c.head_dim),
-            tuple((stop, alive * c.num_heads) for stop, alive in groups),
+            head_map.schedule_of_heads(c),
         )
 
     def learned_step(self) -> Any:

@@ -50,15 +50,30 @@ class AttentionContext(NamedTuple):
 
     Attributes:
       mask: bool [B, T, S], query token x key token, True where attention is allowed; the S keys are
-        those of the T tokens themselves, or of a cache.
+        those of the T tokens themselves, or of a cache. With `own`, those of the text alone.
       cos, sin: [B, T, rope_dim / 2], rotary angles.
       visit: is shown the value at each site of a layer, and gives the one to go on with.
+      own: of a row that is a text and then n copies of P tokens, which see the text and themselves
+        and never each other: bool [B or 1, n, P, P], which of its own tokens each token of a copy
+        may attend to. None: `mask` says it all.
     """
 
     mask: jax.Array
     cos: jax.Array
     sin: jax.Array
     visit: Visit = unvisited
+    own: jax.Array | None = None
+
+
+def apart(context: AttentionContext, length: int, size: int) -> AttentionContext:
+    """The context of a text of `length` tokens and copies of `size`, without the scores that copies
+    would have with each other."""
+    rows, tokens, _ = context.mask.shape
+    copies = (tokens - length) // size
+    among = context.mask[:, length:, length:].reshape(rows, copies, size, copies, size)
+    each = jnp.arange(copies)
+    own = jnp.moveaxis(among[:, each, :, each], 0, 1)
+    return context._replace(mask=context.mask[:, :, :length], own=own)
 
 
 class ContextByLayer(NamedTuple):

@@ -76,6 +76,7 @@ def attend(
     v: jax.Array,
     mask: jax.Array,
     visit: Visit = unvisited,
+    own: jax.Array | None = None,
 ) -> jax.Array:
     """Masked softmax attention, the only implementation in this project.
 
@@ -83,26 +84,75 @@ def attend(
       q: [B, T, H, K] queries.
       k, v: [B, S, G, K] keys and values; head h of q reads head h // (H / G).
       mask: bool [B or 1, T, S]; every query must be allowed at least one key.
-      visit: is shown the weights, as "pattern" [B, G, H / G, T, S].
+      visit: is shown the weights, as "pattern" [B, G, H / G, T, S]; not those with `own`.
+      own: as of `AttentionContext`.
 
     Returns:
       [B, T, H, K], all in the dtype of the arguments.
     """
     B, T, H, K = q.shape
-    S, G = k.shape[1:3]
+    G = k.shape[2]
     # Batch axes first, by hand: XLA on CPU is up to 2.5 times slower when it has to find this
     # layout itself (T 72, measured 2026-11-24). Not merged, and the heads of a group outside T:
     # rows and heads are split over devices, and axes that are split cannot be merged there.
-    q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4).reshape(B, G, -1, K)
+    q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
     k, v = (y.transpose(0, 2, 1, 3) for y in (k, v))
+    if own is not None:
+        mixed = _attend_apart(config, q, k, v, mask, own)
+    else:
+        scores = _scores(config, q, k)
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+        mixed = _mix(config, visit("pattern", jax.nn.softmax(scores, axis=-1)), v)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+
+
+def _scores(config: DecoderConfig, q: jax.Array, k: jax.Array) -> jax.Array:
+    """[B, G, H / G, T, S] of queries [B, G, H / G, T, K] and keys [B, G, S, K]."""
+    B, G, _, _, K = q.shape
     precision = attention_precision(config)
-    scores = jnp.einsum("bgqk,bgsk->bgqs", q, k, precision=precision)
+    scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(B, G, -1, K), k, precision=precision)
     scale = K**-0.5 if config.attention_scale is None else config.attention_scale
-    scores = capped(scores.reshape(B, G, H // G, T, S) * scale, config.attention_softcap)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    weights = visit("pattern", jax.nn.softmax(scores, axis=-1)).reshape(B, G, -1, S)
-    mixed = jnp.einsum("bgqs,bgsk->bgqk", weights, v, precision=precision)
-    return mixed.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    scores = scores.reshape(*q.shape[:-1], k.shape[2])
+    return capped(scores * scale, config.attention_softcap)
+
+
+def _mix(config: DecoderConfig, weights: jax.Array, v: jax.Array) -> jax.Array:
+    """[B, G, H / G, T, K]: the values [B, G, S, K] by weights [B, G, H / G, T, S]."""
+    B, G, _, _, S = weights.shape
+    precision = attention_precision(config)
+    mixed = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(B, G, -1, S), v, precision=precision)
+    return mixed.reshape(*weights.shape[:-1], v.shape[-1])
+
+
+def _attend_apart(
+    config: DecoderConfig, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, own: jax.Array
+) -> jax.Array:
+    """Attention of a text and its copies, [B, G, H / G, S, K], for what `_scores` takes."""
+    length = mask.shape[-1]
+    copies, size = own.shape[1:3]
+    lowest = jnp.finfo(q.dtype).min
+
+    def by_copy(x: jax.Array) -> jax.Array:  # [..., n P, K] -> [..., n, P, K]
+        return x.reshape(*x.shape[:-2], copies, size, x.shape[-1])
+
+    to_text = _scores(config, q, k[:, :, :length])
+    to_text = jnp.where(mask[:, None, None], to_text, lowest)  # [B, G, H / G, S, T]
+    # A copy is a few tokens: sums over them are faster than products of small matrices.
+    own_q, own_k, own_v = (by_copy(x[..., length:, :]) for x in (q, k, v))
+    within = jnp.sum(own_q[..., :, None, :] * own_k[:, :, None, :, None], axis=-1)
+    scale = q.shape[-1] ** -0.5 if config.attention_scale is None else config.attention_scale
+    within = capped(within * scale, config.attention_softcap)  # [B, G, H / G, n, P, P]
+    within = jnp.where(own[:, None, None], within, lowest)
+    of_tokens = within.reshape(*within.shape[:3], copies * size, size)
+    of_copies = jax.nn.softmax(jnp.concatenate([to_text[..., length:, :], of_tokens], -1), axis=-1)
+    weights = jnp.concatenate(
+        [jax.nn.softmax(to_text[..., :length, :], axis=-1), of_copies[..., :length]], axis=-2
+    )
+    mixed = _mix(config, weights, v[:, :, :length])
+    of_own = of_copies[..., length:].reshape(within.shape)
+    from_own = jnp.sum(of_own[..., None] * own_v[:, :, None, :, None], axis=-2)
+    from_own = from_own.reshape(*from_own.shape[:3], copies * size, -1)
+    return mixed.at[..., length:, :].add(from_own)
 
 
 class RMSNorm(nn.Module):
@@ -190,7 +240,7 @@ class Attention(nn.Module):
         # of 5 real prompts in 1,000, and keeping them costs no measurable time (2026-11-25).
         q, k = self.rotate(q, context), self.rotate(k, context)
         k, v = context.visit("key", k), context.visit("value", v)  # [B, S, G, K]
-        mixed = attend(c, q, k, v, context.mask, context.visit)  # [B, T, H, K]
+        mixed = attend(c, q, k, v, context.mask, context.visit, context.own)  # [B, T, H, K]
         mixed = context.visit("head", mixed)
         return context.visit(
             "attn_out", project(c, c.width, self._has_bias("out"), axes=2)(name="out")(mixed)

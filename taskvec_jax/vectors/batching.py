@@ -44,10 +44,29 @@ def round_up(n: int, step: int, first: int = 0) -> int:
     return first + max(0, -(-(n - first) // step)) * step
 
 
+def evenly(count: int, most: int) -> int:
+    """How many of `count` are in the largest of as few parts of at most `most` as there can be."""
+    return -(-count // -(-count // most))
+
+
+ROWS_ON_CPU = 25  # of short texts; the sums of more are hardly faster
+
+
+def rows_a_call(batch_size: int, most: int = ROWS_ON_CPU) -> int:
+    """How many rows a call works on where `batch_size` is allowed: on a CPU parts of it of at most
+    `most`, because many small chunks are padded, and filled up, by less than few large ones."""
+    return evenly(batch_size, most) if jax.default_backend() == "cpu" else batch_size
+
+
 def _chunks(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Row numbers, sorted by length, in chunks; so that rows are padded to similar lengths."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return in_chunks(sorted(range(len(lengths)), key=lambda i: (lengths[i], i)), batch_size)
+
+
+def in_chunks(order: list[int], most: int) -> list[list[int]]:
+    """Row numbers in chunks of at most `most`, none much smaller than another."""
+    size = evenly(max(1, len(order)), most)
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def fill_up(chunk: list[int], batch_size: int) -> list[int]:
@@ -55,8 +74,9 @@ def fill_up(chunk: list[int], batch_size: int) -> list[int]:
     return chunk + chunk[-1:] * (batch_size - len(chunk))
 
 
-# FLOPs of filling that are worth a compilation of a second or so, on a CPU and elsewhere.
-WORTH_COMPILING, WORTH_COMPILING_ELSEWHERE = 4 * 10**11, 10**14
+# FLOPs of half a second or more, which is what a shape costs: .2 to .6 s of tracing in every
+# process that uses it, and .5 to 2 s of compiling once on a machine. On a CPU, and elsewhere.
+WORTH_COMPILING, WORTH_COMPILING_ELSEWHERE = 10**11, 5 * 10**14
 
 
 def worth_compiling() -> int:
@@ -64,13 +84,17 @@ def worth_compiling() -> int:
     return WORTH_COMPILING if jax.default_backend() == "cpu" else WORTH_COMPILING_ELSEWHERE
 
 
-def _rows_of(chunk: int, rows: int, row_flops: int, least: int) -> int:
+def _rows_of(chunk: int, rows: int, calls_flops: int, least: int) -> int:
     """How many rows a call for a chunk is of: what is missing is filled up with repetitions, which
     cost as much as others. So the rows are halved, up to twice, where the chunk still fits and what
-    is saved is worth another compiled shape."""
+    is saved is worth another compiled shape.
+
+    Args:
+      calls_flops: of one row of each call that has as many.
+    """
     for _ in range(2):
         half = -(-rows // (2 * least)) * least  # a multiple of the devices
-        if half < chunk or (rows - half) * row_flops < worth_compiling():
+        if half < chunk or (rows - half) * calls_flops < worth_compiling():
             break
         rows = half
     return rows
@@ -109,11 +133,12 @@ def run_in_chunks(
     least = shape_of(model.mesh).data  # a row a device
     rows = rows_for(model.mesh, min(batch_size, _fitting.get(key, batch_size)))
     chunks = _chunks(lengths, rows)
+    calls = len(chunks)
     while chunks:
         refused = None
         made = None
         longest = max(lengths[i] for i in chunks[0])
-        filled = _rows_of(len(chunks[0]), rows, work.done(longest), least)
+        filled = _rows_of(len(chunks[0]), rows, calls * work.done(longest), least)
         try:
             made = jax.block_until_ready(call(chunks[0], filled))
         except jax.errors.JaxRuntimeError as error:
@@ -137,4 +162,5 @@ def run_in_chunks(
         rows = rows_for(model.mesh, rows // 2)
         _fitting[key] = rows
         _log.warning("out of memory: %s goes on with %d prompts a call", program, rows)
-        chunks = [left[i : i + rows] for i in range(0, len(left), rows)]
+        chunks = in_chunks(left, rows)
+        calls = len(chunks)

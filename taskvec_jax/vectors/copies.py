@@ -10,8 +10,9 @@ all of them: the text, and one branch for each copy (see `layers.Layout`).
                               +-- copy 1, changed from its layer on
                               +-- ...
 
-Until its layer a copy is what it was copied from, so it joins the row shortly before: copies join
-in groups as the layers go by (a wavefront), with the state of the untouched tokens.
+Until it is changed a copy is what it was copied from, so it joins the row no sooner: copies join in
+groups as the layers go by (a wavefront), with the state of the untouched tokens. One whose residual
+stream is changed after layer l joins after layer l at the soonest, already changed.
 
 Shapes: B rows, T tokens, C copies, n copies alive, P tokens of a copy, S = T + n P tokens of a row,
 L layers, D width.
@@ -31,6 +32,7 @@ from taskvec_jax.transformer.context import (
     TRUNK,
     ContextByLayer,
     Layout,
+    apart,
     attention_context,
 )
 from taskvec_jax.transformer.decoder import FAMILY_MODULES, Decoder, Params
@@ -103,6 +105,7 @@ def run_copies(
     size: int = 1,
     begins: jax.Array | None = None,
     hidden: Hidden | None = None,
+    separate: bool = False,
     wrap: Callable[[Step], Step] = lambda step: step,
 ) -> jax.Array:
     """The residual stream after the last block at the last token of a text and of its copies.
@@ -112,7 +115,8 @@ def run_copies(
       last: int [B], index of the last token of each text.
       change: called for the sites "head", "attn_out", "mlp_out" and "resid" of every layer (see
         `layers.Visit`); what it returns unchanged costs nothing.
-      schedule: copy c must not be changed before the group in which it is first alive.
+      schedule: copy c must not be changed before the group in which it is first alive, but for its
+        residual stream after the layer before that group. A last group may have no layers.
       size: P, how many of the last tokens are copied.
       begins: int [B], the first token that is copied, where some texts copy fewer than P; the
         tokens of their copies before it are padding. None: P tokens before the end.
@@ -120,6 +124,8 @@ def run_copies(
         a text stays visible: it attends to itself alone, so it carries nothing of the text after
         it, and models use it as a place to attend to when there is nothing to attend to. None:
         every copy attends to all of them.
+      separate: no scores between copies are computed; worth it where there are hundreds of tokens
+        of copies.
       wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
 
     Returns:
@@ -136,9 +142,16 @@ def run_copies(
     x = Decoder(config).apply(params, tokens, place, method="embed")
     start = 0
     for stop, alive in schedule:
-        joining = alive - (x.shape[1] - length) // size
+        joined = (x.shape[1] - length) // size
         fresh = jnp.take_along_axis(x, jnp.maximum(copied, 0)[..., None], axis=1)  # [B, P, D]
-        x = jnp.concatenate([x, jnp.tile(fresh, (1, joining, 1))], axis=1)
+        x = jnp.concatenate([x, jnp.tile(fresh, (1, alive - joined, 1))], axis=1)
+        if start and alive > joined:
+            copies = x[:, length:].reshape(rows, alive, size, -1)
+            changed = change("resid", copies, jnp.int32(start - 1)).astype(x.dtype)
+            changed = changed[:, joined:].reshape(rows, -1, x.shape[-1])
+            x = jnp.concatenate([x[:, : length + joined * size], changed], axis=1)
+        if stop == start:
+            continue
         branch = jnp.arange(alive, dtype=jnp.int32)[:, None] + 2  # [n, 1]
         branches = jnp.where(real[:, None], branch, PADDING).reshape(rows, alive * size)
         layout = Layout(
@@ -174,6 +187,8 @@ def run_copies(
                 seen = mask[:, length:] & ~(unseeing[:, :, None] & unseen[:, None])
                 mask = jnp.concatenate([mask[:, :length], seen], axis=1)
             here = context._replace(mask=mask, visit=visit)
+            if separate and alive:
+                here = apart(here, length, size)
             x = block.apply({"params": take_layer(held, index)}, x, here)
             return visit("resid", x), None
 

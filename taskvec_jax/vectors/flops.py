@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import leaf_shapes
-from taskvec_jax.vectors.rows import shared_prefix
+from taskvec_jax.vectors.rows import begins, shared_prefix
 
 
 @functools.cache
@@ -60,11 +60,11 @@ def reading_flops(config: DecoderConfig, texts: Sequence[Sequence[int]], answers
     """Of running texts that share a beginning, once, through all layers.
 
     Args:
-      texts: token ids.
+      texts: token ids. A text that begins the one after it costs nothing, as in `rows.tree_length`.
       answers: how many next tokens are asked for.
     """
     trunk = shared_prefix(texts)
-    tails = [len(text) - trunk for text in texts]
+    tails = [len(text) - trunk for i, text in enumerate(texts) if not begins(texts, i)]
     seen = trunk * (trunk + 1) // 2 + sum(t * trunk + t * (t + 1) // 2 for t in tails)
     each_layer = (trunk + sum(tails)) * layer_flops(config) + attention_flops(config, seen)
     return config.num_layers * each_layer + answers * answer_flops(config)
@@ -95,29 +95,36 @@ def row_flops(config: DecoderConfig, tokens: int, layers: int, answers: int) -> 
     return layers * each_layer + answers * answer_flops(config)
 
 
-def read_row_flops(config: DecoderConfig, tokens: int, reads: int) -> int:
+def read_row_flops(config: DecoderConfig, tokens: int, reads: int, answers: int) -> int:
     """What `programs.read_rows` does on a CPU for a row of `tokens` tokens of which `reads` are
-    read: in the last layer only keys and values are computed for the others."""
+    read, and for answers: in the last layer only keys and values are computed for the others."""
     cached = cached_flops(config)
     last = tokens * cached + reads * (layer_flops(config) - cached)
     attended = attention_flops(config, reads * tokens)
-    return row_flops(config, tokens, config.num_layers - 1, reads) + last + attended
+    return row_flops(config, tokens, config.num_layers - 1, answers) + last + attended
 
 
 def copies_flops(
-    config: DecoderConfig, length: int, schedule: Sequence[tuple[int, int]], size: int = 1
+    config: DecoderConfig,
+    length: int,
+    schedule: Sequence[tuple[int, int]],
+    size: int = 1,
+    *,
+    separate: bool = False,
 ) -> int:
     """What `copies.run_copies` does for a row of `length` tokens, with the answers to its copies.
 
     Args:
-      schedule, size: as of `run_copies`.
+      schedule, size, separate: as of `run_copies`.
     """
     starts = [0, *(stop for stop, _ in schedule)]
-    rows = sum(
-        row_flops(config, length + alive * size, stop - start, 0)
-        for start, (stop, alive) in zip(starts, schedule, strict=False)
-    )
-    return rows + (1 + schedule[-1][1]) * answer_flops(config)
+    total = (1 + schedule[-1][1]) * answer_flops(config)
+    for start, (stop, alive) in zip(starts, schedule, strict=False):
+        tokens = length + alive * size
+        scores = length * tokens + alive * size**2 if separate else tokens**2
+        each_layer = tokens * layer_flops(config) + attention_flops(config, scores)
+        total += (stop - start) * each_layer
+    return total
 
 
 def head_map_flops(config: DecoderConfig, length: int) -> int:

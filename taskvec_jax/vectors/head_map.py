@@ -34,7 +34,7 @@ from taskvec_jax.vectors.account import Work
 from taskvec_jax.vectors.batching import fill_up, run_in_chunks
 from taskvec_jax.vectors.copies import Schedule, run_copies
 from taskvec_jax.vectors.flops import copies_flops, head_map_flops
-from taskvec_jax.vectors.programs import wavefront_schedule
+from taskvec_jax.vectors.programs import schedule_of
 from taskvec_jax.vectors.rows import pad_rows
 from taskvec_jax.vectors.sweep import row_length
 
@@ -91,8 +91,7 @@ def map_heads(
         layer = int(np.argwhere(~np.isfinite(outputs))[0, 0])
         raise TaskVecError(f"the output of a head of layer {layer} that is given is not finite")
     lengths = [len(text) for text in texts]
-    wavefront = wavefront_schedule(config.num_layers, NUM_GROUPS)
-    schedule = tuple((stop, alive * config.num_heads) for stop, alive in wavefront)
+    schedule = schedule_of_heads(config)
     log_probs = np.empty((len(texts), 1 + shape[0] * shape[1]), np.float64)
 
     def call(chunk: list[int], size: int) -> jax.Array:
@@ -110,13 +109,21 @@ def map_heads(
     work = Work(
         lambda i: head_map_flops(config, lengths[i]),
         lambda i: (texts[i], int(wanted[i]), outputs),
-        lambda longest: copies_flops(config, row_length(longest), schedule),
+        lambda longest: copies_flops(config, row_length(longest), schedule, separate=True),
     )
     run_in_chunks("patching heads", model, lengths, most, call, keep, work)
     check_answers(log_probs[:, 1:], np.repeat(np.arange(shape[0]), shape[1])[None])
     check_logits(log_probs[:, 0])
     probs = np.exp(log_probs)
     return HeadMap(probs[:, 0], probs[:, 1:].reshape(len(texts), *shape[:2]))
+
+
+def schedule_of_heads(config: DecoderConfig) -> Schedule:
+    """That of a copy for each head of each layer. A head of layer l is changed inside of block l,
+    so its copy joins before that block."""
+    before = range(-1, config.num_layers - 1)
+    wavefront = schedule_of(before, config.num_layers, NUM_GROUPS)
+    return tuple((stop, alive * config.num_heads) for stop, alive in wavefront)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "schedule"))
@@ -148,7 +155,9 @@ def patch_heads(
         due = (layer_of[:alive] == index)[:, None] & (head_of[:alive, None] == np.arange(heads))
         return jnp.where(due[None, :, None, :, None], outputs[index].astype(copies.dtype), copies)
 
-    states = run_copies(config, params, tokens, last, change=patch, schedule=schedule)
+    states = run_copies(
+        config, params, tokens, last, change=patch, schedule=schedule, separate=True
+    )
 
     def log_prob(states: jax.Array) -> jax.Array:  # [B, n, D] -> [B, n]
         logits = Decoder(config).apply(params, states, method="unembed")

@@ -37,13 +37,20 @@ from taskvec_jax.transformer.checks import check_answers, check_logits, check_te
 from taskvec_jax.transformer.config import DecoderConfig
 from taskvec_jax.transformer.decoder import Decoder, Params
 from taskvec_jax.vectors.account import Work
-from taskvec_jax.vectors.batching import fill_up, round_up, run_in_chunks
+from taskvec_jax.vectors.batching import (
+    fill_up,
+    in_chunks,
+    round_up,
+    rows_a_call,
+    run_in_chunks,
+)
 from taskvec_jax.vectors.copies import Schedule, run_copies
 from taskvec_jax.vectors.flops import copies_flops, injection_flops
 from taskvec_jax.vectors.programs import top, wavefront_schedule
 from taskvec_jax.vectors.rows import pad_rows
 from taskvec_jax.vectors.sweep import row_length
 
+ROWS_ON_CPU = 13  # a prompt has hundreds of tokens of copies
 QUERY_STEP = 2  # the tokens of a query are rounded up to a multiple of this
 KINDS = ("no_attention", "other_state", "both")  # copy 3 l + i is of kind i and layer l
 
@@ -96,8 +103,34 @@ def cut_task(
     if states.shape != shape:
         raise TaskVecError(f"states have shape {states.shape}; allowed: {shape}")
     check_vectors(states, np.broadcast_to(np.arange(layers), shape[:2]))
+    answers = np.empty((len(texts), 1 + len(KINDS) * layers), np.int32)
+    logits = np.empty(answers.shape, np.float32)
+    # Prompts whose queries are alike together: all copies of a call are as long as its longest.
+    order = sorted(range(len(texts)), key=lambda i: (lengths[i] - starts[i], lengths[i], i))
+    rows = min(rows_a_call(batch_size, ROWS_ON_CPU), len(texts))
+    for some in in_chunks(order, rows):
+        answers[some], logits[some] = _cut_alike(
+            model, [texts[i] for i in some], starts[some], states[some], rows
+        )
+    check_answers(logits[:, 1:], np.repeat(np.arange(layers), len(KINDS))[None])
+    check_logits(logits[:, 0])
+    each = answers[:, 1:].reshape(len(texts), layers, len(KINDS))
+    return CutAnswers(answers[:, 0], *(each[..., kind] for kind in range(len(KINDS))))
+
+
+def _cut_alike(
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    starts: np.ndarray,
+    states: np.ndarray,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The answers of `cut_rows`, and their logits, for prompts whose queries are about as long."""
+    config, layers = model.config, model.config.num_layers
+    lengths = [len(text) for text in texts]
     size = min(round_up(int((lengths - starts).max()), QUERY_STEP), max(lengths))
-    schedule = tuple((stop, alive * len(KINDS)) for stop, alive in wavefront_schedule(layers))
+    wavefront = wavefront_schedule(layers)
+    schedule = tuple((stop, alive * len(KINDS)) for stop, alive in wavefront)
     layers_of_copies = [layer for layer in range(layers) for _ in KINDS]
     answers = np.empty((len(texts), 1 + len(KINDS) * layers), np.int32)
     logits = np.empty(answers.shape, np.float32)
@@ -118,14 +151,10 @@ def cut_task(
             config, lengths[i], layers_of_copies, lengths[i] - int(starts[i])
         ),
         lambda i: (texts[i], starts[i], states[i]),
-        lambda longest: copies_flops(config, row_length(longest), schedule, size),
+        lambda longest: copies_flops(config, row_length(longest), schedule, size, separate=True),
     )
-    most = min(batch_size, len(texts))
-    run_in_chunks("cutting the task", model, lengths, most, call, keep, work)
-    check_answers(logits[:, 1:], np.repeat(np.arange(layers), len(KINDS))[None])
-    check_logits(logits[:, 0])
-    each = answers[:, 1:].reshape(len(texts), layers, len(KINDS))
-    return CutAnswers(answers[:, 0], *(each[..., kind] for kind in range(len(KINDS))))
+    run_in_chunks("cutting the task", model, lengths, batch_size, call, keep, work)
+    return answers, logits
 
 
 @functools.partial(jax.jit, static_argnames=("config", "size", "schedule"))
@@ -172,5 +201,6 @@ def cut_rows(
         size=size,
         begins=begins,
         hidden=hide,
+        separate=True,
     )
     return top(Decoder(config).apply(params, found, method="unembed"))

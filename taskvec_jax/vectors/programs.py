@@ -80,17 +80,25 @@ def _top_of_blocks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return index.astype(jnp.int32), jnp.max(highest, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames=("config", "unanswered"))
 def read_rows(
-    config: DecoderConfig, params: Params, rows: Rows, grading: Wanted | None = None
+    config: DecoderConfig,
+    params: Params,
+    rows: Rows,
+    grading: Wanted | None = None,
+    *,
+    unanswered: int = 0,
 ) -> tuple[jax.Array, jax.Array, jax.Array, Graded | None]:
     """Residual stream after every layer at each place that is read.
 
     On a CPU the last block is run for those places alone, on the keys and values of all tokens.
     Elsewhere it stays in the loop over layers, which keeps the program small and its memory known.
 
+    Args:
+      unanswered: U, how many of the first places of each row get no answer.
+
     Returns:
-      residuals [B, R, L, D], answers int32 [B, R], their logits [B, R], graded scores [B, R].
+      residuals [B, R, L, D], answers int32 [B, R - U], their logits and graded scores, [B, R - U].
     """
     block = FAMILY_MODULES[config.family].Block(config)
     layout = Layout(jnp.asarray(rows.positions), jnp.asarray(rows.branches))
@@ -127,7 +135,7 @@ def read_rows(
         return x, jnp.concatenate([residuals, x[None]])
 
     x, residuals = jax.lax.platform_dependent(x, cpu=last_block_at_ends, default=every_block)
-    answers = _answer(config, params, x, grading)
+    answers = _answer(config, params, x[:, unanswered:], grading)
     return (jnp.moveaxis(residuals, 0, 2), *answers)
 
 
@@ -223,7 +231,7 @@ def _writable(
     """bool [B, 1 + C]: whether the untouched query can be read, and each copy be written."""
     first_layers = np.zeros(layers.shape[1], np.int32)
     for stop, alive in schedule:
-        first_layers[alive:] = stop  # not in the row in this group, which ends at `stop`
+        first_layers[alive:] = stop - 1  # it joins after layer `stop` - 1 at the soonest
     num_layers = schedule[-1][0]
     inside = ((last >= size - 1) & (last < length))[:, None]  # [B, 1]
     return jnp.concatenate(
@@ -232,7 +240,7 @@ def _writable(
 
 
 def wavefront_schedule(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple[int, int], ...]:
-    """The schedule of one copy a layer: group g holds the copies of the layers up to its end."""
+    """The schedule of one copy a layer."""
     return schedule_of(range(num_layers), num_layers, groups)
 
 
@@ -240,13 +248,14 @@ def schedule_of(
     layers: Sequence[int], num_layers: int, groups: int = NUM_GROUPS
 ) -> tuple[tuple[int, int], ...]:
     """The schedule of copies written after these layers, in rising order: each copy joins the row
-    in the group in which it is written; before the first of them only the query itself is run.
+    with the last group that begins after its layer or before; before the first of them only the
+    query itself is run, and one of the last layer joins when all blocks are done.
 
     Groups begin at the same layers whatever is written, so that layers near each other compile one
-    program.
+    program. -1 stands for what is written before the first block.
     """
-    begins = [round(num_layers * group / groups) for group in range(groups)]
-    starts = sorted({max(begin for begin in begins if begin <= layer) for layer in layers})
-    alive = [sum(layer < start for layer in layers) for start in starts]
+    begins = [*(round(num_layers * group / groups) for group in range(groups)), num_layers]
+    starts = sorted({max(begin for begin in begins if begin <= layer + 1) for layer in layers})
+    alive = [sum(layer + 1 < start for layer in layers) for start in starts]
     schedule = [(start, count) for start, count in zip(starts, alive, strict=True) if start]
     return (*schedule, (num_layers, len(layers)))

@@ -218,14 +218,15 @@ def test_padding_and_batches_change_no_loss(model):
 
 def test_births_wait_for_the_layers_that_are_asked_for():
     assert schedule_of(range(30), 30) == wavefront_schedule(30)
-    assert schedule_of([13], 30) == schedule_of([15], 30) == ((12, 0), (30, 1))
-    assert schedule_of([0], 1) == ((1, 1),)
+    assert schedule_of([11], 30) == schedule_of([15], 30) == ((12, 0), (30, 1))
+    assert schedule_of([0], 1) == ((1, 0), (1, 1)), "it is written when all blocks are done"
+    assert schedule_of([-1], 1) == ((1, 1),), "before the first block"
     for layers in ([0, 3, 4], [2, 9, 10, 11, 12, 13, 28], [29]):
         schedule = schedule_of(layers, 30)
         assert schedule[-1] == (30, len(layers))
         for copy, layer in enumerate(layers):
             start = max((stop for stop, alive in schedule if alive <= copy), default=0)
-            assert start <= layer
+            assert start <= layer + 1
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_layer(model):
