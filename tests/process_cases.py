@@ -72,11 +72,11 @@ def halving(model: Model) -> dict[str, Any]:
     want, _ = sweep.read_texts(model, texts, 6)
     program, calls = sweep.read_rows, []
 
-    def refusing(config: Any, params: Any, rows: Rows, grading: Any = None) -> Any:
+    def refusing(config: Any, params: Any, rows: Rows, grading: Any = None, **more: Any) -> Any:
         calls.append(len(rows.tokens))
         if INDEX == SECOND and calls[-1] > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return program(config, params, rows, grading)
+        return program(config, params, rows, grading, **more)
 
     sweep.read_rows = refusing
     got, _ = sweep.read_texts(model, texts, 6)

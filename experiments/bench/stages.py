@@ -200,8 +200,8 @@ def by_rows(
         theta, icl = read_full(model, part, batch_size)
     else:
         rows = batch_size if sort else n  # sorted chunks, or one padded batch a task
-        residuals, answers = sweep.read_texts(model, part.texts, rows)
         dummies = len(part.texts[0])
+        residuals, answers = sweep.read_texts(model, part.texts, rows, unanswered=dummies)
         theta, icl = residuals[:, :dummies].mean(axis=1), answers.tokens[half:, -1]
     num_layers = model.config.num_layers
     schedule = wavefront_schedule(num_layers, groups)

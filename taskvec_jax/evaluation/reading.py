@@ -128,10 +128,10 @@ def read_prompts(
         [*dummies, *_with_answer(icl, tokens)]
         for (*dummies, icl), tokens in zip(asked, assumed, strict=True)
     ]
-    residuals, answers = read_texts(scorer.model, texts, batch_size, wanted)
+    residuals, answers = read_texts(scorer.model, texts, batch_size, wanted, unanswered=count)
     theta = residuals[:, :count].mean(axis=1)
-    graded = answers.graded and Graded(*(values[:, count] for values in answers.graded))
-    said = answers.tokens[:, count:]
+    graded = answers.graded and Graded(*(values[:, 0] for values in answers.graded))
+    said = answers.tokens
     return theta, InContext(said[:, 0], assumed, said[:, 1:], graded)
 
 
@@ -173,9 +173,9 @@ def read_theta(model: Model, prompts: Sequence[Prompt], batch_size: int) -> np.n
     Raises:
       TaskVecError: as of `read_prompts`.
     """
-    _num_dummies(prompts)
+    count = _num_dummies(prompts)
     texts = [model.tokenizer.encode_all(prompt.dummies()) for prompt in prompts]
-    return read_texts(model, texts, batch_size)[0].mean(axis=1)
+    return read_texts(model, texts, batch_size, unanswered=count)[0].mean(axis=1)
 
 
 def _num_dummies(prompts: Sequence[Prompt]) -> int:

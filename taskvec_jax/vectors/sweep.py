@@ -42,6 +42,7 @@ from taskvec_jax.vectors.batching import (
     Loaded,
     fill_up,
     round_up,
+    rows_a_call,
     run_in_chunks,
     worth_compiling,
 )
@@ -100,6 +101,8 @@ def read_texts(
     rows: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
     grading: Wanted | None = None,
+    *,
+    unanswered: int = 0,
 ) -> tuple[Float[np.ndarray, "N R L D"], Answers]:
     """Reads the residual stream at the last token of texts that share their beginnings.
 
@@ -108,9 +111,10 @@ def read_texts(
         nothing.
       batch_size: rows a program call works on.
       grading: tokens for the graded scores, [N, G] and [N].
+      unanswered: U, how many of the first texts of each row are read only, without an answer.
 
     Returns:
-      residuals float32 [N, R, L, D] and Answers [N, R]; a row of fewer texts repeats its last.
+      residuals float32 [N, R, L, D] and Answers [N, R - U]; a row of fewer texts repeats its last.
 
     Raises:
       TaskVecError: a text is empty, longer than the context or holds an id out of range; or the
@@ -121,27 +125,35 @@ def read_texts(
     reads = max(map(len, rows))
     lengths = [tree_length(texts) for texts in rows]
     residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
-    answers = _room((len(rows), reads), graded=grading is not None)
+    asked = reads - unanswered
+    answers = _room((len(rows), asked), graded=grading is not None)
+
+    def padded(longest: int) -> int:
+        return fitted_row_length(config, longest, len(rows))
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
-        length = row_length(max(lengths[i] for i in chunk))
+        length = padded(max(lengths[i] for i in chunk))
         filled = fill_up(chunk, size)
         laid_out = lay_out_rows([rows[i] for i in filled], length, reads)
         inputs = put_rows(model.mesh, (laid_out, _of_rows(grading, filled)))
-        return read_rows(config, model.params, *inputs)
+        return read_rows(config, model.params, *inputs, unanswered=unanswered)
 
     def keep(chunk: list[int], read: tuple[Any, ...]) -> None:
         residuals[chunk] = read[0][: len(chunk)]
         _fill(answers, chunk, Answers(*read[1:]))
 
     def done(longest: int) -> int:
-        length = row_length(longest)
+        length = padded(longest)
         if jax.default_backend() == "cpu":
-            return read_row_flops(config, length, reads)
-        return row_flops(config, length, config.num_layers, reads)
+            return read_row_flops(config, length, reads, asked)
+        return row_flops(config, length, config.num_layers, asked)
 
-    work = Work(lambda i: reading_flops(config, rows[i], len(rows[i])), lambda i: (rows[i],), done)
-    run_in_chunks("reading", model, lengths, batch_size, call, keep, work)
+    def needed(i: int) -> int:
+        distinct = {tuple(text) for text in rows[i][unanswered:]}
+        return reading_flops(config, rows[i], len(distinct))
+
+    work = Work(needed, lambda i: (rows[i], unanswered), done)
+    run_in_chunks("reading", model, lengths, rows_a_call(batch_size), call, keep, work)
     check_finite(residuals, answers.logits)
     return residuals, answers
 
@@ -204,7 +216,7 @@ def inject_vectors(
     answers = _room(shape, graded=grading is not None)
 
     def padded(longest: int) -> int:
-        return _length_of_queries(config, longest, len(distinct))
+        return fitted_query_length(config, longest, len(distinct))
 
     def call(chunk: list[int], size: int) -> tuple[jax.Array, ...]:
         length = padded(max(lengths[i] for i in chunk))
@@ -223,7 +235,7 @@ def inject_vectors(
         lambda i: (queries[distinct[i]], vectors[distinct[i]], layers[distinct[i]], operation),
         lambda longest: copies_flops(config, padded(longest), schedule, size),
     )
-    run_in_chunks("injecting", model, lengths, batch_size, call, keep, work)
+    run_in_chunks("injecting", model, lengths, rows_a_call(batch_size), call, keep, work)
     answers = jax.tree.map(lambda found: found[which], answers)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
     # untouched one too, so the message names a written one where there is one.
@@ -325,11 +337,15 @@ def _sweep_together(
 
 # Row lengths are rounded up, so that few shapes are compiled: trees of up to 72 tokens to a
 # multiple of 8, longer ones to 88, 104 ... tokens; on a CPU short ones, which most tasks have, to a
-# multiple of 2. Queries to 4, 12, 20 ... tokens, because most zero-shot queries have 4; of a large
-# model those of 5 and 6 to 6.
+# multiple of 2. Queries to 4, 12, 20 ... tokens, because most zero-shot queries have 4.
 SHORT_TREE, SHORT_TREE_STEP = 40, 2
 TREE_STEP, LONG_TREE, LONG_TREE_STEP = 8, 72, 16
-QUERY_STEP, QUERY_FIRST, QUERY_SECOND = 8, 4, 6
+QUERY_STEP, QUERY_FIRST = 8, 4
+# Where that pads by more than a shape of its own costs: short trees not at all, others of up to 80
+# tokens to a multiple of 4, longer ones to one of 8, and queries of up to 12 to a multiple of 2.
+FINE_TREE, FINE_TREE_STEP, FINE_LONG_TREE_STEP = 80, 4, 8
+FINE_QUERY, FINE_QUERY_STEP = 12, 2
+REUSED = 5  # a run has as many calls, and more, that want the same length
 
 
 def row_length(tokens: int) -> int:
@@ -346,10 +362,20 @@ def query_length(tokens: int) -> int:
     return round_up(tokens, QUERY_STEP, QUERY_FIRST)
 
 
-def _length_of_queries(config: DecoderConfig, tokens: int, rows: int) -> int:
-    """What queries of up to so many tokens are padded to: `query_length`, or 6 where that saves
-    more than another compiled shape costs."""
-    length = query_length(tokens)
-    saved = (length - QUERY_SECOND) * rows * config.num_layers * layer_flops(config)
-    short = QUERY_FIRST < tokens <= QUERY_SECOND
-    return QUERY_SECOND if short and saved >= worth_compiling() else length
+def fitted_row_length(config: DecoderConfig, tokens: int, rows: int) -> int:
+    """`row_length`, or a finer one where that spares so many rows enough padding."""
+    fine = round_up(tokens, FINE_TREE_STEP if tokens <= FINE_TREE else FINE_LONG_TREE_STEP)
+    if tokens <= SHORT_TREE and jax.default_backend() == "cpu":
+        fine = tokens
+    return _worth(config, rows, row_length(tokens), fine)
+
+
+def fitted_query_length(config: DecoderConfig, tokens: int, rows: int) -> int:
+    """`query_length`, or a finer one where that spares so many rows enough padding."""
+    fine = round_up(tokens, FINE_QUERY_STEP) if tokens <= FINE_QUERY else query_length(tokens)
+    return _worth(config, rows, query_length(tokens), fine)
+
+
+def _worth(config: DecoderConfig, rows: int, coarse: int, fine: int) -> int:
+    saved = (coarse - fine) * rows * config.num_layers * layer_flops(config)
+    return fine if REUSED * saved >= worth_compiling() else coarse

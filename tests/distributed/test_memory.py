@@ -41,12 +41,12 @@ def model(tokenizer, monkeypatch) -> Model:
 def refusing(program, most: int, calls: list[int]):
     """A program whose device has no memory for more than `most` rows."""
 
-    def run(config, params, rows, *rest):
+    def run(config, params, rows, *rest, **more):
         count = len(rows.tokens if isinstance(rows, Rows) else rows)
         calls.append(count)
         if count > most:
             raise jax.errors.JaxRuntimeError(MESSAGE)
-        return program(config, params, rows, *rest)
+        return program(config, params, rows, *rest, **more)
 
     return run
 
@@ -86,7 +86,7 @@ def test_one_row_that_does_not_fit_is_refused_and_other_errors_pass(model, monke
     with pytest.raises(TaskVecError, match="one prompt at a time does not fit"):
         sweep.read_texts(model, [[[1, 2]]], 4)
 
-    def broken(*_):
+    def broken(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     monkeypatch.setattr(sweep, "read_rows", broken)

@@ -26,6 +26,7 @@ from taskvec_jax.evaluation.results import Settings
 from taskvec_jax.tasks import TASKS
 from taskvec_jax.transformer.decoder import leaf_types, unflatten
 from taskvec_jax.vectors import flops, sweep
+from taskvec_jax.vectors.account import ACCOUNT
 from taskvec_jax.vectors.graded import Graded
 from taskvec_jax.vectors.programs import inject_rows, read_rows, wavefront_schedule
 from taskvec_jax.vectors.rows import Rows
@@ -34,19 +35,25 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIMISED = True  # what the compiler makes is looked at here
 
 
-def test_the_default_run_compiles_at_most_12_programs(default_model, monkeypatch):
+@pytest.mark.parametrize(("num_prompts", "programs", "share"), [(10, 14, 1.15), (50, 24, 1.08)])
+def test_a_sweep_compiles_few_programs_and_does_little_more_than_it_needs(
+    num_prompts, programs, share, default_model, monkeypatch
+):
     """Every shape of the paper's 18 tasks, with the programs replaced by ones that only look."""
-    shapes = set()
+    shapes, rng = set(), np.random.default_rng(0)  # vectors that differ, as real ones do
+    ACCOUNT._seen.clear()  # another test's rows
+    before = ACCOUNT.now()
+    settings = dataclasses.replace(Settings(), num_prompts=num_prompts, batch_size=num_prompts)
     c = default_model.config
 
     def graded(shape):
         return Graded(*(np.zeros(shape, t) for t in (np.float32, np.int32, np.float32)))
 
-    def read_rows(config, params, laid_out, grading=None):
+    def read_rows(config, params, laid_out, grading=None, *, unanswered=0):
         shapes.add(("read", laid_out.tokens.shape, laid_out.ends.shape, grading is None))
         rows, reads = laid_out.ends.shape
-        blank = np.zeros((rows, reads), np.int32)
-        residuals = np.ones((rows, reads, c.num_layers, c.width), np.float32)
+        blank = np.zeros((rows, reads - unanswered), np.int32)
+        residuals = rng.standard_normal((rows, reads, c.num_layers, c.width), np.float32)
         return residuals, blank, blank, grading and graded(blank.shape)
 
     def inject_rows(config, params, tokens, last, vectors, layers, schedule, *more):
@@ -56,11 +63,13 @@ def test_the_default_run_compiles_at_most_12_programs(default_model, monkeypatch
 
     monkeypatch.setattr(sweep, "read_rows", read_rows)
     monkeypatch.setattr(sweep, "inject_rows", inject_rows)
-    check_injection(default_model, Settings().batch_size)
+    check_injection(default_model, settings.batch_size)
     for task in TASKS.values():
-        evaluate_task(default_model, task, Settings())
+        evaluate_task(default_model, task, settings)
     loading = 1  # the look every model gets when it is loaded
-    assert len(shapes) + loading <= 12, sorted(map(str, shapes))
+    assert len(shapes) + loading <= programs, sorted(map(str, shapes))
+    spent = ACCOUNT.since(before)
+    assert spent.needed < spent.done <= share * spent.needed
 
 
 COUNT = """

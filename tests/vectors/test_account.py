@@ -41,14 +41,28 @@ def test_rows_are_needed_once_and_done_as_often_as_they_are_computed(model):
     assert (again.needed, again.again, again.done) == (0, first.needed, first.done)
 
 
+def test_a_text_that_begins_another_and_an_answer_nobody_asks_for_are_not_needed(model):
+    begun = [[1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5]]
+    alone = spent(lambda: sweep.read_texts(model, [begun[-1:]], 1)).needed
+    answer = flops.answer_flops(LLAMA)
+    assert spent(lambda: sweep.read_texts(model, [begun], 1)).needed == alone + 2 * answer
+    again = [[*begun, begun[-1]]]
+    assert spent(lambda: sweep.read_texts(model, again, 1)).needed == alone + 2 * answer
+    fewer = spent(lambda: sweep.read_texts(model, [begun], 1, unanswered=2))
+    assert fewer.needed == alone
+
+
 def test_what_reading_does_is_what_its_compiled_program_says(model):
     """On a CPU, where the last block runs for the tokens that are read alone."""
     rows, length, reads = 3, 24, 2
     token, ends = np.zeros((rows, length), np.int32), np.zeros((rows, reads), np.int32)
     lowered = read_rows.lower(LLAMA, model.params, Rows(token, token, token, ends))
     found = sum(hlo.count(lowered.compile().as_text() or "").flops.values())
-    done = rows * flops.read_row_flops(LLAMA, length, reads)
+    done = rows * flops.read_row_flops(LLAMA, length, reads, reads)
     assert done == pytest.approx(found, rel=1e-9)
+    lowered = read_rows.lower(LLAMA, model.params, Rows(token, token, token, ends), unanswered=1)
+    fewer = sum(hlo.count(lowered.compile().as_text() or "").flops.values())
+    assert rows * flops.read_row_flops(LLAMA, length, reads, 1) == pytest.approx(fewer, rel=1e-9)
     whole = flops.row_flops(LLAMA, length, LLAMA.num_layers, reads)
     assert done < rows * whole
 
@@ -90,6 +104,29 @@ def test_a_chunk_is_filled_up_to_few_sizes_that_hold_it(chunk, rows, least, want
     dear = 10**12
     assert batching._rows_of(chunk, rows, dear, least) == want
     assert batching._rows_of(chunk, rows, 10**6, least) == rows, "not worth another shape"
+
+
+def test_copies_apart_have_scores_with_the_text_and_with_themselves():
+    each, width = flops.layer_flops(LLAMA), LLAMA.num_heads * LLAMA.head_dim
+    # 5 layers of 4 + 3 x 2 tokens: each has scores with the text, and two with its own copy.
+    want = 5 * (10 * each + 4 * (10 * 4 + 3 * 2 * 2) * width) + 4 * flops.answer_flops(LLAMA)
+    assert flops.copies_flops(LLAMA, 4, ((5, 3),), 2, separate=True) == want
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "want"),
+    [(50, 25, [25, 25]), (26, 25, [13, 13]), (50, 13, [13, 13, 13, 11]), (3, 8, [3]), (0, 4, [])],
+)
+def test_rows_are_cut_into_chunks_of_about_one_size(count, most, want):
+    chunks = batching.in_chunks(list(range(count)), most)
+    assert list(map(len, chunks)) == want
+    assert [row for chunk in chunks for row in chunk] == list(range(count))
+
+
+def test_a_call_on_a_cpu_works_on_few_rows(monkeypatch):
+    assert list(map(batching.rows_a_call, (1, 10, 25, 26, 50, 64))) == [1, 10, 25, 13, 25, 22]
+    monkeypatch.setattr(batching.jax, "default_backend", lambda: "gpu")
+    assert batching.rows_a_call(64) == 64
 
 
 def test_packed_kernels_do_the_work_of_whole_ones() -> None:

@@ -220,17 +220,49 @@ def test_the_queries_of_several_sets_are_run_once_for_four_of_them(one, others):
     assert needed == (1 + others) * alone - (3 * text if others == 4 else 0)
 
 
-def test_queries_are_padded_to_few_lengths_and_to_six_where_that_is_worth_a_program(
-    one, monkeypatch
-):
+def test_queries_are_padded_to_few_lengths_and_less_where_that_is_worth_a_program(one, monkeypatch):
     monkeypatch.setattr(sweep, "QUERY_FIRST", 4)
     lengths = range(1, 22)
     padded = [sweep.query_length(n) for n in lengths]
     assert padded == [4] * 4 + [12] * 8 + [20] * 8 + [28]
-    assert [sweep._length_of_queries(one.config, n, 50) for n in lengths] == padded
-    monkeypatch.setattr(sweep, "worth_compiling", lambda: 0)
-    large = [sweep._length_of_queries(one.config, n, 50) for n in lengths]
-    assert large == [4] * 4 + [6] * 2 + padded[6:]
+    assert [sweep.fitted_query_length(one.config, n, 50) for n in lengths] == padded
+    monkeypatch.setattr(sweep, "worth_compiling", lambda: 1)
+    large = [sweep.fitted_query_length(one.config, n, 50) for n in lengths]
+    assert large == [2] * 2 + [4] * 2 + [6] * 2 + [8] * 2 + [10] * 2 + [12] * 2 + padded[12:]
+
+
+def test_trees_are_padded_less_where_that_is_worth_a_program(one, monkeypatch):
+    monkeypatch.setattr(sweep, "TREE_STEP", 8)
+    monkeypatch.setattr(sweep, "SHORT_TREE", 40)
+    lengths = (1, 37, 40, 41, 45, 72, 73, 81, 89, 97)
+    few = [2, 38, 40, 48, 48, 72, 88, 88, 104, 104]
+    assert [sweep.fitted_row_length(one.config, n, 100) for n in lengths] == few
+    monkeypatch.setattr(sweep, "worth_compiling", lambda: 1)
+    fine = [1, 37, 40, 44, 48, 72, 76, 88, 96, 104]
+    assert [sweep.fitted_row_length(one.config, n, 100) for n in lengths] == fine
+
+
+def test_texts_without_an_answer_are_read_as_those_with_one(model):
+    rows = [[[1, 2, 3], [1, 2, 4, 5], [1, 2, 7]], [[9, 8], [9, 8, 7, 6], [9, 5]]]
+    residuals, answers = sweep.read_texts(model, rows, 2)
+    again, fewer = sweep.read_texts(model, rows, 2, unanswered=2)
+    np.testing.assert_allclose(again, residuals, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(fewer.tokens, answers.tokens[:, 2:])
+    _, none = sweep.read_texts(model, rows, 2, unanswered=3)
+    assert none.tokens.shape == (2, 0)
+
+
+@pytest.mark.parametrize("operation", ["replace", "add"])
+def test_when_a_copy_joins_changes_nothing(model, operation):
+    queries, theta = queries_and_theta(model)
+    layers = np.arange(model.config.num_layers)
+    found = [
+        sweep.inject_vectors(model, queries, theta, layers, 5, schedule, operation=operation)
+        for schedule in (None, wavefront_schedule(len(layers)), wavefront_schedule(len(layers), 2))
+    ]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.tokens, found[0].tokens)
+        np.testing.assert_allclose(other.logits, found[0].logits, rtol=1e-5, atol=1e-5)
 
 
 def test_injecting_own_residuals_changes_nothing_at_any_layer(model):
@@ -278,9 +310,12 @@ def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():
     for num_layers in (1, 2, 5, 30, 60):
         schedule = wavefront_schedule(num_layers)
         ends = [end for end, _ in schedule]
-        assert ends == sorted(set(ends))
+        assert ends == sorted(ends)
         assert ends[-1] == num_layers
-        assert all(alive >= end for end, alive in schedule)
+        assert all(alive >= end - 1 for end, alive in schedule), (
+            "written after the last layer: next"
+        )
+        assert schedule[-1] == (num_layers, num_layers)
 
 
 @pytest.fixture(scope="module")
@@ -325,10 +360,10 @@ def copied(model: Model, last: int, layers: list[int], schedule) -> np.ndarray:
 
 def test_a_copy_that_can_never_be_written_is_nan_and_not_the_untouched_query(one):
     L = one.config.num_layers
-    schedule = ((2, 1), (L, 3))  # the second and third copy are born after layer 1
-    states = copied(one, 3, [0, 2, L - 1], schedule)
-    assert np.isfinite(states).all()
-    for layers in ([-1, 1, L], [L, 0, -5]):
+    schedule = ((2, 1), (L, 3))  # the second and third copy join after layer 1
+    for layers in ([0, 2, L - 1], [0, 1, 1]):
+        assert np.isfinite(copied(one, 3, layers, schedule)).all()
+    for layers in ([-1, 0, L], [L, 0, -5]):
         states = copied(one, 3, layers, schedule)
         assert np.isnan(states).all(axis=-1).tolist() == [False, True, True, True]
     for last in (-1, 4):
