@@ -109,7 +109,8 @@ def define_prompt_flags() -> None:
         flags.DEFINE_integer(
             "batch_size",
             defaults.batch_size,
-            "Prompts that a compiled call works on, --num_prompts at most; it changes no result.",
+            "Prompts that a compiled call works on, --num_prompts at most (on a CPU parts of them,"
+            " of 25 or fewer); it changes no result.",
         )
         flags.DEFINE_float(
             "memory_gb",

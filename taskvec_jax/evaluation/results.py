@@ -29,7 +29,7 @@ class Settings:
       num_demonstrations: shown in each prompt (the paper: 5).
       num_dummy_queries: theta is averaged over this many (the paper: 2).
       seed: of the draw of prompts.
-      batch_size: rows a compiled call works on; changes no number beyond float noise.
+      batch_size: most rows a compiled call works on; changes no number beyond float noise.
       template: how prompts are written; a `Template`, or a text that `Template.of` takes.
       rule: when an answer is right: "full", a whole answer, or "paper", its first token as the
         paper scores it (see scoring.py). Layers are chosen by it. With "paper" the queries are

@@ -110,10 +110,13 @@ def _scores(config: DecoderConfig, q: jax.Array, k: jax.Array) -> jax.Array:
     """[B, G, H / G, T, S] of queries [B, G, H / G, T, K] and keys [B, G, S, K]."""
     B, G, _, _, K = q.shape
     precision = attention_precision(config)
-    scores = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(B, G, -1, K), k, precision=precision)
-    scale = K**-0.5 if config.attention_scale is None else config.attention_scale
-    scores = scores.reshape(*q.shape[:-1], k.shape[2])
-    return capped(scores * scale, config.attention_softcap)
+    products = jnp.einsum("bgqk,bgsk->bgqs", q.reshape(B, G, -1, K), k, precision=precision)
+    return _scaled(config, products.reshape(*q.shape[:-1], k.shape[2]), K)
+
+
+def _scaled(config: DecoderConfig, products: jax.Array, head_dim: int) -> jax.Array:
+    scale = head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+    return capped(products * scale, config.attention_softcap)
 
 
 def _mix(config: DecoderConfig, weights: jax.Array, v: jax.Array) -> jax.Array:
@@ -137,11 +140,10 @@ def _attend_apart(
 
     to_text = _scores(config, q, k[:, :, :length])
     to_text = jnp.where(mask[:, None, None], to_text, lowest)  # [B, G, H / G, S, T]
-    # A copy is a few tokens: sums over them are faster than products of small matrices.
+    # A copy has few tokens: what it has with itself are sums, and no products of tiny matrices.
     own_q, own_k, own_v = (by_copy(x[..., length:, :]) for x in (q, k, v))
     within = jnp.sum(own_q[..., :, None, :] * own_k[:, :, None, :, None], axis=-1)
-    scale = q.shape[-1] ** -0.5 if config.attention_scale is None else config.attention_scale
-    within = capped(within * scale, config.attention_softcap)  # [B, G, H / G, n, P, P]
+    within = _scaled(config, within, q.shape[-1])  # [B, G, H / G, n, P, P]
     within = jnp.where(own[:, None, None], within, lowest)
     of_tokens = within.reshape(*within.shape[:3], copies * size, size)
     of_copies = jax.nn.softmax(jnp.concatenate([to_text[..., length:, :], of_tokens], -1), axis=-1)

@@ -186,7 +186,7 @@ def copy_states(
         query must have: a copy is then a branch of P tokens.
       layers: int [B, C], the layer after which each vector is written.
       schedule: (layers done, copies alive) at the end of each group of layers: copy c must not be
-        written before the group in which it is first alive.
+        written before the layer after which it joins, the last one of the group before its first.
       wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
       operation: "replace", or "add": the vector is added to what stands there.
 

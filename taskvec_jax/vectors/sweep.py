@@ -117,8 +117,9 @@ def read_texts(
       residuals float32 [N, R, L, D] and Answers [N, R - U]; a row of fewer texts repeats its last.
 
     Raises:
-      TaskVecError: a text is empty, longer than the context or holds an id out of range; or the
-        residual stream is not finite, and then the message names the first such layer.
+      TaskVecError: a text is empty, longer than the context or holds an id out of range; U is out
+        of range; or the residual stream is not finite, and then the message names the first such
+        layer.
     """
     config = model.config
     check_texts(config, [text for texts in rows for text in texts])
@@ -126,6 +127,8 @@ def read_texts(
     lengths = [tree_length(texts) for texts in rows]
     residuals = np.empty((len(rows), reads, config.num_layers, config.width), np.float32)
     asked = reads - unanswered
+    if not 0 <= unanswered <= reads:
+        raise TaskVecError(f"unanswered={unanswered}; allowed: 0 to {reads}, the texts of a row")
     answers = _room((len(rows), asked), graded=grading is not None)
 
     def padded(longest: int) -> int:
@@ -152,7 +155,7 @@ def read_texts(
         distinct = {tuple(text) for text in rows[i][unanswered:]}
         return reading_flops(config, rows[i], len(distinct))
 
-    work = Work(needed, lambda i: (rows[i], unanswered), done)
+    work = Work(needed, lambda i: (rows[i],), done)
     run_in_chunks("reading", model, lengths, rows_a_call(batch_size), call, keep, work)
     check_finite(residuals, answers.logits)
     return residuals, answers

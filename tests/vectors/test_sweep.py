@@ -250,6 +250,9 @@ def test_texts_without_an_answer_are_read_as_those_with_one(model):
     np.testing.assert_array_equal(fewer.tokens, answers.tokens[:, 2:])
     _, none = sweep.read_texts(model, rows, 2, unanswered=3)
     assert none.tokens.shape == (2, 0)
+    for wrong in (-1, 4):
+        with pytest.raises(TaskVecError, match=f"unanswered={wrong}; allowed: 0 to 3"):
+            sweep.read_texts(model, rows, 2, unanswered=wrong)
 
 
 @pytest.mark.parametrize("operation", ["replace", "add"])
