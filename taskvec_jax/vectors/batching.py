@@ -49,13 +49,17 @@ def evenly(count: int, most: int) -> int:
     return -(-count // -(-count // most))
 
 
-ROWS_ON_CPU = 25  # of short texts; the sums of more are hardly faster
+ROWS_ON_CPU = 25  # the sums of more are hardly faster
+SHORT_ROW = 20  # tokens; of rows this short many make up for little to multiply
 
 
-def rows_a_call(batch_size: int, most: int = ROWS_ON_CPU) -> int:
-    """How many rows a call works on where `batch_size` is allowed: on a CPU parts of it of at most
-    `most`, because many small chunks are padded, and filled up, by less than few large ones."""
-    return evenly(batch_size, most) if jax.default_backend() == "cpu" else batch_size
+def rows_a_call(batch_size: int, tokens: int, most: int = ROWS_ON_CPU) -> int:
+    """How many rows of so many tokens a call works on where `batch_size` is allowed: on a CPU parts
+    of it of at most `most`, because many small chunks are padded, and filled up, by less than few
+    large ones. Not so with short rows, whose sums would be slower by more."""
+    if jax.default_backend() != "cpu" or tokens < SHORT_ROW:
+        return batch_size
+    return evenly(batch_size, most)
 
 
 def _chunks(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

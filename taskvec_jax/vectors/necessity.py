@@ -107,7 +107,7 @@ def cut_task(
     logits = np.empty(answers.shape, np.float32)
     # Prompts whose queries are alike together: all copies of a call are as long as its longest.
     order = sorted(range(len(texts)), key=lambda i: (lengths[i] - starts[i], lengths[i], i))
-    rows = min(rows_a_call(batch_size, ROWS_ON_CPU), len(texts))
+    rows = min(rows_a_call(batch_size, len(KINDS) * layers, ROWS_ON_CPU), len(texts))
     for some in in_chunks(order, rows):
         answers[some], logits[some] = _cut_alike(
             model, [texts[i] for i in some], starts[some], states[some], rows

@@ -156,7 +156,8 @@ def read_texts(
         return reading_flops(config, rows[i], len(distinct))
 
     work = Work(needed, lambda i: (rows[i],), done)
-    run_in_chunks("reading", model, lengths, rows_a_call(batch_size), call, keep, work)
+    a_call = rows_a_call(batch_size, max(lengths))
+    run_in_chunks("reading", model, lengths, a_call, call, keep, work)
     check_finite(residuals, answers.logits)
     return residuals, answers
 
@@ -238,7 +239,8 @@ def inject_vectors(
         lambda i: (queries[distinct[i]], vectors[distinct[i]], layers[distinct[i]], operation),
         lambda longest: copies_flops(config, padded(longest), schedule, size),
     )
-    run_in_chunks("injecting", model, lengths, rows_a_call(batch_size), call, keep, work)
+    a_call = rows_a_call(batch_size, max(lengths, default=0) + vectors.shape[1] * size)
+    run_in_chunks("injecting", model, lengths, a_call, call, keep, work)
     answers = jax.tree.map(lambda found: found[which], answers)
     # What is not finite in one copy reaches all copies of its query (0 * NaN under the mask), the
     # untouched one too, so the message names a written one where there is one.

@@ -124,9 +124,11 @@ def test_rows_are_cut_into_chunks_of_about_one_size(count, most, want):
 
 
 def test_a_call_on_a_cpu_works_on_few_rows(monkeypatch):
-    assert list(map(batching.rows_a_call, (1, 10, 25, 26, 50, 64))) == [1, 10, 25, 13, 25, 22]
+    allowed = (1, 10, 25, 26, 50, 64)
+    assert [batching.rows_a_call(n, 30) for n in allowed] == [1, 10, 25, 13, 25, 22]
+    assert [batching.rows_a_call(n, 6) for n in allowed] == list(allowed), "of few tokens many"
     monkeypatch.setattr(batching.jax, "default_backend", lambda: "gpu")
-    assert batching.rows_a_call(64) == 64
+    assert batching.rows_a_call(64, 30) == 64
 
 
 def test_packed_kernels_do_the_work_of_whole_ones() -> None:
