@@ -19,7 +19,7 @@ under --out. The JSON holds every answer to every test prompt (`outcomes`) and t
 that --rerun=FILE runs the same again.
 Expected on the default model at the paper's settings: see README.
 
-Time: 26 minutes (2 cores).
+Time: 22 minutes (2 cores).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ same command goes on where it was: finished work is found in the journal.
 
 Expected on the default model at the paper's settings: the numbers of each experiment's own header.
 
-Time: 85 minutes (2 cores with AVX-512).
+Time: 76 minutes (2 cores with AVX-512).
 """
 
 from __future__ import annotations

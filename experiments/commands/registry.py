@@ -48,17 +48,17 @@ class Experiment:
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
-        Experiment("main_results", minutes=26),
-        Experiment("conflicting_tasks", minutes=2.5),
+        Experiment("main_results", minutes=22),
+        Experiment("conflicting_tasks", minutes=2.2),
         Experiment("task_geometry", minutes=2),
         Experiment("vocabulary_projection", minutes=0.3),
-        Experiment("bijections", minutes=5),
+        Experiment("bijections", minutes=4.3),
         Experiment("dose", minutes=12),
         Experiment("patch_map", minutes=13),
         Experiment("portability", minutes=9),
         Experiment("function_vectors", in_paper=False),
         Experiment("head_ablation", in_paper=False),
-        Experiment("necessity", minutes=16),
+        Experiment("necessity", minutes=13),
         Experiment("positions", in_paper=False),
         Experiment("several_vectors", in_paper=False),
         Experiment("learned_task_vector", in_paper=False),

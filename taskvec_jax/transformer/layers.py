@@ -5,6 +5,8 @@ Parameters and the inputs of projections may be half precision; norms, attention
 float32 (float64 if the parameters are).
 """
 
+# Long because: the modules and the one implementation of attention that they share belong together.
+
 from __future__ import annotations
 
 import functools

@@ -50,7 +50,7 @@ def evenly(count: int, most: int) -> int:
 
 
 ROWS_ON_CPU = 25  # the sums of more are hardly faster
-SHORT_ROW = 20  # tokens; of rows this short many make up for little to multiply
+SHORT_ROW = 8  # tokens; shorter ones are much alike, and few of them have little to multiply
 
 
 def rows_a_call(batch_size: int, tokens: int, most: int = ROWS_ON_CPU) -> int:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIMISED = True  # what the compiler makes is looked at here
 
 
-@pytest.mark.parametrize(("num_prompts", "programs", "share"), [(10, 14, 1.15), (50, 24, 1.08)])
+@pytest.mark.parametrize(("num_prompts", "programs", "share"), [(10, 14, 1.15), (50, 25, 1.08)])
 def test_a_sweep_compiles_few_programs_and_does_little_more_than_it_needs(
     num_prompts, programs, share, default_model, monkeypatch
 ):
