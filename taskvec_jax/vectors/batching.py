@@ -45,18 +45,21 @@ def round_up(n: int, step: int, first: int = 0) -> int:
 
 
 def evenly(count: int, most: int) -> int:
-    """How many of `count` are in the largest of as few parts of at most `most` as there can be."""
+    """The size of the parts if `count` is cut into as few as possible, each of at most `most`, and
+    all of about one size."""
     return -(-count // -(-count // most))
 
 
 ROWS_ON_CPU = 25  # the sums of more are hardly faster
-SHORT_ROW = 8  # tokens; shorter ones are much alike, and few of them have little to multiply
+SHORT_ROW = 8  # tokens; a call of 25 rows shorter than this is slower than one of 50
 
 
 def rows_a_call(batch_size: int, tokens: int, most: int = ROWS_ON_CPU) -> int:
-    """How many rows of so many tokens a call works on where `batch_size` is allowed: on a CPU parts
-    of it of at most `most`, because many small chunks are padded, and filled up, by less than few
-    large ones. Not so with short rows, whose sums would be slower by more."""
+    """How many rows of so many tokens a call works on, of the `batch_size` that are allowed.
+
+    On a CPU `most` or fewer: rows are sorted by length, so those of a small chunk are more alike,
+    and are padded less. Short rows are the exception: too few of them in a call make it slower.
+    """
     if jax.default_backend() != "cpu" or tokens < SHORT_ROW:
         return batch_size
     return evenly(batch_size, most)
@@ -94,7 +97,7 @@ def _rows_of(chunk: int, rows: int, calls_flops: int, least: int) -> int:
     is saved is worth another compiled shape.
 
     Args:
-      calls_flops: of one row of each call that has as many.
+      calls_flops: FLOPs of one row, times the number of calls.
     """
     for _ in range(2):
         half = -(-rows // (2 * least)) * least  # a multiple of the devices

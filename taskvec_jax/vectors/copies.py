@@ -10,9 +10,9 @@ all of them: the text, and one branch for each copy (see `layers.Layout`).
                               +-- copy 1, changed from its layer on
                               +-- ...
 
-Until it is changed a copy is what it was copied from, so it joins the row no sooner: copies join in
-groups as the layers go by (a wavefront), with the state of the untouched tokens. One whose residual
-stream is changed after layer l joins after layer l at the soonest, already changed.
+Until its layer a copy is what it was copied from, so it joins the row late: copies join in groups
+as the layers go by (a wavefront), with the state of the untouched tokens. A copy whose residual
+stream is changed after layer l need not run block l: it may join after it, and is changed then.
 
 Shapes: B rows, T tokens, C copies, n copies alive, P tokens of a copy, S = T + n P tokens of a row,
 L layers, D width.

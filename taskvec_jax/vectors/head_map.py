@@ -119,8 +119,8 @@ def map_heads(
 
 
 def schedule_of_heads(config: DecoderConfig) -> Schedule:
-    """That of a copy for each head of each layer. A head of layer l is changed inside of block l,
-    so its copy joins before that block."""
+    """The schedule of one copy for each head of each layer. A head of layer l is changed inside
+    block l, so its copy joins before that block."""
     before = range(-1, config.num_layers - 1)
     wavefront = schedule_of(before, config.num_layers, NUM_GROUPS)
     return tuple((stop, alive * config.num_heads) for stop, alive in wavefront)

@@ -82,7 +82,7 @@ def cut_task(
       texts: token ids of N prompts.
       begins: index of the first token of each prompt's query; those before are demonstrations.
       states: float [N, L, D], what replaces the residual stream at the last token after each layer.
-      batch_size: rows a program call works on.
+      batch_size: most rows a program call works on.
 
     Raises:
       TaskVecError: prompts that the model cannot read, a query that begins outside of its prompt,

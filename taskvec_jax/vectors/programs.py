@@ -185,8 +185,9 @@ def copy_states(
       vectors: [B, C, D]; or [B, C, P, D], written together over the last P tokens, which every
         query must have: a copy is then a branch of P tokens.
       layers: int [B, C], the layer after which each vector is written.
-      schedule: (layers done, copies alive) at the end of each group of layers: copy c must not be
-        written before the layer after which it joins, the last one of the group before its first.
+      schedule: (layers done, copies alive) at the end of each group of layers. A copy joins the row
+        when the group before its first one is done, and cannot be written after a layer earlier
+        than the last of that group.
       wrap: put round the step over one layer (a gradient wants `jax.checkpoint` there).
       operation: "replace", or "add": the vector is added to what stands there.
 
@@ -247,9 +248,11 @@ def wavefront_schedule(num_layers: int, groups: int = NUM_GROUPS) -> tuple[tuple
 def schedule_of(
     layers: Sequence[int], num_layers: int, groups: int = NUM_GROUPS
 ) -> tuple[tuple[int, int], ...]:
-    """The schedule of copies written after these layers, in rising order: each copy joins the row
-    with the last group that begins after its layer or before; before the first of them only the
-    query itself is run, and one of the last layer joins when all blocks are done.
+    """The schedule of copies written after these layers, in rising order.
+
+    A copy joins the row with the last group whose first block runs after the copy's layer or
+    earlier. Before the first copy joins only the query itself is run. A copy that is written after
+    the last layer joins when all blocks are done.
 
     Groups begin at the same layers whatever is written, so that layers near each other compile one
     program. -1 stands for what is written before the first block.

@@ -109,7 +109,7 @@ def read_texts(
     Args:
       rows: for each row, the token ids of 1 to R texts. A text that begins the one after it costs
         nothing.
-      batch_size: rows a program call works on.
+      batch_size: most rows a program call works on.
       grading: tokens for the graded scores, [N, G] and [N].
       unanswered: U, how many of the first texts of each row are read only, without an answer.
 
@@ -179,7 +179,7 @@ def inject_vectors(
       queries: token ids of N texts.
       vectors: float [N, C, D]; or [N, C, P, D], written together over the last P tokens.
       layers: int [C] or [N, C], the layer after which each vector replaces the residual stream.
-      batch_size: rows a program call works on.
+      batch_size: most rows a program call works on.
       schedule: see `inject_rows`; all copies alive from the first layer when None.
       grading: tokens for the graded scores, [N, G] and [N].
       operation: "replace", or "add": each vector is added to what stands there.

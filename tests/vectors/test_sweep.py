@@ -316,7 +316,7 @@ def test_the_wavefront_covers_every_layer_once_and_births_no_copy_late():
         assert ends == sorted(ends)
         assert ends[-1] == num_layers
         assert all(alive >= end - 1 for end, alive in schedule), (
-            "written after the last layer: next"
+            "only the copy of the group's last layer joins with the next group"
         )
         assert schedule[-1] == (num_layers, num_layers)
 
