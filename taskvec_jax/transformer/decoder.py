@@ -29,11 +29,12 @@ from jaxtyping import Float, Int
 
 from taskvec_jax.errors import TaskVecError
 from taskvec_jax.transformer import blocks
+from taskvec_jax.transformer.attention import capped
 from taskvec_jax.transformer.checks import check_ids, check_tokens
 from taskvec_jax.transformer.config import FAMILIES, DecoderConfig
 from taskvec_jax.transformer.context import attention_context, text_layout
 from taskvec_jax.transformer.edits import Override, canonical
-from taskvec_jax.transformer.layers import capped, site_shapes
+from taskvec_jax.transformer.layers import site_shapes
 from taskvec_jax.transformer.linear import kernel_precision, project
 from taskvec_jax.transformer.writes import apply_at, check_edits, check_lengths, poison
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import LLAMA
 
+from taskvec_jax.transformer.attention import attend
 from taskvec_jax.transformer.context import (
     PADDING,
     TRUNK,
@@ -17,7 +18,6 @@ from taskvec_jax.transformer.context import (
     apart,
     visible,
 )
-from taskvec_jax.transformer.layers import attend
 
 LENGTH, COPIES, SIZE = 7, 4, 3
 
