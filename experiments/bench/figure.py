@@ -17,16 +17,17 @@ def print_table(dtype: str, result: dict[str, Any]) -> None:
         f" {rate / 1e9:.0f} GFLOP/s, needed {flops / 1e12:.1f} TFLOP"
     )
     console.print(
-        f"{'stage':<24}{'steady s':>10}{'compile s':>11}{'of GEMM':>9}{'GB':>7}{'done':>7}  agrees"
+        f"{'stage':<24}{'steady s':>10}{'compile s':>11}{'of GEMM':>17}{'GB':>7}{'done':>7}  agrees"
     )
     for name, entry in result["stages"].items():
-        peak = entry["peak_bytes"]
+        peak, of_gemm = entry["peak_bytes"], entry["fraction_of_gemm_peak"]
+        share = "{median:.2f} ({lowest:.2f}-{highest:.2f})".format(**of_gemm)
         console.print(
             f"{name:<24}{entry['steady_seconds']:>10.1f}{entry['compile_seconds']:>11.1f}"
-            f"{entry['fraction_of_gemm_peak']:>9.2f}{(peak or 0) / 1e9:>7.2f}"
+            f"{share:>17}{(peak or 0) / 1e9:>7.2f}"
             f"{f'{done:.2f}' if (done := entry['done_over_needed']) else '':>7}"
             f"  {entry['agreement_with_packed']:.4f}"
-            + (f"  MFU {share:.1%}" if (share := entry["model_flops_utilisation"]) else "")
+            + (f"  MFU {used:.1%}" if (used := entry["model_flops_utilisation"]) else "")
         )
 
 
@@ -58,7 +59,10 @@ def draw(result: dict[str, Any], stem: Path) -> list[Path]:
             )
             axes.bar_label(
                 bars,
-                [f"{s['steady_seconds']:.1f} s, {s['fraction_of_gemm_peak']:.0%}" for s in stages],
+                [
+                    f"{s['steady_seconds']:.1f} s, {s['fraction_of_gemm_peak']['median']:.0%}"
+                    for s in stages
+                ],
                 padding=4,
                 fontsize=8,
             )

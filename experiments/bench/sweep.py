@@ -30,7 +30,8 @@ sweep over all layers on dev, the best layer on test), done in steps of improvem
 
 Every step must give the same answers, but for bfloat16, where the share that agrees is told.
 Seconds are medians of repeats in which the steps take turns; compilation is told apart. Ratios to
-`packed` are medians of those of single turns, with the lowest and the highest. `done` in the table
+`packed`, and shares of the rate of a large matrix product measured before and after each turn, are
+medians of those of single turns, with the lowest and the highest. `done` in the table
 is the work that a stage's programs did, with padding and repetition, over what is needed. Writes
 benchmark.json and benchmark.png under --out.
 
@@ -99,14 +100,16 @@ def measure(
     """Times every stage over all parts, in turns.
 
     Returns:
-      stage -> {first_seconds, steady_seconds (median), runs, agreement, peak_bytes, done_flops (of
-      one turn; None for stages that are not in `ACCOUNTED`)}, and times_packed {median, lowest,
-      highest}: of the ratios of single turns to packed's.
+      stage -> {first_seconds, steady_seconds (median), runs, gemm_flops_per_second (in each of
+      these turns: the better of a measurement right before and one right after), agreement,
+      peak_bytes, done_flops (of one turn; None for stages that are not in `ACCOUNTED`)}, and
+      times_packed {median, lowest, highest}: of the ratios of single turns to packed's.
     """
     result: dict[str, Any] = {}
     outcomes: dict[str, list[Outcome]] = {}
     with command.progress_bar() as bar:
         row = bar.add_task("benchmark", total=(1 + repeats) * len(stages) * len(parts))
+        rate = gemm_rate(model)
         for turn in range(1 + repeats):
             for name, stage in stages.items():
                 reset_peak_memory()
@@ -117,7 +120,9 @@ def measure(
                     outcome.append(stage(model, part, batch_size))
                     bar.advance(row)
                 seconds = time.perf_counter() - start
-                entry = result.setdefault(name, {"runs": []})
+                entry = result.setdefault(name, {"runs": [], "gemm_flops_per_second": []})
+                entry["peak_bytes"] = peak_memory()
+                around, rate = rate, gemm_rate(model)
                 if turn == 0:
                     outcomes[name] = outcome
                     entry["first_seconds"] = seconds
@@ -125,7 +130,7 @@ def measure(
                     entry["done_flops"] = done if name in ACCOUNTED else None
                 else:
                     entry["runs"].append(seconds)
-                entry["peak_bytes"] = peak_memory()
+                    entry["gemm_flops_per_second"].append(max(around, rate))
     reference = outcomes.get("packed") or next(iter(outcomes.values()))
     for name, entry in result.items():
         entry["steady_seconds"] = statistics.median(entry["runs"])
@@ -206,9 +211,7 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
     stages = {name: JAX_STAGES[name] for name in FLAGS.stages if name in JAX_STAGES}
     if not FLAGS.shape:
         stages |= torch_stages(model, dtype)
-    rate = gemm_rate(model)
     result = measure(model, parts, stages, FLAGS.repeats, settings.batch_size)
-    rate = max(rate, gemm_rate(model))
     flops = sum(
         needed_flops(model, part, layer)
         for part, layer in zip(parts, result["layers"], strict=True)
@@ -216,7 +219,8 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
     vendor = peak_flops(jax.devices()[0].device_kind)
     for entry in result["stages"].values():
         speed = flops / entry["steady_seconds"]
-        entry["fraction_of_gemm_peak"] = speed / rate
+        at_peak = [flops / rate for rate in entry["gemm_flops_per_second"]]
+        entry["fraction_of_gemm_peak"] = ratios(at_peak, entry["runs"])
         entry["model_flops_utilisation"] = vendor and speed / vendor
         entry["done_over_needed"] = entry["done_flops"] and entry["done_flops"] / flops
     scaling = []
@@ -226,7 +230,9 @@ def run_dtype(dtype: str, tasks: list[Task], settings: Settings) -> dict[str, An
             scaling = depth_scaling(shape, dtype, parts[0], settings.batch_size)
     return {
         **result,
-        "gemm_flops_per_second": rate,
+        "gemm_flops_per_second": statistics.median(
+            rate for entry in result["stages"].values() for rate in entry["gemm_flops_per_second"]
+        ),
         "needed_flops": flops,
         "weight_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
         "vendor_flops_per_second": vendor,
@@ -254,7 +260,7 @@ def headline(by_dtype: dict[str, Any]) -> dict[str, Any]:
         lines[dtype] = {
             "steady_seconds": steady,
             "cold_seconds": cold,
-            "steady_fraction_of_gemm_peak": packed["fraction_of_gemm_peak"],
+            "steady_fraction_of_gemm_peak": packed["fraction_of_gemm_peak"]["median"],
             "model_flops_utilisation": packed["model_flops_utilisation"],
             "peak_bytes": packed["peak_bytes"],
             "speedup_over_layer_loop": loop and loop / steady,

@@ -10,6 +10,6 @@ from collections.abc import Sequence
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
-    """Of the ratios of each turn's seconds: the median, the lowest and the highest."""
+    """Of the ratios of two quantities in each turn: the median, the lowest and the highest."""
     each = [a / b for a, b in zip(over, under, strict=True)]
     return {"median": statistics.median(each), "lowest": min(each), "highest": max(each)}

@@ -43,10 +43,25 @@ def grade(logits: jax.Array, highest: jax.Array, wanted: Wanted) -> Graded:
     """Graded scores [B, n] of logits [B, n, V], whose maxima [B, n] are known."""
     right, contrast = (jnp.asarray(ids)[:, None] for ids in wanted)
     mine = jnp.take_along_axis(logits, right, axis=-1).max(axis=-1)
-    total = jnp.log(jnp.exp(logits - highest[..., None]).sum(axis=-1))
     other = jnp.take_along_axis(logits, contrast[..., None], axis=-1)[..., 0]
-    rank = (logits > mine[..., None]).sum(axis=-1, dtype=jnp.int32)
-    return Graded(mine - highest - total, rank, mine - other)
+    terms = jnp.exp(logits - highest[..., None]), (logits > mine[..., None]).astype(jnp.int32)
+    total, rank = jax.lax.platform_dependent(*terms, cpu=_sums_in_one_pass, default=_sums)
+    return Graded(mine - highest - jnp.log(total), rank, mine - other)
+
+
+def _sums(powers: jax.Array, above: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return powers.sum(axis=-1), above.sum(axis=-1, dtype=jnp.int32)
+
+
+def _sums_in_one_pass(powers: jax.Array, above: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """On a CPU a quarter of the time of two passes over the logits."""
+
+    def add(sums: tuple[Any, Any], terms: tuple[Any, Any]) -> tuple[Any, Any]:
+        return sums[0] + terms[0], sums[1] + terms[1]
+
+    zeros = jnp.zeros((), powers.dtype), jnp.int32(0)
+    total, rank = jax.lax.reduce((powers, above), zeros, add, (powers.ndim - 1,))
+    return total, rank
 
 
 def log_probability(logits: jax.Array, wanted: jax.Array) -> jax.Array:

@@ -65,15 +65,20 @@ def top(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     def whole(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.max(logits, axis=-1)
 
-    return jax.lax.platform_dependent(logits, tpu=whole, default=_top_of_blocks)
+    # On a CPU behind a barrier, or XLA takes the maxima of all logits again where they are used
+    # again: 142 instead of 60 ms of 3,025 answers (2026-11-27).
+    kept = functools.partial(_top_of_blocks, keep=jax.lax.optimization_barrier)
+    return jax.lax.platform_dependent(logits, tpu=whole, cpu=kept, default=_top_of_blocks)
 
 
-def _top_of_blocks(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _top_of_blocks(
+    logits: jax.Array, keep: Callable[[jax.Array], jax.Array] = lambda highest: highest
+) -> tuple[jax.Array, jax.Array]:
     size = logits.shape[-1]
     sizes = [b for b in (128, 64, 32, 16, 8, 4, 2, 1) if size % b == 0]
     block = next((b for b in sizes if size // b % EVEN == 0), sizes[0])
     blocks = logits.reshape(*logits.shape[:-1], size // block, block)
-    highest = jnp.max(blocks, axis=-1)  # [..., V / block]
+    highest = keep(jnp.max(blocks, axis=-1))  # [..., V / block]
     which = jnp.argmax(highest, axis=-1)  # [...]
     inside = jnp.take_along_axis(blocks, which[..., None, None], axis=-2)[..., 0, :]
     index = which * block + jnp.argmax(inside, axis=-1)
