@@ -1,5 +1,4 @@
-"""Settings made before JAX starts: a faulty fusion off, the CPU alone where nothing else is, and
-memory kept from call to call.
+"""Settings made before JAX starts: a faulty fusion off, and the CPU alone where nothing else is.
 
 jaxlib 0.10.2 on a CPU, the newest for Python 3.11, sums wrongly where it fuses a matrix-vector
 product, a square and a sum over more than 32,768 rows (jax-ml/jax#39103). The fusion is turned off
@@ -11,13 +10,11 @@ release is given it.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.metadata
 import importlib.util
 import os
-import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import jax
@@ -34,9 +31,6 @@ JAXLIB = importlib.metadata.version("jaxlib")
 # Files of /dev where there is an accelerator: Google's, NVIDIA's, AMD's, one behind Windows.
 ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia*", "kfd", "dxg")
 PLATFORMS = "jax_platforms"  # the option whose default is JAX_PLATFORMS
-# Options of glibc's mallopt (malloc.h), and values that keep memory.
-TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
-KEEP = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: -1}
 
 
 def turn_off_wrong_fusion(
@@ -68,26 +62,6 @@ def keep_to_the_cpu(devices: Path = Path("/dev")) -> None:
         jax.config.update(PLATFORMS, "cpu")
 
 
-def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tells glibc to keep what is freed for the next allocation, and says whether it did.
-
-    JAX allocates the working memory of a compiled program anew at each call on a CPU. What is
-    larger than 32 MiB glibc takes from the system each time and gives back after it, and the system
-    fills each page with zeros again, which takes up to a third of the time of a large product. So a
-    process keeps the memory of its largest moment. What the user has set stays (MALLOC_..., or
-    glibc.malloc in GLIBC_TUNABLES); other C libraries are left as they are.
-    """
-    tunables = environment.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc" in tunables or any(name.startswith("MALLOC_") for name in environment):
-        return False
-    if sys.platform != "linux":
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    return all(library.mallopt(option, value) for option, value in KEEP.items())
-
-
 @functools.cache
 def check_sums() -> None:
     """Computes the known case on the default device, once a process.
@@ -111,4 +85,3 @@ def check_sums() -> None:
 
 turn_off_wrong_fusion()
 keep_to_the_cpu()
-keep_freed_memory()
