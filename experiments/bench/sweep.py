@@ -31,9 +31,9 @@ sweep over all layers on dev, the best layer on test), done in steps of improvem
 Every step must give the same answers, but for bfloat16, where the share that agrees is told.
 Seconds are medians of repeats in which the steps take turns; compilation is told apart. Ratios to
 `packed`, and shares of the rate of a large matrix product measured before and after each turn, are
-medians of those of single turns, with the lowest and the highest. `done` in the table
-is the work that a stage's programs did, with padding and repetition, over what is needed. Writes
-benchmark.json and benchmark.png under --out.
+medians of those of single turns, with the lowest and the highest. `done` in the table is the work
+that a stage's programs did, with padding and repetition, over what is needed. Writes benchmark.json
+and benchmark.png under --out.
 
 Expected on 2 cores for the default model and all 18 tasks: see BUILD_NOTES.md.
 
@@ -122,7 +122,7 @@ def measure(
                 seconds = time.perf_counter() - start
                 entry = result.setdefault(name, {"runs": [], "gemm_flops_per_second": []})
                 entry["peak_bytes"] = peak_memory()
-                around, rate = rate, gemm_rate(model)
+                rate_before, rate = rate, gemm_rate(model)
                 if turn == 0:
                     outcomes[name] = outcome
                     entry["first_seconds"] = seconds
@@ -130,7 +130,7 @@ def measure(
                     entry["done_flops"] = done if name in ACCOUNTED else None
                 else:
                     entry["runs"].append(seconds)
-                    entry["gemm_flops_per_second"].append(max(around, rate))
+                    entry["gemm_flops_per_second"].append(max(rate_before, rate))
     reference = outcomes.get("packed") or next(iter(outcomes.values()))
     for name, entry in result.items():
         entry["steady_seconds"] = statistics.median(entry["runs"])

@@ -1,7 +1,7 @@
 """Copies of a text's last tokens beside the text itself, each changed in a way of its own.
 
 Interventions at the last tokens of one text share everything before those tokens, so one row runs
-all of them: the text, and one branch for each copy (see `layers.Layout`).
+all of them: the text, and one branch for each copy (see `context.Layout`).
 
     tokens     example : Plum     ->         ->      ->      ->     ...
     branch     0       0 0        1          2       3       4
@@ -114,7 +114,7 @@ def run_copies(
       tokens: int [B, T], texts, right-padded.
       last: int [B], index of the last token of each text.
       change: called for the sites "head", "attn_out", "mlp_out" and "resid" of every layer (see
-        `layers.Visit`); what it returns unchanged costs nothing.
+        `context.Visit`); what it returns unchanged costs nothing.
       schedule: copy c must not be changed before the group in which it is first alive, but for its
         residual stream after the layer before that group. A last group may have no layers.
       size: P, how many of the last tokens are copied.
