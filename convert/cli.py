@@ -17,6 +17,7 @@ from taskvec_jax.distributed.sharding import MeshShape, make_mesh, shape_of
 from taskvec_jax.errors import TaskVecError, first_line
 from taskvec_jax.models.converting import Progress as Report
 from taskvec_jax.models.registry import DEFAULT_MODEL
+from taskvec_jax.printing import until_nobody_reads
 from taskvec_jax.transformer.config import DTYPES, DecoderConfig
 
 from . import help as helping
@@ -194,6 +195,8 @@ def reporting(work: Callable[[Report], T], name: str | None = None) -> T:
 def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
     """Runs a command: parses flags, and turns bad input into one line and exit status 2.
 
+    Where nobody reads the output any more (`--help | head`) it ends quietly, with status 1.
+
     Args:
       positional: flags that words without -- are taken for, in this order.
     """
@@ -231,7 +234,8 @@ def run(main: Callable[[], None], positional: Sequence[str] = ()) -> None:
             console.print("; ".join(["stopped", *map(str, stopped.args)]), markup=False)
             sys.exit(130)
 
-    app.run(wrapped, flags_parser=parse)
+    with until_nobody_reads():
+        app.run(wrapped, flags_parser=parse)
 
 
 def underscored(word: str) -> str:

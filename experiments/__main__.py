@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from taskvec_jax.printing import until_nobody_reads
 from taskvec_jax.programs import listing, programs
 
 USAGE = "python -m experiments.NAME [--flag=value ...]"
@@ -29,4 +30,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with until_nobody_reads():
+        main()

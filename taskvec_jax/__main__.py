@@ -19,15 +19,21 @@ import runpy
 import sys
 
 from taskvec_jax.models.foreign import PROJECT
+from taskvec_jax.printing import until_nobody_reads
 from taskvec_jax.programs import ALIASES, listing, module_of, programs
 
 
 def main() -> None:
     """Runs the program that the first argument names, with the other arguments."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
-        print("usage: taskvec PROGRAM [--flag=value ...]; taskvec PROGRAM --help lists the flags\n")
-        print("\n".join(listing()))
-        print("\n" + ", ".join(f"{short} is short for {name}" for short, name in ALIASES.items()))
+        with until_nobody_reads():
+            print(
+                "usage: taskvec PROGRAM [--flag=value ...]; taskvec PROGRAM --help lists the flags\n"
+            )
+            print("\n".join(listing()))
+            print(
+                "\n" + ", ".join(f"{short} is short for {name}" for short, name in ALIASES.items())
+            )
         return
     known = programs()
     name = sys.argv[1].removeprefix("experiments.")

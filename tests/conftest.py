@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from slow import OLD_EMITTERS, slow_but
@@ -61,6 +62,7 @@ TINY = {
     "pythia-parallel": PYTHIA,
     "pythia-sequential": dataclasses.replace(PYTHIA, parallel_residual=False, gelu="tanh"),
 }
+MANY_MAPS = 25_000
 FLAVOURS = slow_but(TINY, ("llama-grouped-tied", "pythia-parallel"))
 
 
@@ -73,6 +75,16 @@ def quick_compilation(request: pytest.FixtureRequest) -> None:
     time. A module that computes with a real one, or looks at programs, says OPTIMISED = True."""
     quick = not getattr(request.module, "OPTIMISED", False)
     jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_end_with_their_module() -> Iterator[None]:
+    """A process may map 65,530 pieces of memory on Linux and a compiled program takes several: the
+    whole suite with its slow tests ended in an abort of the compiler at 86 %."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -114,6 +115,20 @@ def test_the_packages_list_what_there_is():
         first = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
         assert first == list(names)
     assert re.search(r"llama-7b +6,738 M +13\.48 GB +hub, huggyllama/llama-7b", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "words", [["experiments"], ["taskvec_jax"], ["experiments.layer_sweep", "--help"]], ids=" ".join
+)
+def test_a_program_ends_quietly_when_nobody_reads_what_it_prints(words):
+    """As in `--help | head`, when head has read enough."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_sizes_of_models_are_right_within_a_hundredth():
