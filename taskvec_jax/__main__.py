@@ -27,9 +27,8 @@ def main() -> None:
     """Runs the program that the first argument names, with the other arguments."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
         with until_nobody_reads():
-            print(
-                "usage: taskvec PROGRAM [--flag=value ...]; taskvec PROGRAM --help lists the flags\n"
-            )
+            way = "taskvec PROGRAM [--flag=value ...]"
+            print(f"usage: {way}; taskvec PROGRAM --help lists the flags\n")
             print("\n".join(listing()))
             print(
                 "\n" + ", ".join(f"{short} is short for {name}" for short, name in ALIASES.items())
