@@ -111,17 +111,20 @@ def logits(model: Any, num_heads: int, tokens: np.ndarray, write: Write) -> np.n
 
 def generated(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     """What transformers' own greedy generation adds to one prompt; no token ends it."""
-    ids = torch.tensor([list(prompt)])
+    return generated_together(model, [prompt], count)[0]
+
+
+def generated_together(model: Any, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """What it adds to each of several prompts, padded on the left to the longest."""
+    length = max(map(len, prompts))
+    ids = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in prompts])
+    seen = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     model.generation_config.eos_token_id = None
     with torch.no_grad():
         made = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=count,
-            pad_token_id=0,
+            ids, attention_mask=seen, do_sample=False, max_new_tokens=count, pad_token_id=0
         )
-    return made[0].tolist()[len(prompt) :]
+    return made[:, length:].tolist()
 
 
 def assert_close(got: Any, want: np.ndarray, tolerance: float = 1e-5) -> None:

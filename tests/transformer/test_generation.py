@@ -232,8 +232,8 @@ def test_the_default_model_generates_what_transformers_does(default_model, defau
     got = default_model.generate(prompts, max_new_tokens=64, return_ids=True)
     ends = default_model.tokenizer.ends
     want = []
-    for prompt in prompts:
-        ids = hooks.generated(reference, prompt, 64)
-        cut = [n for n, token in enumerate(ids) if token in ends]
-        want.append(ids[: cut[0] if cut else None])
+    for start in range(0, len(prompts), 20):
+        for ids in hooks.generated_together(reference, prompts[start : start + 20], 64):
+            cut = [n for n, token in enumerate(ids) if token in ends]
+            want.append(ids[: cut[0] if cut else None])
     assert_same_tokens(reference, prompts, got, want)
