@@ -89,13 +89,16 @@ def _piece(model: str, experiment: Experiment) -> str:
 
 
 def run_model(out: Path, overall: Overall) -> None:
-    """Every experiment on one model; after each, the page of what there is."""
+    """Every experiment on one model; after each, the page without those that are to come.
+
+    What an earlier run left of those will be overwritten, and may be of another version.
+    """
     started, before = time.monotonic(), ACCOUNT.now()
     study = study_from_flags(out=out, checks=checks_of(IN_PAPER))
     study.overall = overall
     path = out
     with study.journal as journal:
-        for experiment in IN_PAPER:
+        for place, experiment in enumerate(IN_PAPER):
             piece, computed = _piece(FLAGS.model, experiment), journal.computed
             overall.begin(piece)
             console.rule(f"experiment {overall.place}: {piece}", characters="-")
@@ -103,7 +106,8 @@ def run_model(out: Path, overall: Overall) -> None:
             overall.end(computed=journal.computed > computed)
             if experiment.name == cross_models.READ:
                 cross_models.write([out], out)
-            path = report.write([out], out, out)
+            to_come = [other.name for other in IN_PAPER[place + 1 :]]
+            path = report.write([out], out, out, without=to_come)
     spent = ACCOUNT.since(before)
     if words := in_words(spent):
         console.print(f"all experiments: {words}; {at_rate(spent, gemm_rate(study.model))}")

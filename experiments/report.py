@@ -22,7 +22,7 @@ import dataclasses
 import importlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,14 @@ def page_of(name: str) -> Any:
     return importlib.import_module(f"experiments.page.{name}")
 
 
-def build(directories: Sequence[Path], cross: Path | None = None) -> str:
+def build(
+    directories: Sequence[Path], cross: Path | None = None, without: Collection[str] = ()
+) -> str:
     """The page for some directories of results.
 
     Args:
       cross: directory of cross_models.json, if there is one.
+      without: experiments whose results are left off the page.
 
     Raises:
       TaskVecError: a directory without results, or with results of several runs, or a file that is
@@ -68,7 +71,8 @@ def build(directories: Sequence[Path], cross: Path | None = None) -> str:
     names_of: list[list[str]] = []
     runs: list[identity.Identity] = []
     for directory in directories:
-        names = [name for name in NAMES if (directory / f"{name}.json").exists()]
+        names = [name for name in NAMES if name not in without]
+        names = [name for name in names if (directory / f"{name}.json").exists()]
         names = [name for name in names if SAME.get(name) not in names]
         if not names:
             raise TaskVecError(
@@ -224,10 +228,15 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, about.without_directories(str(value))) for name, value in found]
 
 
-def write(directories: Sequence[Path], out: Path, cross: Path | None = None) -> Path:
+def write(
+    directories: Sequence[Path],
+    out: Path,
+    cross: Path | None = None,
+    without: Collection[str] = (),
+) -> Path:
     """Writes report.html whole or not at all."""
     path = out / "report.html"
-    write_whole(path, build(directories, cross))
+    write_whole(path, build(directories, cross, without))
     return path
 
 
