@@ -78,6 +78,8 @@ class Journal:
         if not self._file.closed:
             if not os.fstat(self._file.fileno()).st_size:
                 self.path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # there is none, or it holds arrays
+                    self._arrays.rmdir()
             self._file.close()
 
     def unit(self, what: What, compute: Callable[[], Any]) -> Any:
