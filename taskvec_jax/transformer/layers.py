@@ -207,6 +207,7 @@ class GeluMLP(nn.Module):
 def _hidden(c: DecoderConfig, name: str, x: jax.Array) -> jax.Array:
     """The hidden layer [B, T, F] of an MLP before its activation.
 
-    Rounded to the parameter dtype, as it is written to memory: the largest array of a layer.
+    Rounded to the parameter dtype where it is written to memory as such: it is the largest array of
+    a layer.
     """
-    return project(c, c.mlp_width, c.mlp_bias, rounded=True)(name=name)(x).astype(c.stream_dtype)
+    return project(c, c.mlp_width, c.mlp_bias, rounded=True)(name=name)(x)

@@ -86,7 +86,7 @@ def default_reference(default_gguf: Path) -> Any:
         ).eval()
 
 
-A_TASK = 60 if SLOW else 4  # prompts
+A_TASK = 180 if SLOW else 4  # prompts
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +134,13 @@ def test_the_default_model_predicts_what_hugging_face_predicts(
         np.testing.assert_array_equal(said[few[i : i + 25]], want)
 
 
-@slow  # reads 1,080 prompts of a real model twice
+@slow  # reads 3,240 prompts of a real model twice
 def test_bfloat16_keeps_float32s_token_on_99_of_100_real_prompts(default_model, real_prompts, said):
-    """At the arrow of 60 prompts of each task, without exception for near-ties."""
-    assert len(real_prompts) == 1080
+    """At the arrow of 180 prompts of each task, without exception for near-ties.
+
+    Rounding the weights alone changes 21 of the 3,240 tokens (2026-11-28).
+    """
+    assert len(real_prompts) == 3240
     config = dataclasses.replace(default_model.config, dtype="bfloat16")
     params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), default_model.params)
     model = dataclasses.replace(
