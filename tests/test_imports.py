@@ -16,6 +16,7 @@ PACKAGES = ("taskvec_jax", "convert", "experiments")
 ROOMS = [
     "taskvec_jax.errors",
     "taskvec_jax.narrowing",
+    "taskvec_jax.printing",
     "taskvec_jax.tasks",
     "taskvec_jax.transformer",
     "taskvec_jax.prompting",

@@ -31,7 +31,9 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         deeds.append(f"{study.overall.place} {experiment.name}")
         journal.computed += 1
 
-    def write(directories: Any, out: Path, cross: Path) -> Path:
+    def write(directories: Any, out: Path, cross: Path, without: list[str]) -> Path:
+        ran = {deed.split()[-1] for deed in deeds}
+        assert without == [one.name for one in IN_PAPER if one.name not in ran]
         deeds.append("page")
         return out / "report.html"
 
