@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import pytest
 from conftest import LLAMA, random_params
 from slow import QUICK
 from zygote import DAY
@@ -45,3 +48,15 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
         timeout=600,
         check=False,
     )
+
+
+def assert_same_but_for_noise(one: Path, other: Path) -> None:
+    """Two result files, without their provenance: answers, accuracies and layers are equal;
+    log-probabilities and logits, which follow the order of sums, to 1e-4."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
+    for result in results:
+        del result["provenance"]
+    (first, shape), (second, other_shape) = map(jax.tree.flatten, results)
+    assert shape == other_shape
+    for a, b in zip(first, second, strict=True):
+        assert a == (pytest.approx(b, abs=1e-4) if isinstance(b, float) else b)
