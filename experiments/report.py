@@ -71,8 +71,8 @@ def build(
     names_of: list[list[str]] = []
     runs: list[identity.Identity] = []
     for directory in directories:
-        names = [name for name in NAMES if name not in without]
-        names = [name for name in names if (directory / f"{name}.json").exists()]
+        listed = [name for name in NAMES if name not in without]
+        names = [name for name in listed if (directory / f"{name}.json").exists()]
         names = [name for name in names if SAME.get(name) not in names]
         if not names:
             raise TaskVecError(

@@ -51,12 +51,13 @@ def run(module: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str
 
 
 def assert_same_but_for_noise(one: Path, other: Path) -> None:
-    """Two result files, without their provenance: answers, accuracies and layers are equal;
-    log-probabilities and logits, which follow the order of sums, to 1e-4."""
+    """Two result files, without their provenance: all is equal but log-probabilities and
+    differences of logits, which follow the order of sums and are so to 1e-4."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in (one, other)]
     for result in results:
         del result["provenance"]
-    (first, shape), (second, other_shape) = map(jax.tree.flatten, results)
+    (first, shape), (second, other_shape) = map(jax.tree.flatten_with_path, results)
     assert shape == other_shape
-    for a, b in zip(first, second, strict=True):
-        assert a == (pytest.approx(b, abs=1e-4) if isinstance(b, float) else b)
+    for (path, a), (_, b) in zip(first, second, strict=True):
+        summed = {"logprob", "logit_difference"} & {getattr(step, "key", None) for step in path}
+        assert a == (pytest.approx(b, abs=1e-4) if summed else b), path

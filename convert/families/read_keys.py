@@ -37,6 +37,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from taskvec_jax.printing import until_nobody_reads
+
 from . import HF_FAMILIES
 
 SHARED = (
@@ -312,4 +314,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with until_nobody_reads():
+        main()

@@ -118,7 +118,14 @@ def test_the_packages_list_what_there_is():
 
 
 @pytest.mark.parametrize(
-    "words", [["experiments"], ["taskvec_jax"], ["experiments.layer_sweep", "--help"]], ids=" ".join
+    "words",
+    [
+        ["experiments"],
+        ["taskvec_jax"],
+        ["experiments.layer_sweep", "--help"],
+        ["convert.families.read_keys", "--help"],
+    ],
+    ids=" ".join,
 )
 def test_a_program_ends_quietly_when_nobody_reads_what_it_prints(words):
     """As in `--help | head`, when head has read enough."""
